@@ -1,0 +1,133 @@
+"""Make a small student from some of a teacher's layers.
+
+Reads   a Whisper checkpoint.
+Writes  a Whisper checkpoint with fewer layers, copied maximally spaced from the teacher's.
+
+    python create_student_model.py --teacher_checkpoint openai/whisper-large-v3 \
+        --encoder_layers 32 --decoder_layers 2 --save_dir my-student-init
+
+On a laptop:
+
+    python create_student_model.py --teacher_checkpoint openai/whisper-tiny \
+        --decoder_layers 1 --save_dir my-student-init
+"""
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from distillery import hub, whisper
+from distillery.arguments import at_least, flag, flags_of, one_of, parse, required
+from distillery.checkpointing import sealed_folder
+from distillery.runtime import Run, set_up_logging
+from distillery.student import make_student, spaced_layers
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class StudentArguments:
+    """The teacher, the student's size, and where it goes."""
+
+    teacher_checkpoint: str = required("Whisper checkpoint to copy from.", "-m")
+    save_dir: str = required("Folder to write to.", "-o", "--output_dir")
+    encoder_layers: int | None = flag(None, "Encoder layers of the student; default: all.")
+    decoder_layers: int = flag(2, "Decoder layers of the student.")
+    dtype: str = flag("float32", f"Number type of its weights: {', '.join(whisper.DTYPES)}.")
+    cache_dir: str | None = flag(None, "Folder for files fetched from the Hub.")
+    push_to_hub: bool = flag(False, "Upload the student to the Hub, as a private repository.")
+    hub_model_id: str | None = flag(None, "Hub repository; default: the name of the folder.")
+    hub_public: bool = flag(False, "Make the uploaded repository public.")
+
+    def problems(self) -> list[str]:
+        """Return what is wrong with the values."""
+        return [
+            *at_least(self, "encoder_layers", 1),
+            *at_least(self, "decoder_layers", 1),
+            *one_of(self, "dtype", whisper.DTYPES),
+        ]
+
+
+def main(args: StudentArguments) -> None:
+    """Make the student, check that it runs, and save it."""
+    set_up_logging()
+    folder = Path(args.save_dir)
+    run = Run(folder, "create_student_model", flags_of(args), {})
+    if not _is_done(run):
+        teacher = whisper.load(args.teacher_checkpoint, args.dtype, cache_dir=args.cache_dir)
+        whisper.check_finite(teacher.model, args.teacher_checkpoint)
+        config = teacher.model.config
+        encoder = _layers("--encoder_layers", config.encoder_layers, args.encoder_layers)
+        decoder = _layers("--decoder_layers", config.decoder_layers, args.decoder_layers)
+        student = make_student(teacher.model, encoder, decoder)
+        _check_forward(student)
+        with sealed_folder(folder) as temporary:
+            whisper.save(student, teacher.tokenizer, teacher.feature_extractor, temporary)
+            whisper.write_card(temporary, _card(args, encoder, decoder))
+            Run(temporary, run.stage, run.arguments, {}).finish(
+                encoder_layers=encoder,
+                decoder_layers=decoder,
+                num_parameters=student.num_parameters(),
+            )
+        logger.info(
+            "%s: teacher layers %s (encoder) and %s (decoder); %.1f M parameters, the teacher has "
+            "%.1f M",
+            folder,
+            encoder,
+            decoder,
+            student.num_parameters() / 1e6,
+            teacher.num_parameters / 1e6,
+        )
+    if args.push_to_hub:
+        repo_id = args.hub_model_id or folder.resolve().name
+        hub.upload(folder, repo_id, "model", hub.MODEL_FILES, args.hub_public, "Initial student")
+
+
+def _is_done(run: Run) -> bool:
+    """Tell whether the folder holds this very student.
+
+    Raises:
+        ValueError: it holds something else.
+    """
+    if not run.folder.exists() or not any(run.folder.iterdir()):
+        return False
+    if not run.record_path.exists():
+        raise ValueError(f"--save_dir {run.folder} is not empty: name another folder")
+    run.refuse_other_configuration()
+    logger.info("%s is complete: nothing to do", run.folder)
+    return True
+
+
+def _layers(flag_name: str, num_teacher: int, num_student: int | None) -> list[int]:
+    try:
+        return spaced_layers(num_teacher, num_teacher if num_student is None else num_student)
+    except ValueError as error:
+        raise ValueError(f"{flag_name}: {error}") from error
+
+
+def _card(args: StudentArguments, encoder: list[int], decoder: list[int]) -> str:
+    return (
+        f"A student of `{args.teacher_checkpoint}` before training: teacher layers {encoder} of "
+        f"the encoder and {decoder} of the decoder."
+    )
+
+
+@torch.inference_mode()
+def _check_forward(student: whisper.WhisperForConditionalGeneration) -> None:
+    """Run the student once on silence.
+
+    Raises:
+        ValueError: it gives numbers that are not finite.
+    """
+    config = student.config
+    silence = torch.zeros(1, config.num_mel_bins, 2 * config.max_source_positions)
+    start = torch.tensor([[config.decoder_start_token_id]])
+    logits = student.eval()(silence.to(student.dtype), decoder_input_ids=start).logits
+    if not logits.isfinite().all():
+        raise ValueError("the student's forward pass gives numbers that are not finite")
+
+
+if __name__ == "__main__":
+    main(*parse((StudentArguments,), description=__doc__))

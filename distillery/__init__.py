@@ -1,0 +1,1 @@
+"""Whisper Distillery: contracts, maths and input/output shared by the stage scripts."""

@@ -1,0 +1,81 @@
+"""From rows of a dataset to the tensors of one batch."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from distillery import schema
+from distillery.features import AudioError, LogMel, decode_audio
+from distillery.labels import IGNORED, decoder_inputs_and_targets
+from distillery.tokens import SpecialTokens
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One micro-batch for training or evaluation.
+
+    input_features: float32 (batch, mels, frames); decoder_input_ids: int64 (batch, tokens);
+    targets: int64 (batch, tokens), `IGNORED` where nothing is learnt. `ids` names the rows that
+    are in it, `bad` the rows that are not, with the reason. The tensors are None if none is left.
+    `references` are the reference texts, "" where a row has none.
+    """
+
+    ids: list[str]
+    references: list[str]
+    bad: list[tuple[str, str]]
+    input_features: Tensor | None
+    decoder_input_ids: Tensor | None
+    targets: Tensor | None
+
+    @property
+    def num_tokens(self) -> int:
+        """Number of targets that count."""
+        return 0 if self.targets is None else int((self.targets != IGNORED).sum())
+
+
+@dataclass(frozen=True)
+class SpeechCollator:
+    """Decode, transform and pad rows that hold audio (or stored features) and labels.
+
+    Labels are padded to the longest of the batch and never to a maximum. A clip that cannot be used
+    is reported in the batch and left out.
+    """
+
+    log_mel: LogMel
+    tokens: SpecialTokens
+
+    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> Batch:
+        """Turn rows with `id`, `labels`, and `audio` or `input_features` into a batch."""
+        good, features, bad = [], [], []
+        for row in rows:
+            try:
+                features.append(self._features(row))
+            except AudioError as error:
+                bad.append((row[schema.ID], str(error)))
+            else:
+                good.append(row)
+        if not good:
+            return Batch([], [], bad, None, None, None)
+        pairs = [decoder_inputs_and_targets(row[schema.LABELS], self.tokens) for row in good]
+        inputs = [torch.tensor(pair[0]) for pair in pairs]
+        targets = [torch.tensor(pair[1]) for pair in pairs]
+        return Batch(
+            [row[schema.ID] for row in good],
+            [row.get(schema.TEXT) or "" for row in good],
+            bad,
+            torch.stack(features),
+            pad_sequence(inputs, batch_first=True, padding_value=self.tokens.end_of_text),
+            pad_sequence(targets, batch_first=True, padding_value=IGNORED),
+        )
+
+    def _features(self, row: Mapping[str, Any]) -> Tensor:
+        stored = row.get(schema.INPUT_FEATURES)
+        if stored is not None:
+            return self.log_mel.pad(torch.from_numpy(np.asarray(stored, dtype=np.float32)))
+        wave = decode_audio(row[schema.AUDIO], self.log_mel.sampling_rate, self.log_mel.window_s)
+        return self.log_mel.pad(self.log_mel.real_frames(wave))

@@ -1,0 +1,451 @@
+"""Datasets in and out: one loader behind every `--dataset_name`, one layout on disk.
+
+A dataset on disk has the Hub's own layout, so that a folder and a Hub id are interchangeable:
+`README.md` with the configurations, and `<config>/<split>-00000-of-000NN.parquet`.
+"""
+
+import csv
+import hashlib
+import importlib.util
+import inspect
+import json
+import logging
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from datasets import (
+    Audio,
+    Dataset,
+    DatasetBuilder,
+    DatasetDict,
+    Features,
+    IterableDataset,
+    get_dataset_config_names,
+    get_dataset_split_names,
+    load_dataset,
+    load_from_disk,
+)
+from datasets.table import InMemoryTable
+from huggingface_hub import DatasetCard, DatasetCardData, hf_hub_download
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    HFValidationError,
+    RepositoryNotFoundError,
+)
+
+from distillery import schema
+from distillery.shards import RUN_RECORD, read_json, replacing
+
+logger = logging.getLogger(__name__)
+
+MANIFESTS = (".jsonl", ".json", ".csv", ".tsv")
+DEFAULT_CONFIG = "default"
+
+Rows = Dataset | IterableDataset
+
+
+@dataclass(frozen=True)
+class DatasetSpec:
+    """Which rows to read: one split of one configuration of one dataset, and its column names.
+
+    A column name of None means the contract's own name (`distillery.schema`), where the dataset
+    has it. `samples` is the dataset's weight where several are mixed.
+    """
+
+    name: str
+    config: str | None = None
+    split: str | None = None
+    audio_column: str = schema.AUDIO
+    text_column: str | None = None
+    id_column: str | None = None
+    speaker_id_column: str | None = None
+    recording_id_column: str | None = None
+    samples: float | None = None
+    data_dir_suffix: str | None = None
+    streaming: bool = False
+    cache_dir: str | None = None
+    max_rows: int | None = None
+
+    def __str__(self) -> str:
+        parts = [self.name, self.config, self.split]
+        return " ".join(part for part in parts if part)
+
+
+def broadcast_specs(columns: Mapping[str, list[Any]], **shared: Any) -> list[DatasetSpec]:
+    """Return one spec per dataset from lists that hold one value for each, or one for all.
+
+    Args:
+        columns: for fields of `DatasetSpec`, their values; an empty list leaves the default.
+        shared: fields that are the same for all.
+    """
+    given = {name: values for name, values in columns.items() if values}
+    count = max(len(values) for values in given.values())
+    return [
+        DatasetSpec(**{name: values[i % len(values)] for name, values in given.items()}, **shared)
+        for i in range(count)
+    ]
+
+
+def load(spec: DatasetSpec) -> Rows:
+    """Load a dataset's rows with the contract's column names.
+
+    Every row has `id` and `audio` (undecoded: the bytes, or the path); `text`, `speaker_id` and
+    `recording_id` are there where the source has them. Other columns keep their names.
+
+    Raises:
+        FileNotFoundError: no such file or folder, and not a Hub id.
+        ValueError: a missing column or split, ids that are not unique, no rows, a bad manifest.
+    """
+    rows = _source(spec)
+    rows = _rename_columns(rows, spec)
+    if spec.max_rows is not None:
+        rows = rows.take(spec.max_rows)
+    if isinstance(rows, Dataset):
+        if len(rows) == 0:
+            raise ValueError(f"dataset {spec} has no rows")
+        _check_ids(rows, spec)
+    return rows
+
+
+def fingerprint(spec: DatasetSpec) -> str:
+    """Return a sum that changes when the dataset's files do.
+
+    Of a manifest it covers the text, of a folder the files' names, sizes and times; of a Hub id
+    only the id.
+    """
+    path = Path(spec.name)
+    digest = hashlib.sha256(str(spec).encode())
+    if path.is_file():
+        digest.update(path.read_bytes())
+    elif path.is_dir():
+        for file in sorted(path.rglob("*")):
+            if file.suffix in (".parquet", ".arrow") and not file.name.startswith("."):
+                stat = file.stat()
+                digest.update(
+                    f"{file.relative_to(path)} {stat.st_size} {stat.st_mtime_ns}".encode()
+                )
+    return digest.hexdigest()
+
+
+def _source(spec: DatasetSpec) -> Rows:
+    path = Path(spec.name)
+    if path.suffix in MANIFESTS:
+        return _from_manifest(spec)
+    if path.suffix == ".py":
+        return _from_builder(spec)
+    if (path / "dataset_info.json").exists() or (path / "dataset_dict.json").exists():
+        return _from_save_to_disk(spec)
+    looks_local = path.is_absolute() or spec.name.startswith(".")
+    if not path.exists() and (looks_local or spec.name.count("/") != 1):
+        raise FileNotFoundError(
+            f"dataset {spec.name}: there is no such file or folder, and it is not a Hub id, which "
+            "looks like 'organisation/name'"
+        )
+    return _from_hub_layout(spec)
+
+
+def _from_hub_layout(spec: DatasetSpec) -> Rows:
+    config = spec.config or _only(
+        "configuration", get_dataset_config_names(spec.name), DEFAULT_CONFIG, spec
+    )
+    split = spec.split or _only("split", get_dataset_split_names(spec.name, config), None, spec)
+    rows = load_dataset(
+        spec.name, config, split=split, streaming=spec.streaming, cache_dir=spec.cache_dir
+    )
+    if isinstance(rows.features.get(spec.audio_column), Audio):
+        rows = rows.cast_column(spec.audio_column, Audio(decode=False))
+    return rows
+
+
+def _only(what: str, names: list[str], preferred: str | None, spec: DatasetSpec) -> str:
+    """Return the only name there is, or the preferred one."""
+    if preferred in names:
+        return str(preferred)
+    if len(names) == 1:
+        return names[0]
+    raise ValueError(f"dataset {spec.name} has several {what}s: name one of {', '.join(names)}")
+
+
+def _from_save_to_disk(spec: DatasetSpec) -> Rows:
+    loaded = load_from_disk(spec.name)
+    if isinstance(loaded, DatasetDict):
+        split = spec.split or _only("split", list(loaded), None, spec)
+        if split not in loaded:
+            raise ValueError(f"dataset {spec.name} has no split {split!r}: {', '.join(loaded)}")
+        loaded = loaded[split]
+    if isinstance(loaded.features.get(spec.audio_column), Audio):
+        loaded = loaded.cast_column(spec.audio_column, Audio(decode=False))
+    return loaded.to_iterable_dataset() if spec.streaming else loaded
+
+
+def _from_builder(spec: DatasetSpec) -> Rows:
+    builder = _builder_class(Path(spec.name))
+    options: dict[str, Any] = {}
+    if spec.data_dir_suffix:
+        options["dataset_dir_suffix"] = spec.data_dir_suffix
+    made = builder(config_name=spec.config, cache_dir=spec.cache_dir, **options)
+    split = spec.split or "train"
+    if spec.streaming:
+        return made.as_streaming_dataset(split=split)
+    made.download_and_prepare()
+    return made.as_dataset(split=split)
+
+
+def _builder_class(path: Path) -> type[DatasetBuilder]:
+    """Import a .py file, as the user's own code, and return the one builder in it."""
+    if not path.is_file():
+        raise FileNotFoundError(f"dataset {path}: there is no such file")
+    module_spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert module_spec is not None and module_spec.loader is not None
+    module = importlib.util.module_from_spec(module_spec)
+    module_spec.loader.exec_module(module)
+    builders = [
+        member
+        for member in vars(module).values()
+        if inspect.isclass(member)
+        and issubclass(member, DatasetBuilder)
+        and member.__module__ == module.__name__
+    ]
+    if len(builders) != 1:
+        raise ValueError(f"{path} must define exactly one dataset builder, found {len(builders)}")
+    return builders[0]
+
+
+def _from_manifest(spec: DatasetSpec) -> Rows:
+    path = Path(spec.name)
+    if not path.is_file():
+        raise FileNotFoundError(f"dataset {path}: there is no such file")
+    entries = _read_manifest(path)
+    if spec.split is not None:
+        entries = _of_split(entries, spec)
+    if not entries:
+        raise ValueError(f"dataset {path} has no rows")
+    column = spec.audio_column
+    if column not in entries[0]:
+        raise _missing_column(spec, "--audio_column_name", column, list(entries[0]))
+    audio = [
+        _audio_entry(path, number, entry.pop(column, None)) for number, entry in enumerate(entries)
+    ]
+    names = dict.fromkeys(name for entry in entries for name in entry)
+    table = pa.table({name: [entry.get(name) for entry in entries] for name in names})
+    audio_type = Features({schema.AUDIO: schema.AUDIO_TYPE}).arrow_schema.field(schema.AUDIO).type
+    table = table.append_column(column, pa.array(audio, audio_type))
+    rows = Dataset(InMemoryTable(table))
+    return rows.to_iterable_dataset() if spec.streaming else rows
+
+
+def _read_manifest(path: Path) -> list[dict[str, Any]]:
+    text = path.read_text(encoding="utf-8-sig")
+    if path.suffix in (".csv", ".tsv"):
+        delimiter = "," if path.suffix == ".csv" else "\t"
+        return list(csv.DictReader(text.splitlines(keepends=True), delimiter=delimiter))
+    if path.suffix == ".json" and text.lstrip().startswith("["):
+        return list(json.loads(text))
+    entries = []
+    for number, line in enumerate(text.splitlines(), start=1):
+        if line.strip():
+            try:
+                entries.append(json.loads(line))
+            except json.JSONDecodeError as error:
+                raise ValueError(f"{path}, line {number}: not JSON: {error}") from error
+    return entries
+
+
+def _of_split(entries: list[dict[str, Any]], spec: DatasetSpec) -> list[dict[str, Any]]:
+    """Keep the rows of a split, where a manifest has a column of that name."""
+    splits = {str(entry["split"]) for entry in entries if entry.get("split") is not None}
+    if not splits:
+        return entries
+    if spec.split not in splits:
+        raise ValueError(
+            f"dataset {spec.name} has no split {spec.split!r}: its column 'split' holds "
+            f"{', '.join(sorted(splits))}"
+        )
+    return [entry for entry in entries if entry.get("split") == spec.split]
+
+
+def _audio_entry(manifest: Path, number: int, written: Any) -> dict[str, str | None]:
+    if not isinstance(written, str) or not written:
+        raise ValueError(f"{manifest}: row {number + 1} names no audio file: {written!r}")
+    return {"bytes": None, "path": _audio_path(manifest.parent, written)}
+
+
+def _audio_path(folder: Path, written: str) -> str:
+    """Return where a manifest's audio file is: relative to the manifest.
+
+    A manifest that was moved together with its audio still names folders that are no longer
+    there; then the longest end of the path that does exist beside the manifest is meant.
+    """
+    path = Path(written)
+    candidates = [
+        folder / path,
+        *(folder / Path(*path.parts[i:]) for i in range(1, len(path.parts))),
+    ]
+    return str(next((c for c in candidates if c.is_file()), candidates[0]).resolve())
+
+
+def _rename_columns(rows: Rows, spec: DatasetSpec) -> Rows:
+    wanted = {
+        schema.AUDIO: (spec.audio_column, "--audio_column_name"),
+        schema.TEXT: (spec.text_column, "--text_column_name"),
+        schema.ID: (spec.id_column, "--id_column_name"),
+        schema.SPEAKER_ID: (spec.speaker_id_column, "--speaker_id_column_name"),
+        schema.RECORDING_ID: (spec.recording_id_column, "--recording_id_column_name"),
+    }
+    for name, (given, flag) in wanted.items():
+        rows = _rename_column(rows, spec, name, given, flag)
+    return rows if schema.ID in rows.column_names else _add_row_ids(rows, spec)
+
+
+def _rename_column(rows: Rows, spec: DatasetSpec, name: str, given: str | None, flag: str) -> Rows:
+    columns = list(rows.column_names)
+    if given is None or given == name:
+        return rows
+    if given not in columns:
+        # A dataset that one of our stages wrote has the contract's names already.
+        if name in columns:
+            return rows
+        raise _missing_column(spec, flag, given, columns)
+    if name in columns:
+        rows = rows.remove_columns(name)
+    return rows.rename_column(given, name)
+
+
+def _missing_column(spec: DatasetSpec, flag: str, name: str, columns: list[str]) -> ValueError:
+    return ValueError(
+        f"{flag}: dataset {spec} has no column {name!r}; its columns are {', '.join(columns)}"
+    )
+
+
+def _add_row_ids(rows: Rows, spec: DatasetSpec) -> Rows:
+    """Name rows by their number: the source's order is then part of what identifies them."""
+    logger.info("dataset %s has no id column: its rows are named by their number", spec)
+    if isinstance(rows, Dataset):
+        return rows.add_column(schema.ID, [_row_id(i) for i in range(len(rows))])
+    return rows.map(lambda row, index: {schema.ID: _row_id(index), **row}, with_indices=True)
+
+
+def _row_id(index: int) -> str:
+    return f"row-{index:09d}"
+
+
+def _check_ids(rows: Dataset, spec: DatasetSpec) -> None:
+    seen: set[Any] = set()
+    for row_id in rows.select_columns(schema.ID).with_format("arrow")[schema.ID].to_pylist():
+        if row_id in seen:
+            raise ValueError(
+                f"dataset {spec}: id {row_id!r} occurs more than once; name a column that is "
+                "unique with --id_column_name"
+            )
+        seen.add(row_id)
+
+
+def require_column(rows: Rows, spec: DatasetSpec, name: str, flag: str) -> None:
+    """Raise ValueError if a column that a stage cannot do without is not there."""
+    if name not in rows.column_names:
+        raise _missing_column(spec, flag, name, list(rows.column_names))
+
+
+def iterate_chunks(rows: Rows, size: int) -> Iterator[tuple[int, Rows | list[dict[str, Any]]]]:
+    """Yield (index, rows) for consecutive chunks; a map-style chunk reads nothing until used."""
+    if isinstance(rows, Dataset):
+        for index, start in enumerate(range(0, len(rows), size)):
+            yield index, rows.select(range(start, min(start + size, len(rows))))
+        return
+    chunk: list[dict[str, Any]] = []
+    index = 0
+    for row in rows:
+        chunk.append(row)
+        if len(chunk) == size:
+            yield index, chunk
+            index, chunk = index + 1, []
+    if chunk:
+        yield index, chunk
+
+
+def embed_audio(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a row's audio with its bytes read in, and no folder names of this machine."""
+    audio = row[schema.AUDIO]
+    content = audio["bytes"]
+    path = Path(audio["path"]) if audio.get("path") else None
+    if content is None and path is not None:
+        content = path.read_bytes()
+    return {"bytes": content, "path": path.name if path else None}
+
+
+def write_parquet(path: Path, rows: Iterable[Mapping[str, Any]], features: Features) -> None:
+    """Write rows to one Parquet file; columns beside `features` are left out."""
+    arrow_schema = features.arrow_schema
+    with pq.ParquetWriter(path, arrow_schema) as writer:
+        for batch in _batched(rows, 100):
+            slim = [{name: row.get(name) for name in features} for row in batch]
+            writer.write_table(pa.Table.from_pylist(slim, schema=arrow_schema))
+
+
+def _batched(rows: Iterable[Any], size: int) -> Iterator[list[Any]]:
+    batch: list[Any] = []
+    for row in rows:
+        batch.append(row)
+        if len(batch) == size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+def shard_path(folder: Path, config: str, split: str, index: int, count: int) -> Path:
+    """Return the Hub layout's name for one file of a split."""
+    return folder / config / f"{split}-{index:05d}-of-{count:05d}.parquet"
+
+
+def write_card(folder: Path, splits: Mapping[str, Iterable[str]], title: str, body: str) -> None:
+    """Write the dataset card, whose header tells `load_dataset` where the files are.
+
+    Args:
+        folder: the dataset's folder.
+        splits: names of the splits, by configuration.
+        title: heading of the card.
+        body: Markdown below it.
+    """
+    configs = [
+        {
+            "config_name": config,
+            "data_files": [
+                {"split": split, "path": f"{config}/{split}-*.parquet"} for split in names
+            ],
+        }
+        for config, names in splits.items()
+    ]
+    header = DatasetCardData(task_categories=["automatic-speech-recognition"], configs=configs)
+    card = DatasetCard(f"---\n{header.to_yaml()}\n---\n\n# {title}\n\n{body}\n")
+    with replacing(folder / "README.md") as temporary:
+        temporary.write_text(str(card), encoding="utf-8")
+
+
+def with_split(spec: DatasetSpec, rows: Rows) -> DatasetSpec:
+    """Fill in the split and configuration that were found where the user named none."""
+    split = str(rows.split) if getattr(rows, "split", None) else "train"
+    return replace(spec, split=spec.split or split, config=spec.config or DEFAULT_CONFIG)
+
+
+def read_run_record(name: str) -> dict[str, Any]:
+    """Return the flags that one of our stages wrote a dataset with; empty where it was not ours.
+
+    Args:
+        name: a local folder, or a Hub id, whose record is fetched.
+    """
+    folder = Path(name)
+    if folder.exists():
+        path = folder / RUN_RECORD
+        if not path.is_file():
+            return {}
+    else:
+        try:
+            path = Path(hf_hub_download(name, RUN_RECORD, repo_type="dataset"))
+        except (EntryNotFoundError, RepositoryNotFoundError, HFValidationError):
+            return {}
+    return dict(read_json(path)["arguments"])

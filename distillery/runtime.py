@@ -1,0 +1,248 @@
+"""What surrounds a stage: the accelerator, logging, seeding, the run's record, stopping."""
+
+import importlib.metadata
+import logging
+import platform
+import random
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import datasets
+import numpy as np
+import torch
+import transformers
+from accelerate import Accelerator
+from accelerate.utils import InitProcessGroupKwargs
+
+from distillery.arguments import RunArguments
+from distillery.shards import RUN_RECORD, read_json, write_json
+
+logger = logging.getLogger(__name__)
+
+STARTED, COMPLETE = "started", "complete"
+
+# Flags that say how a run is made, not what comes out of it: they may change between a killed run
+# and the one that goes on with it.
+FREE_FLAGS = frozenset(
+    {
+        "cache_dir",
+        "dataloader_num_workers",
+        "dataset_cache_dir",
+        "ddp_timeout",
+        "hub_model_id",
+        "hub_public",
+        "logging_steps",
+        "max_bad_fraction",
+        "overwrite_output_dir",
+        "output_dir",
+        "per_device_eval_batch_size",
+        "preprocessing_num_workers",
+        "push_to_hub",
+        "report_to",
+        "save_steps",
+        "save_total_limit",
+        "wandb_project",
+    }
+)
+
+_LIBRARIES = ("torch", "transformers", "datasets", "accelerate", "tokenizers", "jiwer", "soundfile")
+
+
+def make_accelerator(run: RunArguments, output_dir: str, dtype: str) -> Accelerator:
+    """Build the accelerator, set up logging, and seed.
+
+    Args:
+        run: flags of the run.
+        output_dir: where a tracker that writes files puts them.
+        dtype: number type of the model's computation; weights that are trained stay float32.
+    """
+    mixed_precision = {"float32": "no", "float16": "fp16", "bfloat16": "bf16"}[dtype]
+    accelerator = Accelerator(
+        mixed_precision=mixed_precision,
+        # Without this, several processes on a machine without a GPU would not find each other.
+        cpu=not torch.accelerator.is_available(),
+        log_with=run.report_to.split("+") if run.report_to else None,
+        project_dir=output_dir,
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(seconds=run.ddp_timeout))],
+    )
+    set_up_logging(accelerator.is_local_main_process)
+    seed_everything(run.seed)
+    return accelerator
+
+
+def set_up_logging(speaks: bool = True) -> None:
+    """Let the local main process speak, and the others only in an emergency."""
+    logging.basicConfig(
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s", datefmt="%H:%M:%S", force=True
+    )
+    logging.getLogger().setLevel(logging.INFO if speaks else logging.ERROR)
+    for chatty in ("httpx", "httpcore", "urllib3", "fsspec", "accelerate", "datasets", "torch"):
+        logging.getLogger(chatty).setLevel(logging.WARNING if speaks else logging.ERROR)
+    transformers.logging.set_verbosity_error()
+    datasets.utils.logging.set_verbosity_error()
+    datasets.disable_progress_bars()
+    transformers.logging.disable_progress_bar()
+
+
+def seed_everything(*parts: int) -> None:
+    """Seed Python, NumPy and torch from integers; the same integers give the same numbers.
+
+    Seeding each training step from (seed, step, rank) makes its dropout and masking a pure
+    function of them, so that a resumed run needs no generator states.
+    """
+    words = np.random.SeedSequence(parts).generate_state(3)
+    random.seed(int(words[0]))
+    np.random.seed(int(words[1]))
+    torch.manual_seed(int(words[2]))
+
+
+@dataclass
+class Run:
+    """One run of a stage in its output folder, and the record that it leaves there."""
+
+    folder: Path
+    stage: str
+    arguments: dict[str, Any]
+    inputs: dict[str, str]
+    is_complete: bool = False
+    started: float = field(default_factory=time.time)
+
+    @property
+    def record_path(self) -> Path:
+        """Where the record is kept."""
+        return self.folder / RUN_RECORD
+
+    def write(self, status: str, **results: Any) -> None:
+        """Write the record, with a stage's counts and figures."""
+        record = {
+            "stage": self.stage,
+            "status": status,
+            "arguments": self.arguments,
+            "inputs": self.inputs,
+            "versions": versions(),
+            "commit": code_commit(),
+            "seconds": round(time.time() - self.started, 2),
+            **results,
+        }
+        write_json(self.record_path, record)
+
+    def finish(self, **results: Any) -> None:
+        """Write the record of a run that did all it had to."""
+        self.write(COMPLETE, **results)
+
+    def refuse_other_configuration(self) -> None:
+        """Raise ValueError if the folder holds a run of another stage, or with other flags."""
+        record = read_json(self.record_path)
+        if record["stage"] != self.stage:
+            raise ValueError(
+                f"--output_dir {self.folder} holds a run of {record['stage']}; name another folder"
+            )
+        before, now = record["arguments"], self.arguments
+        changed = [
+            f"--{name}: {before.get(name)!r} then, {now.get(name)!r} now"
+            for name in sorted({*before, *now} - FREE_FLAGS)
+            if before.get(name) != now.get(name)
+        ]
+        changed += [
+            f"{name}: its content has changed"
+            for name, fingerprint in self.inputs.items()
+            if record["inputs"].get(name, fingerprint) != fingerprint
+        ]
+        if changed:
+            listed = "\n  ".join(changed)
+            raise ValueError(
+                f"--output_dir {self.folder} holds a run of another configuration:\n  {listed}\n"
+                "name another folder, or start over with --overwrite_output_dir"
+            )
+
+
+def open_run(
+    accelerator: Accelerator,
+    folder: str,
+    stage: str,
+    arguments: Mapping[str, Any],
+    inputs: Mapping[str, str],
+    overwrite: bool,
+    owned: Sequence[str],
+) -> Run:
+    """Take an output folder for a run, going on with an earlier one of the same configuration.
+
+    Args:
+        accelerator: the main process decides, the others follow.
+        folder: the output folder.
+        stage: name of the stage, for the record.
+        arguments: all flags.
+        inputs: fingerprints of what is read, by name.
+        overwrite: throw away what an earlier run left, first.
+        owned: patterns of the names that this stage writes in the folder; only these are deleted.
+
+    Raises:
+        ValueError: the folder holds a run of another configuration.
+    """
+    run = Run(Path(folder), stage, dict(arguments), dict(inputs))
+    with accelerator.main_process_first():
+        if accelerator.is_main_process:
+            if overwrite:
+                _throw_away(run.folder, [RUN_RECORD, *owned])
+            if run.record_path.exists():
+                run.refuse_other_configuration()
+            else:
+                run.write(STARTED)
+        record = read_json(run.record_path)
+    run.is_complete = record["status"] == COMPLETE
+    if run.is_complete:
+        logger.info("%s is complete: nothing to do", run.folder)
+    return run
+
+
+def _throw_away(folder: Path, owned: Sequence[str]) -> None:
+    for pattern in owned:
+        for path in folder.glob(pattern):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of Python and of the libraries that a result depends on."""
+    found = {name: importlib.metadata.version(name) for name in _LIBRARIES}
+    return {"python": platform.python_version(), **found}
+
+
+def code_commit() -> str | None:
+    """Return the commit of this code, with `+changes` if the tree differs; None outside git."""
+    root = Path(__file__).resolve().parent.parent
+    describe = ["git", "-C", str(root), "describe", "--always", "--dirty=+changes", "--abbrev=12"]
+    try:
+        done = subprocess.run(describe, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
+
+
+class StopRequest:
+    """Whether SIGTERM has asked this program to stop at the next safe point."""
+
+    def __init__(self) -> None:
+        self.is_set = False
+
+    def _set(self, _signal: int, _frame: FrameType | None) -> None:
+        self.is_set = True
+
+
+@contextmanager
+def stop_request() -> Iterator[StopRequest]:
+    """Turn SIGTERM into a request while the block runs, instead of the program's end."""
+    request = StopRequest()
+    before = signal.signal(signal.SIGTERM, request._set)
+    try:
+        yield request
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,144 @@
+"""Whisper's special tokens, looked up by string and never by position.
+
+Positions differ between releases (`<|yue|>` moves everything behind it by one in large-v3), and a
+small model may carry a vocabulary of its own. The strings are the same everywhere.
+"""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from transformers.models.whisper.tokenization_whisper import LANGUAGES, TO_LANGUAGE_CODE
+
+TRANSCRIBE = "transcribe"
+TRANSLATE = "translate"
+TASKS = (TRANSCRIBE, TRANSLATE)
+
+TIMESTAMP_STEP_S = 0.02  # every Whisper counts time in steps of two encoder input frames
+
+
+class Tokenizer(Protocol):
+    """What this package needs of a Whisper tokenizer."""
+
+    def convert_tokens_to_ids(self, tokens: str) -> int | None:
+        """Return the id of one token string."""
+
+    def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
+        """Return the token ids of a text."""
+
+    def decode(self, ids: list[int], *, skip_special_tokens: bool) -> str:
+        """Return the text of token ids."""
+
+
+@dataclass(frozen=True)
+class SpecialTokens:
+    """Ids of the special tokens of one Whisper tokenizer.
+
+    Timestamps are the ids from `timestamp_begin` (0.00 s) upwards, one every 0.02 s. `languages`
+    maps a code such as `ja` to its id and is empty for an English-only model.
+    """
+
+    start_of_transcript: int
+    end_of_text: int
+    start_of_prev: int
+    no_timestamps: int
+    timestamp_begin: int
+    transcribe: int
+    translate: int
+    languages: dict[str, int]
+
+    @classmethod
+    def from_tokenizer(cls, tokenizer: Tokenizer, is_multilingual: bool) -> "SpecialTokens":
+        """Look every special token up by its string.
+
+        Args:
+            tokenizer: any Whisper tokenizer.
+            is_multilingual: False for the `.en` models, whose tokenizer names languages that the
+                model was never trained on.
+
+        Raises:
+            ValueError: if the tokenizer lacks one of Whisper's tokens.
+        """
+        unknown = tokenizer.convert_tokens_to_ids("<|this token does not exist|>")
+
+        def find(token: str) -> int | None:
+            index = tokenizer.convert_tokens_to_ids(token)
+            # An unknown token maps to the unknown-token id, which in Whisper is <|endoftext|>.
+            return (
+                None if index is None or (index == unknown and token != "<|endoftext|>") else index
+            )
+
+        def require(token: str) -> int:
+            index = find(token)
+            if index is None:
+                raise ValueError(f"the tokenizer has no {token}: it is not a Whisper tokenizer")
+            return index
+
+        found = {code: find(f"<|{code}|>") for code in LANGUAGES} if is_multilingual else {}
+        return cls(
+            start_of_transcript=require("<|startoftranscript|>"),
+            end_of_text=require("<|endoftext|>"),
+            start_of_prev=require("<|startofprev|>"),
+            no_timestamps=require("<|notimestamps|>"),
+            timestamp_begin=require("<|0.00|>"),
+            transcribe=require("<|transcribe|>"),
+            translate=require("<|translate|>"),
+            languages={code: index for code, index in found.items() if index is not None},
+        )
+
+    @property
+    def is_multilingual(self) -> bool:
+        """Whether the decoder's prefix names a language and a task."""
+        return bool(self.languages)
+
+    def is_timestamp(self, token_id: int) -> bool:
+        """Tell whether an id is one of the timestamps."""
+        return token_id >= self.timestamp_begin
+
+    def timestamp(self, seconds: float) -> int:
+        """Return the id of the timestamp nearest to a time in seconds."""
+        return self.timestamp_begin + round(seconds / TIMESTAMP_STEP_S)
+
+    def prefix(self, language: str | None, task: str, timestamps: bool) -> list[int]:
+        """Return the decoder's first ids, from `<|startoftranscript|>` on.
+
+        Args:
+            language: code or English name; None for an English-only model.
+            task: `transcribe` or `translate`.
+            timestamps: whether timestamps follow; else `<|notimestamps|>` ends the prefix.
+
+        Raises:
+            ValueError: if the model does not know the language, or needs one and got none.
+        """
+        ids = [self.start_of_transcript]
+        if self.is_multilingual:
+            ids += [self._language_id(language), self._task_id(task)]
+        elif language is not None:
+            raise ValueError(f"language {language!r} was given, but the model is English-only")
+        return ids if timestamps else [*ids, self.no_timestamps]
+
+    def _language_id(self, language: str | None) -> int:
+        if language is None:
+            raise ValueError("the model is multilingual and needs a language, such as 'ja'")
+        code = language_code(language)
+        if code not in self.languages:
+            raise ValueError(f"the model's tokenizer has no language {language!r}")
+        return self.languages[code]
+
+    def _task_id(self, task: str) -> int:
+        if task not in TASKS:
+            raise ValueError(f"task {task!r} is not one of {', '.join(TASKS)}")
+        return self.transcribe if task == TRANSCRIBE else self.translate
+
+
+def language_code(language: str) -> str:
+    """Return the code of a language given as a code or an English name, in any case.
+
+    Raises:
+        ValueError: if Whisper has no such language.
+    """
+    name = language.lower()
+    if name in LANGUAGES:
+        return name
+    if name in TO_LANGUAGE_CODE:
+        return TO_LANGUAGE_CODE[name]
+    raise ValueError(f"Whisper has no language {language!r}: give a code such as 'ja' or its name")

@@ -1,0 +1,616 @@
+"""The training loop that fine-tuning and distillation share.
+
+The two stages differ in one thing: whether a teacher says something about each batch. Which rows,
+in which order, updates, checkpoints, evaluation and logs are the same, and are here.
+"""
+
+import json
+import logging
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LRScheduler
+from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
+
+from distillery import checkpointing, data, whisper
+from distillery.arguments import (
+    DecodingArguments,
+    RunArguments,
+    TrainDataArguments,
+    TrainingArguments,
+)
+from distillery.collators import Batch, SpeechCollator
+from distillery.distillation import Lesson, StudentStep
+from distillery.examples import StreamedRows, TrainingRows, usable_rows
+from distillery.filters import TranscriptFilter
+from distillery.labels import IGNORED, LabelRule, plain_text
+from distillery.losses import LossWeights
+from distillery.metrics import score
+from distillery.normalizers import Normalizer, normalizer_for
+from distillery.optim import make_optimizer, make_schedule
+from distillery.order import BatchPlan, Order
+from distillery.runtime import Run, StopRequest, seed_everything, stop_request
+from distillery.shards import Ledger, read_json, replacing, write_json
+from distillery.transcription import Decoding, transcribe_windows
+
+logger = logging.getLogger(__name__)
+
+LOSS_LOG = "train_log.jsonl"
+OWNED = (
+    checkpointing.CHECKPOINTS,
+    checkpointing.BEST,
+    LOSS_LOG,
+    "README.md",
+    "model*.safetensors*",
+)
+MAX_NON_FINITE = 3  # updates in a row
+
+Teach = Callable[[Tensor, Tensor], Lesson]
+
+
+@dataclass
+class Progress:
+    """All that a resumed run must know beside weights and optimiser.
+
+    Attributes:
+        step: updates done.
+        window: sums since the last log line: loss, CE, KL, tokens.
+        best: lowest evaluation metric so far.
+        num_bad: clips left out because they could not be decoded.
+        num_seen: clips asked for.
+    """
+
+    step: int = 0
+    window: list[float] = field(default_factory=lambda: [0.0] * 4)
+    best: float | None = None
+    num_bad: int = 0
+    num_seen: int = 0
+
+
+@dataclass(frozen=True)
+class EvalSet:
+    """A dataset to evaluate on while training."""
+
+    name: str
+    rows: TrainingRows
+
+
+@dataclass(frozen=True)
+class Job:
+    """Everything that stays the same through a training run."""
+
+    accelerator: Accelerator
+    student: whisper.Whisper
+    teach: Teach | None
+    step: nn.Module  # the student with its loss, as prepared for this launch
+    optimizer: Any
+    schedule: LRScheduler
+    collate: SpeechCollator
+    rule: LabelRule
+    normalizer: Normalizer
+    decoding: Decoding
+    eval_sets: list[EvalSet]
+    args: TrainingArguments
+    run_args: RunArguments
+    run: Run
+
+
+def train(
+    accelerator: Accelerator,
+    student: whisper.Whisper,
+    teach: Teach | None,
+    weights: LossWeights,
+    data_args: TrainDataArguments,
+    decoding_args: DecodingArguments,
+    args: TrainingArguments,
+    run_args: RunArguments,
+    run: Run,
+) -> None:
+    """Train a student until the last update, going on from the newest checkpoint.
+
+    Args:
+        accelerator: of this launch.
+        student: float32 weights, on the accelerator's device; those of the newest checkpoint where
+            there is one.
+        teach: what says something about each batch; None for plain fine-tuning.
+        weights: of the loss.
+        data_args, decoding_args, args, run_args: the flags.
+        run: the run's folder and record, which is completed here.
+    """
+    rule = _label_rule(student, decoding_args, args, run_args.seed)
+    normalizer = normalizer_for(
+        decoding_args.language, english_spelling=student.tokenizer.english_spelling_normalizer
+    )
+    rows, order, ledger = _training_rows(data_args, args, rule, normalizer)
+    plan = BatchPlan(
+        args.per_device_train_batch_size,
+        args.gradient_accumulation_steps,
+        accelerator.num_processes,
+    )
+    num_rows, num_updates = _length(args, plan, order)
+    module = StudentStep(student.model, weights)
+    optimizer = make_optimizer(
+        module, args.learning_rate, args.weight_decay, (args.adam_beta1, args.adam_beta2)
+    )
+    schedule = make_schedule(optimizer, args.lr_scheduler_type, args.warmup_steps, num_updates)
+    progress = _resume(run.folder, optimizer, schedule, accelerator)
+    step, optimizer = accelerator.prepare(module, optimizer)
+    job = Job(
+        accelerator=accelerator,
+        student=student,
+        teach=teach,
+        step=step,
+        optimizer=optimizer,
+        schedule=schedule,
+        collate=SpeechCollator(student.log_mel, student.tokens),
+        rule=rule,
+        normalizer=normalizer,
+        decoding=_decoding(decoding_args, args, student),
+        eval_sets=_eval_sets(data_args, rule, normalizer) if args.do_eval else [],
+        args=args,
+        run_args=run_args,
+        run=run,
+    )
+    _start_trackers(job)
+    if args.do_train:
+        _announce(job, plan, num_updates, num_rows, progress)
+        batches = _micro_batches(job, rows, order, plan, progress.step, num_updates, num_rows)
+        finished = _update_until(job, batches, progress, num_updates)
+        if not finished:
+            accelerator.end_training()
+            raise SystemExit(0)
+        _check_bad(progress, data_args.max_bad_fraction)
+    _conclude(job, progress, ledger)
+
+
+def _label_rule(
+    student: whisper.Whisper, decoding: DecodingArguments, args: TrainingArguments, seed: int
+) -> LabelRule:
+    student.tokens.prefix(decoding.language, decoding.task, True)  # fails by name if they misfit
+    return LabelRule(
+        tokens=student.tokens,
+        tokenizer=student.tokenizer,
+        language=decoding.language,
+        task=decoding.task,
+        max_positions=student.max_label_length,
+        timestamp_probability=args.timestamp_probability,
+        condition_on_prev_probability=args.condition_on_prev_probability,
+        seed=seed,
+    )
+
+
+def _decoding(
+    decoding: DecodingArguments, args: TrainingArguments, student: whisper.Whisper
+) -> Decoding:
+    return Decoding(
+        decoding.language,
+        decoding.task,
+        decoding.return_timestamps,
+        decoding.generation_num_beams,
+        min(args.generation_max_length, student.max_label_length),
+    )
+
+
+def _training_rows(
+    data_args: TrainDataArguments,
+    args: TrainingArguments,
+    rule: LabelRule,
+    normalizer: Normalizer,
+) -> tuple[Any, Order | None, Ledger | None]:
+    """Return the rows, their order, and the account of those left out; a stream has only rows."""
+    limits = TranscriptFilter(
+        normalizer=normalizer,
+        wer_threshold=args.wer_threshold,
+        max_label_length=min(args.max_label_length, rule.max_positions),
+    )
+    specs = data_args.train_specs()
+    samples = [spec.samples for spec in specs]
+    weights = None if None in samples else tuple(float(x) for x in samples if x is not None)
+    if data_args.streaming:
+        streams = [data.load(spec) for spec in specs]
+        return StreamedRows(streams, weights, rule, limits), None, None
+    found = [usable_rows(spec, rule, limits) for spec in specs]
+    rows = TrainingRows([part for part, _ in found], rule)
+    ledger = sum((account for _, account in found), Ledger())
+    return rows, Order(rows.sizes, weights, rule.seed), ledger
+
+
+def _eval_sets(
+    data_args: TrainDataArguments, rule: LabelRule, normalizer: Normalizer
+) -> list[EvalSet]:
+    limits = TranscriptFilter(
+        normalizer=normalizer, max_label_length=rule.max_positions, drop_truncated=False
+    )
+    return [
+        EvalSet(str(spec), TrainingRows([usable_rows(spec, rule, limits)[0]], rule))
+        for spec in data_args.eval_specs()
+    ]
+
+
+def _length(args: TrainingArguments, plan: BatchPlan, order: Order | None) -> tuple[int, int]:
+    """Return how many rows the run trains on in all, and in how many updates."""
+    if args.max_steps > 0:
+        return args.max_steps * plan.global_size, args.max_steps
+    if order is None:
+        raise ValueError("--streaming needs --max_steps: a stream does not say how long it is")
+    num_rows = math.ceil(args.num_train_epochs * order.rows_per_epoch)
+    return num_rows, math.ceil(num_rows / plan.global_size)
+
+
+def _announce(
+    job: Job, plan: BatchPlan, num_updates: int, num_rows: int, progress: Progress
+) -> None:
+    trained = sum(p.numel() for p in job.step.parameters() if p.requires_grad)
+    logger.info(
+        "%d updates of %d rows (%d per process x %d accumulated x %d processes), %d rows in all; "
+        "%.2f M of %.2f M parameters are trained; starting at update %d",
+        num_updates,
+        plan.global_size,
+        plan.per_device,
+        plan.accumulation,
+        plan.num_processes,
+        num_rows,
+        trained / 1e6,
+        job.student.num_parameters / 1e6,
+        progress.step,
+    )
+
+
+def _start_trackers(job: Job) -> None:
+    if job.accelerator.log_with:
+        plain = {
+            name: value if isinstance(value, int | float | str | bool) else str(value)
+            for name, value in job.run.arguments.items()
+        }
+        job.accelerator.init_trackers(job.run_args.wandb_project or job.run.stage, plain)
+
+
+# --- batches --------------------------------------------------------------------------------------
+
+
+def _micro_batches(
+    job: Job,
+    rows: Any,
+    order: Order | None,
+    plan: BatchPlan,
+    first_update: int,
+    num_updates: int,
+    num_rows: int,
+) -> Iterator[Batch]:
+    """Yield this process's micro-batches from an update on."""
+    process = job.accelerator.process_index
+    if order is None:
+        rows.place(plan, first_update, process)
+        return iter(DataLoader(rows, batch_size=None, collate_fn=job.collate))
+    spans = plan.spans(first_update, num_updates, num_rows, process)
+    return iter(
+        DataLoader(
+            rows,
+            batch_sampler=(order[span] for span in spans),
+            collate_fn=job.collate,
+            num_workers=job.run_args.dataloader_num_workers,
+            pin_memory=job.accelerator.device.type == "cuda",
+        )
+    )
+
+
+def _tensors(job: Job, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+    """Return features, decoder inputs and targets on the device.
+
+    A process without any row takes part with an empty lesson: the others wait for its gradients.
+    """
+    device = job.accelerator.device
+    if batch.input_features is None:
+        log_mel = job.student.log_mel
+        shape = (1, log_mel.num_mels, log_mel.num_frames)
+        start = torch.tensor([[job.student.tokens.start_of_transcript]], device=device)
+        return torch.zeros(shape, device=device), start, torch.full_like(start, IGNORED)
+    assert batch.decoder_input_ids is not None and batch.targets is not None
+    return (
+        batch.input_features.to(device, non_blocking=True),
+        batch.decoder_input_ids.to(device, non_blocking=True),
+        batch.targets.to(device, non_blocking=True),
+    )
+
+
+# --- updates --------------------------------------------------------------------------------------
+
+
+def _update_until(job: Job, batches: Iterator[Batch], progress: Progress, num_updates: int) -> bool:
+    """Make updates until the last one; return False if SIGTERM asked to stop before."""
+    args = job.args
+    non_finite = 0
+    job.step.train()
+    window = torch.tensor(progress.window, dtype=torch.float64)
+    if not job.accelerator.is_main_process:
+        window.zero_()
+    window = window.to(job.accelerator.device)
+    bar = tqdm(
+        total=num_updates,
+        initial=progress.step,
+        desc="training",
+        unit=" updates",
+        disable=not job.accelerator.is_local_main_process,
+    )
+    with stop_request() as stop:
+        while progress.step < num_updates:
+            micro = list(islice(batches, args.gradient_accumulation_steps))
+            num_tokens, stopping = _agree(job, micro, stop)
+            if stopping:
+                _save_checkpoint(job, progress, window)
+                logger.info("stopped by SIGTERM at update %d: start again to go on", progress.step)
+                return False
+            seed_everything(job.rule.seed, progress.step, job.accelerator.process_index)
+            sums, norm = _update(job, micro, num_tokens)
+            progress.step += 1
+            non_finite = 0 if math.isfinite(norm) else non_finite + 1
+            if non_finite:
+                _note_non_finite(micro, progress.step, non_finite)
+            else:
+                window += sums
+            _count_bad(micro, progress)
+            bar.update()
+            last = progress.step == num_updates
+            if last or progress.step % job.run_args.logging_steps == 0:
+                window = _log_losses(job, window, progress, norm, bar)
+            if job.eval_sets and (last or _is_due(progress.step, args.eval_steps)):
+                _evaluate_and_keep_best(job, progress)
+            if last or progress.step % args.save_steps == 0:
+                window = _save_checkpoint(job, progress, window)
+    bar.close()
+    return True
+
+
+def _is_due(step: int, every: int | None) -> bool:
+    return every is not None and step % every == 0
+
+
+def _agree(job: Job, micro: Sequence[Batch], stop: StopRequest) -> tuple[int, bool]:
+    """Return the tokens of the whole global batch, and whether any process was told to stop."""
+    own = torch.tensor(
+        [sum(batch.num_tokens for batch in micro), int(stop.is_set)],
+        device=job.accelerator.device,
+    )
+    tokens, stops = job.accelerator.reduce(own, "sum").tolist()
+    return int(tokens), bool(stops)
+
+
+def _update(job: Job, micro: Sequence[Batch], num_tokens: int) -> tuple[Tensor, float]:
+    """Make one update; return this process's sums (loss, CE, KL, tokens) and the gradient's norm.
+
+    Losses are summed over the tokens of the whole global batch and divided once: a mean of the
+    micro-batches' means would weigh tokens of short batches more. Processes average their
+    gradients, hence the factor. A non-finite gradient changes nothing.
+    """
+    accelerator = job.accelerator
+    scale = accelerator.num_processes / max(num_tokens, 1)
+    sums = torch.zeros(4, dtype=torch.float64, device=accelerator.device)
+    for index, batch in enumerate(micro):
+        features, inputs, targets = _tensors(job, batch)
+        lesson = job.teach(features, inputs) if job.teach else None
+        is_last = index == len(micro) - 1
+        with nullcontext() if is_last else accelerator.no_sync(job.step):
+            losses = job.step(features, inputs, targets, lesson)
+            accelerator.backward(losses.total * scale)
+        parts = [losses.total.detach(), losses.ce, losses.kl]
+        sums[:3] += torch.stack(parts).double()
+        sums[3] += losses.num_tokens
+    norm = float(accelerator.clip_grad_norm_(job.step.parameters(), job.args.max_grad_norm))
+    # With float16 the gradient scaler looks for overflow itself, and lowers its scale.
+    if math.isfinite(norm) or accelerator.mixed_precision == "fp16":
+        job.optimizer.step()
+    job.schedule.step()
+    job.optimizer.zero_grad()
+    return sums, norm
+
+
+def _note_non_finite(micro: Sequence[Batch], step: int, in_a_row: int) -> None:
+    ids = [row_id for batch in micro for row_id in batch.ids]
+    logger.error("update %d is skipped: its gradient is not finite; rows %s", step, ids)
+    if in_a_row == MAX_NON_FINITE:
+        raise ValueError(
+            f"{MAX_NON_FINITE} updates in a row had gradients that are not finite; the weights are "
+            "as before them: look at the rows named above, or lower --learning_rate"
+        )
+
+
+def _count_bad(micro: Sequence[Batch], progress: Progress) -> None:
+    for batch in micro:
+        progress.num_seen += len(batch.ids) + len(batch.bad)
+        progress.num_bad += len(batch.bad)
+        for row_id, reason in batch.bad:
+            logger.warning("clip %s %s", row_id, reason)
+
+
+def _check_bad(progress: Progress, max_bad_fraction: float) -> None:
+    if progress.num_bad > max_bad_fraction * progress.num_seen:
+        raise ValueError(
+            f"{progress.num_bad} of {progress.num_seen} clips could not be decoded; that is more "
+            f"than --max_bad_fraction {max_bad_fraction:g} allows"
+        )
+
+
+# --- logs -----------------------------------------------------------------------------------------
+
+
+def _log_losses(job: Job, window: Tensor, progress: Progress, norm: float, bar: tqdm) -> Tensor:
+    """Log the means since the last line; return an empty window."""
+    total, ce, kl, tokens = job.accelerator.reduce(window, "sum").tolist()
+    values = {
+        "loss": total / max(tokens, 1),
+        "ce": ce / max(tokens, 1),
+        "kl": kl / max(tokens, 1),
+        "grad_norm": norm,
+        "learning_rate": job.schedule.get_last_lr()[0],
+        "tokens": int(tokens),
+    }
+    bar.set_postfix(loss=f"{values['loss']:.4f}")
+    _log(job, progress.step, "train", values)
+    return torch.zeros_like(window)
+
+
+def _log(job: Job, step: int, kind: str, values: dict[str, float]) -> None:
+    if job.accelerator.is_main_process:
+        with (job.run.folder / LOSS_LOG).open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step, "kind": kind, **values}) + "\n")
+    job.accelerator.log({f"{kind}/{name}": value for name, value in values.items()}, step=step)
+
+
+def _cut_log(path: Path, step: int) -> None:
+    """Forget what was logged after the checkpoint that the run goes on from."""
+    if path.exists():
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
+        with replacing(path) as temporary:
+            temporary.write_text("".join(kept), encoding="utf-8")
+
+
+# --- evaluation -----------------------------------------------------------------------------------
+
+
+def _evaluate_and_keep_best(job: Job, progress: Progress) -> None:
+    """Evaluate on all sets, and save the model where it is the best so far."""
+    name = job.args.metric_for_best_model or ("cer" if job.args.predict_with_generate else "loss")
+    values = []
+    for eval_set in job.eval_sets:
+        found = _evaluate(job, eval_set)
+        values.append(found[name])
+        _log(job, progress.step, f"eval {eval_set.name}", found)
+        logger.info("update %d, %s: %s", progress.step, eval_set.name, _rounded(found))
+    mean = sum(values) / len(values)
+    if progress.best is None or mean < progress.best:
+        progress.best = mean
+        if job.accelerator.is_main_process:
+            with checkpointing.sealed_folder(job.run.folder / checkpointing.BEST) as folder:
+                _save_model(job, folder)
+    job.accelerator.wait_for_everyone()
+
+
+def _rounded(values: dict[str, float]) -> dict[str, float]:
+    return {name: round(value, 4) for name, value in values.items()}
+
+
+@torch.no_grad()
+def _evaluate(job: Job, eval_set: EvalSet) -> dict[str, float]:
+    """Return the mean losses over a set, and error rates where transcripts are asked for."""
+    accelerator = job.accelerator
+    step = accelerator.unwrap_model(job.step)
+    step.eval()
+    sums = torch.zeros(4, dtype=torch.float64, device=accelerator.device)
+    texts: list[tuple[str, str]] = []
+    for batch in _eval_batches(job, eval_set.rows):
+        if batch.input_features is None:
+            continue
+        features, inputs, targets = _tensors(job, batch)
+        lesson = job.teach(features, inputs) if job.teach else None
+        with accelerator.autocast():
+            losses = step(features, inputs, targets, lesson)
+        sums[:3] += torch.stack([losses.total, losses.ce, losses.kl]).double()
+        sums[3] += losses.num_tokens
+        if job.args.predict_with_generate:
+            with accelerator.autocast():
+                written = transcribe_windows(job.student, features, job.decoding)
+            pairs = zip(batch.references, written, strict=True)
+            texts += [(text, _text(job, transcript.ids)) for text, transcript in pairs]
+    step.train()
+    total, ce, kl, tokens = accelerator.reduce(sums, "sum").tolist()
+    losses_found = {"loss": total / tokens, "ce": ce / tokens, "kl": kl / tokens}
+    return {**losses_found, **_error_rates(gather_object(texts), job.normalizer)}
+
+
+def _eval_batches(job: Job, rows: TrainingRows) -> Iterator[Batch]:
+    size = job.args.per_device_eval_batch_size
+    starts = range(0, sum(rows.sizes), size)
+    mine = starts[job.accelerator.process_index :: job.accelerator.num_processes]
+    keys = [[(i, 0) for i in range(start, min(start + size, sum(rows.sizes)))] for start in mine]
+    return iter(
+        DataLoader(
+            rows,
+            batch_sampler=keys,
+            collate_fn=job.collate,
+            num_workers=job.run_args.dataloader_num_workers,
+        )
+    )
+
+
+def _text(job: Job, ids: Sequence[int]) -> str:
+    return plain_text(ids, job.student.tokens, job.student.tokenizer)
+
+
+def _error_rates(pairs: list[tuple[str, str]], normalizer: Normalizer) -> dict[str, float]:
+    if not pairs:
+        return {}
+    references, transcripts = (list(side) for side in zip(*pairs, strict=True))
+    scores = score(references, transcripts, normalizer)
+    return {"wer": scores.wer_norm, "cer": scores.cer_norm}
+
+
+# --- saving and resuming --------------------------------------------------------------------------
+
+
+def _save_model(job: Job, folder: Path) -> None:
+    model = job.accelerator.unwrap_model(job.step).student
+    whisper.save(model, job.student.tokenizer, job.student.feature_extractor, folder)
+
+
+def _save_checkpoint(job: Job, progress: Progress, window: Tensor) -> Tensor:
+    """Save all that a resumed run needs; return the window as that run will have it."""
+    accelerator = job.accelerator
+    window = accelerator.reduce(window, "sum")
+    progress.window = window.tolist()
+    if accelerator.is_main_process:
+        path = checkpointing.checkpoint_path(job.run.folder, progress.step)
+        with checkpointing.sealed_folder(path) as folder:
+            _save_model(job, folder)
+            state = {
+                "optimizer": job.optimizer.state_dict(),
+                "schedule": job.schedule.state_dict(),
+            }
+            torch.save(state, folder / checkpointing.OPTIMIZER)
+            write_json(folder / checkpointing.PROGRESS, asdict(progress))
+        checkpointing.rotate(job.run.folder, job.args.save_total_limit)
+    else:
+        window.zero_()
+    accelerator.wait_for_everyone()
+    return window
+
+
+def _resume(
+    folder: Path, optimizer: torch.optim.Optimizer, schedule: LRScheduler, accelerator: Accelerator
+) -> Progress:
+    """Load optimiser, schedule and progress of the newest checkpoint; the weights are loaded."""
+    checkpoint = checkpointing.newest_checkpoint(folder)
+    if checkpoint is None:
+        return Progress()
+    state = torch.load(checkpoint / checkpointing.OPTIMIZER, map_location="cpu", weights_only=True)
+    optimizer.load_state_dict(state["optimizer"])
+    schedule.load_state_dict(state["schedule"])
+    progress = Progress(**read_json(checkpoint / checkpointing.PROGRESS))
+    if accelerator.is_main_process:
+        _cut_log(folder / LOSS_LOG, progress.step)
+    logger.info("going on from %s", checkpoint)
+    return progress
+
+
+def _conclude(job: Job, progress: Progress, ledger: Ledger | None) -> None:
+    """Save the trained model, or evaluate the given one, and complete the record."""
+    if not job.args.do_train:
+        for eval_set in job.eval_sets:
+            found = _evaluate(job, eval_set)
+            _log(job, progress.step, f"eval {eval_set.name}", found)
+            logger.info("%s: %s", eval_set.name, _rounded(found))
+    elif job.accelerator.is_main_process:
+        _save_model(job, job.run.folder)
+        results = {"updates": progress.step, "best": progress.best, "num_bad": progress.num_bad}
+        job.run.finish(**results, ledger=ledger.to_dict() if ledger else None)
+    job.accelerator.end_training()

@@ -1,0 +1,179 @@
+"""Decoding of single windows and of long recordings."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from transformers import WhisperForConditionalGeneration
+from transformers.modeling_outputs import BaseModelOutput
+
+from distillery.features import Waveform
+from distillery.tokens import SpecialTokens
+from distillery.whisper import Whisper
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How to decode.
+
+    language, task and timestamps choose the decoder's prefix; `num_beams` 1 is greedy search;
+    `max_length` bounds a window's ids, prefix and end included.
+    """
+
+    language: str | None
+    task: str
+    timestamps: bool
+    num_beams: int
+    max_length: int
+
+
+@dataclass(frozen=True)
+class Transcript:
+    """What the model wrote for one window.
+
+    `ids` begin with `<|startoftranscript|>` and end with `<|endoftext|>`, unless the maximum
+    length cut them off: then `truncated` is true and no end is made up, lest a student learn to
+    stop in mid-sentence. `avg_logprob` is the mean log-probability of the ids behind the prefix
+    under the plain softmax.
+    """
+
+    ids: list[int]
+    truncated: bool
+    avg_logprob: float
+
+
+def prompt_arguments(tokens: SpecialTokens, decoding: Decoding) -> dict[str, str]:
+    """Return `generate`'s language and task, which an English-only model refuses."""
+    if not tokens.is_multilingual:
+        return {}
+    return {"language": str(decoding.language), "task": decoding.task}
+
+
+@torch.inference_mode()
+def transcribe_windows(
+    whisper: Whisper, input_features: Tensor, decoding: Decoding
+) -> list[Transcript]:
+    """Transcribe windows, each in one pass of the decoder.
+
+    Args:
+        whisper: the model, on the device of the features.
+        input_features: float (batch, mels, frames of the window).
+        decoding: see `Decoding`.
+    """
+    model, tokens = whisper.model, whisper.tokens
+    prefix = tokens.prefix(decoding.language, decoding.task, decoding.timestamps)
+    # The encoder runs once, for the search and for the log-probabilities.
+    encoded = model.model.encoder(input_features.to(model.dtype)).last_hidden_state
+    output = model.generate(
+        encoder_outputs=BaseModelOutput(last_hidden_state=encoded),
+        return_timestamps=decoding.timestamps,
+        num_beams=decoding.num_beams,
+        do_sample=False,
+        max_new_tokens=decoding.max_length - len(prefix),
+        return_dict_in_generate=True,
+        # One pass: without it, a window with timestamps is decoded again from its last one on.
+        force_unique_generate_call=True,
+        **prompt_arguments(tokens, decoding),
+    )
+    sequences = [_until_end(row, tokens) for row in output.sequences.tolist()]
+    logprobs = mean_logprobs(model, encoded, sequences, len(prefix), tokens.end_of_text)
+    return [
+        Transcript(ids, ids[-1] != tokens.end_of_text, logprob)
+        for ids, logprob in zip(sequences, logprobs, strict=True)
+    ]
+
+
+def _until_end(row: list[int], tokens: SpecialTokens) -> list[int]:
+    """Cut a generated row behind its first `<|endoftext|>`, which also pads it."""
+    end = tokens.end_of_text
+    return row[: row.index(end) + 1] if end in row else row
+
+
+def mean_logprobs(
+    model: WhisperForConditionalGeneration,
+    encoded: Tensor,
+    sequences: Sequence[list[int]],
+    num_prefix: int,
+    padding: int,
+) -> list[float]:
+    """Return each sequence's mean log-probability behind its prefix.
+
+    Args:
+        model: the model that scores.
+        encoded: encoder states, (batch, positions, width).
+        sequences: token ids per row, prefix included.
+        num_prefix: how many ids at the start are given and not scored.
+        padding: any id; fills the rows up and is not scored.
+    """
+    longest = max(len(ids) for ids in sequences)
+    padded = torch.tensor([ids + [padding] * (longest - len(ids)) for ids in sequences])
+    padded = padded.to(encoded.device)
+    hidden = model.model.decoder(
+        input_ids=padded[:, :-1], encoder_hidden_states=encoded
+    ).last_hidden_state
+    means = []
+    for row, ids in enumerate(sequences):
+        # One row's logits at a time: a whole batch's would be the largest tensor of the stage.
+        states = hidden[row, num_prefix - 1 : len(ids) - 1]
+        logits = model.proj_out(states).float()
+        wanted = padded[row, num_prefix : len(ids)]
+        means.append(-float(functional.cross_entropy(logits, wanted)) if len(wanted) else 0.0)
+    return means
+
+
+@torch.inference_mode()
+def transcribe_sequentially(
+    whisper: Whisper,
+    waveform: Waveform,
+    decoding: Decoding,
+    condition_on_prev_tokens: bool,
+    temperatures: tuple[float, ...],
+) -> list[int]:
+    """Transcribe a recording of any length window by window, each from the last timestamp on.
+
+    This is OpenAI's long-form algorithm (https://arxiv.org/abs/2212.04356, section 4.5) as
+    `transformers` runs it; the temperatures are tried in order where a window looks bad.
+
+    Returns:
+        The ids of the text with its timestamps, without prefix.
+    """
+    model, extractor = whisper.model, whisper.feature_extractor
+    inputs = extractor(
+        waveform,
+        sampling_rate=extractor.sampling_rate,
+        truncation=False,
+        padding="longest",
+        return_attention_mask=True,
+        return_tensors="pt",
+    )
+    if inputs.input_features.shape[-1] <= whisper.log_mel.num_frames:
+        inputs = extractor(
+            waveform,
+            sampling_rate=extractor.sampling_rate,
+            return_attention_mask=True,
+            return_tensors="pt",
+        )
+    fallback = (
+        {
+            "temperature": temperatures,
+            "compression_ratio_threshold": 1.35,
+            "logprob_threshold": -1.0,
+            "no_speech_threshold": 0.6,
+        }
+        if len(temperatures) > 1
+        else {}
+    )
+    sequences = model.generate(
+        inputs.input_features.to(model.device, model.dtype),
+        attention_mask=inputs.attention_mask.to(model.device),
+        return_timestamps=True,
+        num_beams=decoding.num_beams,
+        condition_on_prev_tokens=condition_on_prev_tokens,
+        max_new_tokens=decoding.max_length
+        - len(whisper.tokens.prefix(decoding.language, decoding.task, True)),
+        **fallback,
+        **prompt_arguments(whisper.tokens, decoding),
+    )
+    return [int(i) for i in sequences[0].tolist()]

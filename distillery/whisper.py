@@ -1,0 +1,211 @@
+"""Loading and saving Whisper checkpoints so that every other program can read them."""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from huggingface_hub import ModelCardData
+from transformers import (
+    GenerationConfig,
+    WhisperConfig,
+    WhisperFeatureExtractor,
+    WhisperForConditionalGeneration,
+    WhisperTokenizer,
+)
+
+from distillery.features import LogMel
+from distillery.tokens import SpecialTokens
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+# Transformers' names, and the names that distil-whisper's commands use for the same things.
+ATTENTIONS = {
+    "eager": "eager",
+    "sdpa": "sdpa",
+    "flash_attn": "sdpa",
+    "flash_attn_2": "flash_attention_2",
+    "flash_attention_2": "flash_attention_2",
+    "flash_attention_3": "flash_attention_3",
+    "flex_attention": "flex_attention",
+}
+
+
+@dataclass(frozen=True)
+class Processor:
+    """What surrounds a Whisper model: text side, audio side, and the decoder's positions."""
+
+    tokenizer: WhisperTokenizer
+    feature_extractor: WhisperFeatureExtractor
+    tokens: SpecialTokens
+    log_mel: LogMel
+    max_label_length: int
+
+
+@dataclass(frozen=True)
+class Whisper(Processor):
+    """A Whisper checkpoint: a model with what surrounds it."""
+
+    model: WhisperForConditionalGeneration
+
+    @property
+    def num_parameters(self) -> int:
+        """Number of the model's parameters, tied weights counted once."""
+        return int(self.model.num_parameters())
+
+
+def load_processor(
+    name_or_path: str, revision: str | None = None, cache_dir: str | None = None
+) -> Processor:
+    """Load all of a checkpoint but its weights; arguments and errors as for `load`."""
+    source = {"revision": revision or "main", "cache_dir": cache_dir}
+    config = WhisperConfig.from_pretrained(name_or_path, **source)
+    try:
+        generation = GenerationConfig.from_pretrained(name_or_path, **source)
+    except OSError:  # the file is optional
+        generation = GenerationConfig()
+    tokenizer = WhisperTokenizer.from_pretrained(name_or_path, **source)
+    extractor = WhisperFeatureExtractor.from_pretrained(name_or_path, **source)
+    tokens = SpecialTokens.from_tokenizer(tokenizer, is_multilingual(generation, config))
+    processor = Processor(
+        tokenizer, extractor, tokens, LogMel(extractor), int(config.max_target_positions)
+    )
+    _check_shapes(name_or_path, config, processor)
+    return processor
+
+
+def load(
+    name_or_path: str,
+    dtype: str = "float32",
+    attention: str = "sdpa",
+    revision: str | None = None,
+    cache_dir: str | None = None,
+) -> Whisper:
+    """Load a checkpoint from a folder or the Hub, from safetensors only.
+
+    Args:
+        name_or_path: a folder or a Hub id.
+        dtype: of the weights; a key of `DTYPES`.
+        attention: a key of `ATTENTIONS`.
+        revision: branch, tag or commit on the Hub.
+        cache_dir: where the Hub's files are kept.
+
+    Raises:
+        OSError: the checkpoint is not there, or has no safetensors weights.
+        ValueError: it is no Whisper checkpoint, or its parts do not fit each other.
+    """
+    processor = load_processor(name_or_path, revision, cache_dir)
+    model = WhisperForConditionalGeneration.from_pretrained(
+        name_or_path,
+        dtype=DTYPES[dtype],
+        attn_implementation=ATTENTIONS[attention],
+        use_safetensors=True,
+        revision=revision or "main",
+        cache_dir=cache_dir,
+    )
+    return Whisper(**vars(processor), model=model)
+
+
+def is_multilingual(generation: GenerationConfig, config: WhisperConfig) -> bool:
+    """Tell whether the decoder's prefix names a language.
+
+    The generation config says so; where an old one does not, the vocabulary's size does, as in
+    openai/whisper: English-only models have 51,864 tokens.
+    """
+    stated = getattr(generation, "is_multilingual", None)
+    return bool(config.vocab_size != 51864 if stated is None else stated)
+
+
+def _check_shapes(name: str, config: WhisperConfig, processor: Processor) -> None:
+    frames, mels = 2 * config.max_source_positions, config.num_mel_bins
+    log_mel, num_tokens = processor.log_mel, len(processor.tokenizer)
+    if log_mel.num_frames != frames:
+        raise ValueError(
+            f"{name}: the feature extractor makes {log_mel.num_frames} frames, but the encoder "
+            f"takes exactly {frames}; save a preprocessor with chunk_length {frames // 100}"
+        )
+    if log_mel.num_mels != mels:
+        raise ValueError(
+            f"{name}: the feature extractor makes {log_mel.num_mels} mel bins, "
+            f"but the model takes {mels}"
+        )
+    if num_tokens > config.vocab_size:
+        raise ValueError(
+            f"{name}: the tokenizer has {num_tokens} tokens, the model only {config.vocab_size}"
+        )
+
+
+def check_finite(model: WhisperForConditionalGeneration, name: str) -> None:
+    """Raise ValueError if any weight is NaN or infinite, naming the first such tensor."""
+    for key, tensor in model.state_dict().items():
+        if tensor.is_floating_point() and not math.isfinite(float(tensor.abs().max())):
+            raise ValueError(f"{name}: weight {key} holds NaN or infinite values")
+
+
+def save(
+    model: WhisperForConditionalGeneration,
+    tokenizer: WhisperTokenizer,
+    extractor: WhisperFeatureExtractor,
+    folder: str | Path,
+) -> None:
+    """Write a checkpoint folder with every file that other programs ask for.
+
+    Transformers 5 alone leaves out `vocab.json`, `merges.txt` and `normalizer.json` (without which
+    English normalisation fails after a reload) and `preprocessor_config.json` (which CTranslate2
+    and faster-whisper read).
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    keep_generation_settings(model.generation_config)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    tokenizer.save_vocabulary(str(folder))
+    extractor.save_pretrained(folder)
+
+
+def write_card(folder: Path, description: str) -> None:
+    """Write a model card.
+
+    Args:
+        folder: the checkpoint's folder.
+        description: Markdown.
+    """
+    header = ModelCardData(
+        pipeline_tag="automatic-speech-recognition", library_name="transformers", tags=["whisper"]
+    )
+    text = f"---\n{header.to_yaml()}\n---\n\n# {folder.resolve().name}\n\n{description}\n"
+    (folder / "README.md").write_text(text, encoding="utf-8")
+
+
+def keep_generation_settings(config: GenerationConfig) -> None:
+    """Stop transformers from throwing Whisper's generation settings away on the next load.
+
+    A generation config that is marked as derived from the model config is derived again when it is
+    loaded, and `lang_to_id`, `task_to_id` and the rest are gone.
+    """
+    config._from_model_config = False
+
+
+def load_student(
+    name_or_path: str,
+    checkpoint: Path | None,
+    attention: str,
+    freeze_encoder: bool,
+    gradient_checkpointing: bool,
+) -> Whisper:
+    """Load a model to be trained: float32 weights, and only what learns requires a gradient.
+
+    Args:
+        name_or_path: the model that training starts from.
+        checkpoint: a checkpoint of the same run to go on from, or None.
+        attention: a key of `ATTENTIONS`.
+        freeze_encoder: whether the encoder stays as it is.
+        gradient_checkpointing: whether activations are computed again in the backward pass.
+    """
+    # AdamW on bfloat16 weights loses small updates, so a bfloat16 checkpoint is widened.
+    student = load(str(checkpoint or name_or_path), "float32", attention)
+    if freeze_encoder:
+        student.model.model.encoder.requires_grad_(False)
+    if gradient_checkpointing:
+        student.model.gradient_checkpointing_enable({"use_reentrant": False})
+    return student

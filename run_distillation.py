@@ -1,0 +1,136 @@
+"""Train a student to follow its teacher: cross-entropy on the labels plus KL divergence.
+
+Reads   a student of `create_student_model.py`, its teacher, and a dataset of
+        `run_data_filtering.py` (or of `run_pseudo_labelling.py`; labels are then built here).
+Writes  the student, its checkpoints, `best/` where it is evaluated, the losses in
+        `train_log.jsonl`, and `run.json`.
+
+    accelerate launch run_distillation.py --model_name_or_path my-org/my-student-init \
+        --teacher_model_name_or_path openai/whisper-large-v3 \
+        --train_dataset_name my-org/my-labels.wer_10.0 --train_dataset_config_name tiny \
+        --language ja --freeze_encoder --dtype bfloat16 --gradient_checkpointing \
+        --per_device_train_batch_size 16 --gradient_accumulation_steps 2 \
+        --lr_scheduler_type constant_with_warmup --warmup_steps 50 --num_train_epochs 8 \
+        --do_train --output_dir distilled
+
+On a laptop:
+
+    accelerate launch run_distillation.py -m student-init --teacher_model_name_or_path teacher \
+        -d filtered --language ja --freeze_encoder --max_steps 2 -o distilled
+
+A killed run goes on from its newest whole checkpoint when it is started again; SIGTERM saves one.
+"""
+
+from dataclasses import dataclass
+
+from distillery import checkpointing, data, hub, whisper
+from distillery.arguments import (
+    DecodingArguments,
+    ModelArguments,
+    OutputArguments,
+    RunArguments,
+    TrainDataArguments,
+    TrainingArguments,
+    at_least,
+    flag,
+    flags_of,
+    parse,
+    required,
+)
+from distillery.distillation import Teacher
+from distillery.losses import LossWeights
+from distillery.runtime import make_accelerator, open_run
+from distillery.training import OWNED, train
+
+
+@dataclass(frozen=True)
+class DistillationArguments:
+    """What only this stage decides."""
+
+    teacher_model_name_or_path: str = required("Whisper checkpoint to learn from.", "--teacher")
+    kl_weight: float = flag(1.0, "Weight of the KL divergence.")
+    ce_weight: float = flag(0.8, "Weight of the cross-entropy.")
+    temperature: float = flag(2.0, "Softens both distributions in the KL divergence.")
+
+    def problems(self) -> list[str]:
+        """Return what is wrong with the values."""
+        found = [*at_least(self, "kl_weight", 0), *at_least(self, "ce_weight", 0)]
+        if self.temperature <= 0:
+            found.append(f"--temperature must be > 0, got {self.temperature}")
+        return found
+
+
+GROUPS = (
+    ModelArguments,
+    DistillationArguments,
+    TrainDataArguments,
+    DecodingArguments,
+    TrainingArguments,
+    OutputArguments,
+    RunArguments,
+)
+
+
+def main(
+    model_args: ModelArguments,
+    distillation_args: DistillationArguments,
+    data_args: TrainDataArguments,
+    decoding_args: DecodingArguments,
+    training_args: TrainingArguments,
+    output_args: OutputArguments,
+    run_args: RunArguments,
+) -> None:
+    """Train, or go on training."""
+    accelerator = make_accelerator(run_args, output_args.output_dir, model_args.dtype)
+    run = open_run(
+        accelerator,
+        output_args.output_dir,
+        "run_distillation",
+        flags_of(
+            model_args,
+            distillation_args,
+            data_args,
+            decoding_args,
+            training_args,
+            output_args,
+            run_args,
+        ),
+        {str(spec): data.fingerprint(spec) for spec in data_args.train_specs()},
+        output_args.overwrite_output_dir,
+        OWNED,
+    )
+    if not run.is_complete:
+        student = whisper.load_student(
+            model_args.model_name_or_path,
+            checkpointing.newest_checkpoint(run.folder),
+            model_args.attn_type,
+            training_args.freeze_encoder,
+            training_args.gradient_checkpointing,
+        )
+        teacher = whisper.load(
+            distillation_args.teacher_model_name_or_path, model_args.dtype, model_args.attn_type
+        )
+        student.model.to(accelerator.device)
+        teacher.model.to(accelerator.device)
+        train(
+            accelerator,
+            student,
+            Teacher(teacher.model, student.model),
+            LossWeights(
+                distillation_args.ce_weight,
+                distillation_args.kl_weight,
+                distillation_args.temperature,
+            ),
+            data_args,
+            decoding_args,
+            training_args,
+            run_args,
+            run,
+        )
+    if output_args.push_to_hub and accelerator.is_main_process:
+        repo_id = output_args.hub_model_id or run.folder.resolve().name
+        hub.upload(run.folder, repo_id, "model", hub.MODEL_FILES, output_args.hub_public, "Model")
+
+
+if __name__ == "__main__":
+    main(*parse(GROUPS, description=__doc__))

@@ -1,0 +1,93 @@
+"""Train a Whisper model on transcripts with plain cross-entropy, without a teacher.
+
+Reads   a Whisper checkpoint, and a dataset with references (or with pseudo-labels: "shrink and
+        fine-tune"). References may hold timestamps as Whisper writes them, such as `<|1.20|>`.
+Writes  the model, its checkpoints, `best/` where it is evaluated, the losses in
+        `train_log.jsonl`, and `run.json`.
+
+    accelerate launch run_finetuning.py --model_name_or_path openai/whisper-small \
+        --train_dataset_name my-org/my-speech --train_split_name train \
+        --text_column_name sentence --language hi --dtype bfloat16 \
+        --per_device_train_batch_size 16 --learning_rate 1e-5 --warmup_steps 500 \
+        --max_steps 5000 --output_dir finetuned
+
+On a laptop:
+
+    accelerate launch run_finetuning.py -m openai/whisper-tiny -d my_speech.jsonl \
+        --language hi --max_steps 2 -o finetuned
+
+A killed run goes on from its newest whole checkpoint when it is started again; SIGTERM saves one.
+"""
+
+from distillery import checkpointing, data, hub, whisper
+from distillery.arguments import (
+    DecodingArguments,
+    ModelArguments,
+    OutputArguments,
+    RunArguments,
+    TrainDataArguments,
+    TrainingArguments,
+    flags_of,
+    parse,
+)
+from distillery.losses import LossWeights
+from distillery.runtime import make_accelerator, open_run
+from distillery.training import OWNED, train
+
+GROUPS = (
+    ModelArguments,
+    TrainDataArguments,
+    DecodingArguments,
+    TrainingArguments,
+    OutputArguments,
+    RunArguments,
+)
+
+
+def main(
+    model_args: ModelArguments,
+    data_args: TrainDataArguments,
+    decoding_args: DecodingArguments,
+    training_args: TrainingArguments,
+    output_args: OutputArguments,
+    run_args: RunArguments,
+) -> None:
+    """Train, or go on training."""
+    accelerator = make_accelerator(run_args, output_args.output_dir, model_args.dtype)
+    run = open_run(
+        accelerator,
+        output_args.output_dir,
+        "run_finetuning",
+        flags_of(model_args, data_args, decoding_args, training_args, output_args, run_args),
+        {str(spec): data.fingerprint(spec) for spec in data_args.train_specs()},
+        output_args.overwrite_output_dir,
+        OWNED,
+    )
+    if not run.is_complete:
+        model = whisper.load_student(
+            model_args.model_name_or_path,
+            checkpointing.newest_checkpoint(run.folder),
+            model_args.attn_type,
+            training_args.freeze_encoder,
+            training_args.gradient_checkpointing,
+        )
+        model.model.to(accelerator.device)
+        weights = LossWeights()
+        train(
+            accelerator,
+            model,
+            None,
+            weights,
+            data_args,
+            decoding_args,
+            training_args,
+            run_args,
+            run,
+        )
+    if output_args.push_to_hub and accelerator.is_main_process:
+        repo_id = output_args.hub_model_id or run.folder.resolve().name
+        hub.upload(run.folder, repo_id, "model", hub.MODEL_FILES, output_args.hub_public, "Model")
+
+
+if __name__ == "__main__":
+    main(*parse(GROUPS, description=__doc__))

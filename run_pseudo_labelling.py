@@ -1,0 +1,445 @@
+"""Let a Whisper model transcribe a dataset, and store what it writes beside the audio.
+
+Reads   any dataset with audio (see `--dataset_name`); a reference text is optional.
+Writes  the same rows in Hub layout, plus `whisper_transcript`, `condition_on_prev`, `avg_logprob`,
+        `compression_ratio` and `truncated`; and `run.json`.
+
+    accelerate launch run_pseudo_labelling.py -m openai/whisper-large-v3 -d my-org/my-speech \
+        --dataset_split_name train --text_column_name transcription --language ja \
+        --return_timestamps --dtype bfloat16 --per_device_eval_batch_size 64 -o labelled
+
+On a laptop:
+
+    accelerate launch run_pseudo_labelling.py -m openai/whisper-tiny -d my_speech.jsonl \
+        --language ja --max_samples 20 -o labelled
+
+A killed run goes on where it was when it is started again with the same flags.
+"""
+
+import logging
+import shutil
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+from accelerate import Accelerator
+from datasets import Features, Value
+from torch import Tensor, stack
+from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
+
+from distillery import data, hub, labels, schema, transcription, whisper
+from distillery.arguments import (
+    DataArguments,
+    DecodingArguments,
+    ModelArguments,
+    OutputArguments,
+    RunArguments,
+    at_least,
+    flag,
+    flags_of,
+    parse,
+)
+from distillery.features import AudioError, LogMel, decode_audio
+from distillery.filters import compression_ratio
+from distillery.metrics import Scores, score
+from distillery.normalizers import normalizer_for, raw_text
+from distillery.runtime import Run, make_accelerator, open_run
+from distillery.shards import Ledger, read_seal, replacing, write_sealed
+
+logger = logging.getLogger(__name__)
+
+WORK_FOLDER = ".labels"  # sealed shards of labels alone, until the dataset is written
+
+
+@dataclass(frozen=True)
+class LabellingArguments:
+    """What only this stage decides."""
+
+    per_device_eval_batch_size: int = flag(16, "Windows that are decoded at once.", "-b")
+    max_label_length: int = flag(
+        256, "Most ids of one transcript; a longer one is cut and flagged `truncated`."
+    )
+    decode_token_ids: bool = flag(
+        True,
+        "Store text instead of token ids. Ids keep exactly what the teacher wrote, as a model for "
+        "speculative decoding needs; text is tokenised again for training.",
+    )
+    rows_per_shard: int = flag(1000, "Rows in each file; a killed process repeats at most one.")
+
+    def problems(self) -> list[str]:
+        """Return what is wrong with the values."""
+        return [
+            *at_least(self, "per_device_eval_batch_size", 1),
+            *at_least(self, "max_label_length", 8),
+            *at_least(self, "rows_per_shard", 1),
+        ]
+
+
+GROUPS = (
+    ModelArguments,
+    DataArguments,
+    DecodingArguments,
+    LabellingArguments,
+    OutputArguments,
+    RunArguments,
+)
+
+
+def main(
+    model_args: ModelArguments,
+    data_args: DataArguments,
+    decoding_args: DecodingArguments,
+    labelling_args: LabellingArguments,
+    output_args: OutputArguments,
+    run_args: RunArguments,
+) -> None:
+    """Label every split, then write the dataset."""
+    accelerator = make_accelerator(run_args, output_args.output_dir, model_args.dtype)
+    specs = data_args.specs()
+    run = open_run(
+        accelerator,
+        output_args.output_dir,
+        "run_pseudo_labelling",
+        flags_of(model_args, data_args, decoding_args, labelling_args, output_args, run_args),
+        {str(spec): data.fingerprint(spec) for spec in specs},
+        output_args.overwrite_output_dir,
+        owned=[WORK_FOLDER, "README.md", "*/*.parquet"],
+    )
+    if not run.is_complete:
+        teacher = whisper.load(
+            model_args.model_name_or_path,
+            model_args.dtype,
+            model_args.attn_type,
+            model_args.model_revision,
+            model_args.cache_dir,
+        )
+        teacher.model.to(accelerator.device).eval()
+        decoding = _decoding(decoding_args, labelling_args, teacher)
+        splits = [_Split(spec, data.load(spec), run.folder) for spec in specs]
+        _refuse_same_split_twice(splits)
+        for split in splits:
+            _label(split, teacher, decoding, labelling_args, run_args, accelerator)
+        accelerator.wait_for_everyone()
+        for split in splits:
+            _write_dataset(split, teacher, labelling_args.decode_token_ids, accelerator)
+        accelerator.wait_for_everyone()
+        if accelerator.is_main_process:
+            _finish(run, splits, teacher, decoding, data_args.max_bad_fraction)
+    if accelerator.is_main_process and (output_args.push_to_hub or output_args.hub_model_id):
+        repo_id = output_args.hub_model_id or run.folder.resolve().name
+        hub.upload(
+            run.folder, repo_id, "dataset", hub.DATASET_FILES, output_args.hub_public, "Labels"
+        )
+    accelerator.end_training()
+
+
+class _Split:
+    """One split of the input, and where its shards are."""
+
+    def __init__(self, spec: data.DatasetSpec, rows: data.Rows, folder: Path) -> None:
+        data.require_column(rows, spec, schema.AUDIO, "--audio_column_name")
+        self.spec = data.with_split(spec, rows)
+        self.rows = rows
+        self.folder = folder
+        self.work = folder / WORK_FOLDER / str(self.spec.config) / str(self.spec.split)
+
+    def label_path(self, index: int) -> Path:
+        """Return where the labels of a chunk of rows are sealed."""
+        return self.work / f"{index:05d}.parquet"
+
+    def label_paths(self) -> list[Path]:
+        """Return all sealed label shards, in the order of the rows."""
+        return sorted(self.work.glob("*.parquet"))
+
+    def data_path(self, index: int) -> Path:
+        """Return the dataset's file for a chunk of rows."""
+        count = len(self.label_paths())
+        return data.shard_path(
+            self.folder, str(self.spec.config), str(self.spec.split), index, count
+        )
+
+
+def _refuse_same_split_twice(splits: list[_Split]) -> None:
+    names = [(split.spec.config, split.spec.split) for split in splits]
+    for config, split in names:
+        if names.count((config, split)) > 1:
+            raise ValueError(
+                f"two datasets would both be written as split {split!r} of configuration "
+                f"{config!r}: label them into two output folders"
+            )
+
+
+def _decoding(
+    args: DecodingArguments, own: LabellingArguments, teacher: whisper.Whisper
+) -> transcription.Decoding:
+    if own.max_label_length > teacher.max_label_length:
+        raise ValueError(
+            f"--max_label_length {own.max_label_length} is more than the model's "
+            f"{teacher.max_label_length} positions"
+        )
+    # Fails at once, and by name, where language and model do not fit.
+    teacher.tokens.prefix(args.language, args.task, args.return_timestamps)
+    return transcription.Decoding(
+        args.language,
+        args.task,
+        args.return_timestamps,
+        args.generation_num_beams,
+        own.max_label_length,
+    )
+
+
+# --- labelling: which rows, in which process, until all shards are sealed -----------------------
+
+LABEL_SHARD = Features(
+    {
+        schema.ID: Value("string"),
+        schema.SPEAKER_ID: Value("string"),
+        schema.RECORDING_ID: Value("string"),
+        schema.TEXT: Value("string"),
+        schema.DURATION: Value("float32"),
+        schema.WHISPER_TRANSCRIPT: schema.TOKEN_IDS,
+        schema.AVG_LOGPROB: Value("float32"),
+        schema.TRUNCATED: Value("bool"),
+        "problem": Value("string"),
+    }
+)
+
+
+def _label(
+    split: _Split,
+    teacher: whisper.Whisper,
+    decoding: transcription.Decoding,
+    own: LabellingArguments,
+    run_args: RunArguments,
+    accelerator: Accelerator,
+) -> None:
+    """Label this process's share: every so-many-th chunk of rows, less those already sealed."""
+    progress = tqdm(
+        desc=f"labelling {split.spec.split}",
+        unit=" clips",
+        total=_num_own_rows(split, own, accelerator),
+        disable=not accelerator.is_local_main_process,
+    )
+    for index, chunk in data.iterate_chunks(split.rows, own.rows_per_shard):
+        if index % accelerator.num_processes != accelerator.process_index:
+            continue
+        path = split.label_path(index)
+        if read_seal(path) is not None:
+            progress.update(len(chunk))
+            continue
+        labelled = []
+        for batch in _batches(chunk, teacher, own, run_args):
+            labelled += _label_batch(batch, teacher, decoding, accelerator)
+            progress.update(len(batch.rows))
+        ledger = _account(labelled)
+        write_sealed(path, ledger, partial(data.write_parquet, rows=labelled, features=LABEL_SHARD))
+    progress.close()
+
+
+def _num_own_rows(split: _Split, own: LabellingArguments, accelerator: Accelerator) -> int | None:
+    if split.spec.streaming:
+        return None
+    starts = range(0, len(split.rows), own.rows_per_shard)
+    mine = starts[accelerator.process_index :: accelerator.num_processes]
+    return sum(min(own.rows_per_shard, len(split.rows) - start) for start in mine)
+
+
+@dataclass(frozen=True)
+class _Windows:
+    """Rows (without their audio) and, for those without a problem, their features."""
+
+    rows: list[dict[str, Any]]
+    features: Tensor | None
+
+
+def _batches(
+    chunk: Any, teacher: whisper.Whisper, own: LabellingArguments, run_args: RunArguments
+) -> Iterator[_Windows]:
+    return iter(
+        DataLoader(
+            chunk,
+            batch_size=own.per_device_eval_batch_size,
+            num_workers=run_args.dataloader_num_workers,
+            collate_fn=partial(_collate, log_mel=teacher.log_mel),
+        )
+    )
+
+
+def _collate(rows: list[dict[str, Any]], log_mel: LogMel) -> _Windows:
+    """Decode clips; one that cannot be used keeps its row, with the reason as `problem`."""
+    kept, features = [], []
+    for row in rows:
+        slim = {name: row.get(name) for name in LABEL_SHARD}
+        try:
+            wave = decode_audio(row[schema.AUDIO], log_mel.sampling_rate, log_mel.window_s)
+        except AudioError as error:
+            kept.append({**slim, "problem": str(error)})
+            continue
+        kept.append({**slim, schema.DURATION: len(wave) / log_mel.sampling_rate})
+        features.append(log_mel.pad(log_mel.real_frames(wave)))
+    return _Windows(kept, stack(features) if features else None)
+
+
+def _label_batch(
+    batch: _Windows,
+    teacher: whisper.Whisper,
+    decoding: transcription.Decoding,
+    accelerator: Accelerator,
+) -> list[dict[str, Any]]:
+    transcripts: list[transcription.Transcript] = []
+    if batch.features is not None:
+        features = batch.features.to(accelerator.device)
+        transcripts = transcription.transcribe_windows(teacher, features, decoding)
+    found = iter(transcripts)
+    return [row if row["problem"] else {**row, **_label_columns(next(found))} for row in batch.rows]
+
+
+def _label_columns(transcript: transcription.Transcript) -> dict[str, Any]:
+    return {
+        schema.WHISPER_TRANSCRIPT: transcript.ids,
+        schema.AVG_LOGPROB: transcript.avg_logprob,
+        schema.TRUNCATED: transcript.truncated,
+    }
+
+
+def _account(labelled: list[dict[str, Any]]) -> Ledger:
+    ledger = Ledger(num_in=len(labelled))
+    for row in labelled:
+        if row["problem"]:
+            logger.warning("clip %s %s", row[schema.ID], row["problem"])
+            ledger.quarantined["audio"] += 1
+        else:
+            ledger.num_out += 1
+    return ledger
+
+
+# --- the dataset: labels and audio joined by id --------------------------------------------------
+
+
+def _write_dataset(
+    split: _Split, teacher: whisper.Whisper, decode_token_ids: bool, accelerator: Accelerator
+) -> None:
+    """Write this process's share of the dataset's files; one that is there is whole."""
+    rows_per_shard = _chunk_size(split)
+    for index, chunk in data.iterate_chunks(split.rows, rows_per_shard):
+        path = split.data_path(index)
+        mine = index % accelerator.num_processes == accelerator.process_index
+        if not mine or path.exists():
+            continue
+        added = {
+            row[schema.ID]: row for row in _contract_rows(split, index, teacher, decode_token_ids)
+        }
+        with replacing(path) as temporary:
+            data.write_parquet(
+                temporary, _joined(chunk, added, path), _features(split, decode_token_ids)
+            )
+
+
+def _chunk_size(split: _Split) -> int:
+    return max(1, int(pq.read_metadata(split.label_path(0)).num_rows))
+
+
+def _contract_rows(
+    split: _Split, index: int, teacher: whisper.Whisper, decode_token_ids: bool
+) -> Iterator[dict[str, Any]]:
+    """Yield the columns that labelling adds, and the id, for the usable rows of one chunk."""
+    before = _read_labels(split.label_path(index - 1))[-1:] if index else []
+    rows = before + _read_labels(split.label_path(index))
+    texts = [
+        None if row["problem"] else labels.text_ids(row[schema.WHISPER_TRANSCRIPT], teacher.tokens)
+        for row in rows
+    ]
+    places = [(row[schema.RECORDING_ID], row[schema.SPEAKER_ID]) for row in rows]
+    contexts = labels.previous_windows(
+        (recording, speaker, text) for (recording, speaker), text in zip(places, texts, strict=True)
+    )
+    for row, context in list(zip(rows, contexts, strict=True))[len(before) :]:
+        if row["problem"]:
+            continue
+        ids = row[schema.WHISPER_TRANSCRIPT]
+        text = teacher.tokenizer.decode(
+            labels.text_ids(ids, teacher.tokens), decode_with_timestamps=True
+        )
+        yield {
+            **row,
+            schema.WHISPER_TRANSCRIPT: text if decode_token_ids else ids,
+            schema.CONDITION_ON_PREV: context,
+            schema.COMPRESSION_RATIO: compression_ratio(raw_text(text)),
+        }
+
+
+def _read_labels(path: Path) -> list[dict[str, Any]]:
+    return list(pq.read_table(path).to_pylist())
+
+
+def _joined(chunk: Any, added: dict[str, dict[str, Any]], path: Path) -> Iterator[dict[str, Any]]:
+    """Join rows and labels by id; every label finds its row or the file is not written."""
+    left = dict(added)
+    for row in chunk:
+        label = left.pop(row[schema.ID], None)
+        if label is not None:
+            yield {**row, **label, schema.AUDIO: data.embed_audio(row)}
+    if left:
+        raise ValueError(f"{path}: the input has no longer a row for label {next(iter(left))!r}")
+
+
+def _features(split: _Split, decode_token_ids: bool) -> Features:
+    """Return the columns of the dataset: the contract's, and whatever else the source has."""
+    source = dict(split.rows.features or {})
+    own = {**schema.source_features(), **schema.label_features(decode_token_ids)}
+    return Features({**own, **{name: kind for name, kind in source.items() if name not in own}})
+
+
+def _finish(
+    run: Run,
+    splits: list[_Split],
+    teacher: whisper.Whisper,
+    decoding: transcription.Decoding,
+    max_bad_fraction: float,
+) -> None:
+    """Check the account, write card and record, and clear the work folder."""
+    ledger = sum((_ledger(split) for split in splits), Ledger())
+    logger.info("%s", ledger)
+    ledger.check(max_bad_fraction)
+    scores = {str(split.spec): _scores(split, teacher, decoding) for split in splits}
+    configs: dict[str, list[str]] = {}
+    for split in splits:
+        configs.setdefault(str(split.spec.config), []).append(str(split.spec.split))
+    model = run.arguments["model_name_or_path"]
+    data.write_card(run.folder, configs, "Pseudo-labelled speech", f"Transcripts by `{model}`.")
+    run.finish(ledger=ledger.to_dict(), scores=scores)
+    shutil.rmtree(run.folder / WORK_FOLDER)
+
+
+def _ledger(split: _Split) -> Ledger:
+    seals = [read_seal(path) for path in split.label_paths()]
+    return sum((seal for seal in seals if seal is not None), Ledger())
+
+
+def _scores(
+    split: _Split, teacher: whisper.Whisper, decoding: transcription.Decoding
+) -> dict[str, Any] | None:
+    """Score the transcripts where the source has references; None where it has none."""
+    pairs = [
+        (
+            raw_text(row[schema.TEXT]),
+            labels.plain_text(row[schema.WHISPER_TRANSCRIPT], teacher.tokens, teacher.tokenizer),
+        )
+        for path in split.label_paths()
+        for row in _read_labels(path)
+        if row[schema.TEXT] and not row["problem"]
+    ]
+    if not pairs or decoding.task != "transcribe":
+        return None
+    references, transcripts = zip(*pairs, strict=True)
+    scores: Scores = score(list(references), list(transcripts), normalizer_for(decoding.language))
+    logger.info("%s against the references: %s", split.spec, scores)
+    return asdict(scores)
+
+
+if __name__ == "__main__":
+    main(*parse(GROUPS, description=__doc__))
