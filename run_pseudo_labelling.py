@@ -27,7 +27,6 @@ from typing import Any
 import pyarrow.parquet as pq
 from accelerate import Accelerator
 from datasets import Features, Value
-from torch import Tensor, stack
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
@@ -43,7 +42,7 @@ from distillery.arguments import (
     flags_of,
     parse,
 )
-from distillery.features import AudioError, LogMel, decode_audio
+from distillery.collators import PROBLEM, WindowCollator, Windows
 from distillery.filters import compression_ratio
 from distillery.metrics import Scores, score
 from distillery.normalizers import normalizer_for, raw_text
@@ -204,7 +203,7 @@ LABEL_SHARD = Features(
         schema.WHISPER_TRANSCRIPT: schema.TOKEN_IDS,
         schema.AVG_LOGPROB: Value("float32"),
         schema.TRUNCATED: Value("bool"),
-        "problem": Value("string"),
+        PROBLEM: Value("string"),
     }
 )
 
@@ -248,44 +247,21 @@ def _num_own_rows(split: _Split, own: LabellingArguments, accelerator: Accelerat
     return sum(min(own.rows_per_shard, len(split.rows) - start) for start in mine)
 
 
-@dataclass(frozen=True)
-class _Windows:
-    """Rows (without their audio) and, for those without a problem, their features."""
-
-    rows: list[dict[str, Any]]
-    features: Tensor | None
-
-
 def _batches(
     chunk: Any, teacher: whisper.Whisper, own: LabellingArguments, run_args: RunArguments
-) -> Iterator[_Windows]:
+) -> Iterator[Windows]:
     return iter(
         DataLoader(
             chunk,
             batch_size=own.per_device_eval_batch_size,
             num_workers=run_args.dataloader_num_workers,
-            collate_fn=partial(_collate, log_mel=teacher.log_mel),
+            collate_fn=WindowCollator(teacher.log_mel),
         )
     )
 
 
-def _collate(rows: list[dict[str, Any]], log_mel: LogMel) -> _Windows:
-    """Decode clips; one that cannot be used keeps its row, with the reason as `problem`."""
-    kept, features = [], []
-    for row in rows:
-        slim = {name: row.get(name) for name in LABEL_SHARD}
-        try:
-            wave = decode_audio(row[schema.AUDIO], log_mel.sampling_rate, log_mel.window_s)
-        except AudioError as error:
-            kept.append({**slim, "problem": str(error)})
-            continue
-        kept.append({**slim, schema.DURATION: len(wave) / log_mel.sampling_rate})
-        features.append(log_mel.pad(log_mel.real_frames(wave)))
-    return _Windows(kept, stack(features) if features else None)
-
-
 def _label_batch(
-    batch: _Windows,
+    batch: Windows,
     teacher: whisper.Whisper,
     decoding: transcription.Decoding,
     accelerator: Accelerator,
@@ -295,7 +271,7 @@ def _label_batch(
         features = batch.features.to(accelerator.device)
         transcripts = transcription.transcribe_windows(teacher, features, decoding)
     found = iter(transcripts)
-    return [row if row["problem"] else {**row, **_label_columns(next(found))} for row in batch.rows]
+    return [row if row[PROBLEM] else {**row, **_label_columns(next(found))} for row in batch.rows]
 
 
 def _label_columns(transcript: transcription.Transcript) -> dict[str, Any]:
@@ -309,8 +285,8 @@ def _label_columns(transcript: transcription.Transcript) -> dict[str, Any]:
 def _account(labelled: list[dict[str, Any]]) -> Ledger:
     ledger = Ledger(num_in=len(labelled))
     for row in labelled:
-        if row["problem"]:
-            logger.warning("clip %s %s", row[schema.ID], row["problem"])
+        if row[PROBLEM]:
+            logger.warning("clip %s %s", row[schema.ID], row[PROBLEM])
             ledger.quarantined["audio"] += 1
         else:
             ledger.num_out += 1
@@ -350,7 +326,7 @@ def _contract_rows(
     before = _read_labels(split.label_path(index - 1))[-1:] if index else []
     rows = before + _read_labels(split.label_path(index))
     texts = [
-        None if row["problem"] else labels.text_ids(row[schema.WHISPER_TRANSCRIPT], teacher.tokens)
+        None if row[PROBLEM] else labels.text_ids(row[schema.WHISPER_TRANSCRIPT], teacher.tokens)
         for row in rows
     ]
     places = [(row[schema.RECORDING_ID], row[schema.SPEAKER_ID]) for row in rows]
@@ -358,7 +334,7 @@ def _contract_rows(
         (recording, speaker, text) for (recording, speaker), text in zip(places, texts, strict=True)
     )
     for row, context in list(zip(rows, contexts, strict=True))[len(before) :]:
-        if row["problem"]:
+        if row[PROBLEM]:
             continue
         ids = row[schema.WHISPER_TRANSCRIPT]
         text = teacher.tokenizer.decode(
@@ -431,7 +407,7 @@ def _scores(
         )
         for path in split.label_paths()
         for row in _read_labels(path)
-        if row[schema.TEXT] and not row["problem"]
+        if row[schema.TEXT] and not row[PROBLEM]
     ]
     if not pairs or decoding.task != "transcribe":
         return None

@@ -79,3 +79,43 @@ class SpeechCollator:
             return self.log_mel.pad(torch.from_numpy(np.asarray(stored, dtype=np.float32)))
         wave = decode_audio(row[schema.AUDIO], self.log_mel.sampling_rate, self.log_mel.window_s)
         return self.log_mel.pad(self.log_mel.real_frames(wave))
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Clips to be transcribed.
+
+    `rows` are all rows without their audio, with their real duration, and with `PROBLEM` naming
+    why a clip cannot be used, else None; `features`, float32 (clips, mels, frames), belong to the
+    rows without a problem, in that order, and are None if there is none.
+    """
+
+    rows: list[dict[str, Any]]
+    features: Tensor | None
+
+
+PROBLEM = "problem"
+
+
+@dataclass(frozen=True)
+class WindowCollator:
+    """Decode and transform clips of at most one window each; no row is ever left out."""
+
+    log_mel: LogMel
+
+    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> Windows:
+        """Turn rows with `audio` into windows."""
+        kept, features = [], []
+        for row in rows:
+            slim = {name: value for name, value in row.items() if name != schema.AUDIO}
+            try:
+                wave = decode_audio(
+                    row[schema.AUDIO], self.log_mel.sampling_rate, self.log_mel.window_s
+                )
+            except AudioError as error:
+                kept.append({**slim, PROBLEM: str(error)})
+                continue
+            duration = len(wave) / self.log_mel.sampling_rate
+            kept.append({**slim, schema.DURATION: duration, PROBLEM: None})
+            features.append(self.log_mel.pad(self.log_mel.real_frames(wave)))
+        return Windows(kept, torch.stack(features) if features else None)

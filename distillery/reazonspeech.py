@@ -7,7 +7,6 @@ tar archives of FLAC clips, numbered in three hexadecimal digits. A clip is name
 Archives are never extracted: their members are read in place, and their names are only keys.
 """
 
-import hashlib
 import io
 import itertools
 import re
@@ -209,28 +208,23 @@ def _check_end(file: io.BufferedReader, offset: int) -> None:
 def undecodable_clips(path: Path) -> dict[str, str]:
     """Decode every clip of an archive once; return the reasons of those that fail, by name.
 
-    A FLAC file carries the MD5 sum of its samples, so a single flipped bit is found.
+    The frames of a FLAC file carry checksums, which the decoder compares, so this finds flipped
+    bits in the samples. It does not find one in the declared sampling rate; the archive's sum does.
     """
     reasons = {name: _decoding_fault(content) for name, content in read_clips(path)}
     return {name: reason for name, reason in reasons.items() if reason}
 
 
 def _decoding_fault(content: bytes) -> str | None:
-    digest, num_frames = hashlib.md5(usedforsecurity=False), 0
     try:
         with soundfile.SoundFile(io.BytesIO(content)) as file:
-            sixteen_bit, declared = file.subtype == "PCM_16", file.frames
-            for block in file.blocks(1 << 16, dtype="int16"):
-                digest.update(block.astype("<i2").tobytes())
-                num_frames += len(block)
+            # In blocks, so that a small file of hours of silence takes no memory.
+            num_frames = sum(len(block) for block in file.blocks(1 << 16, dtype="int16"))
+            declared = file.frames
     except soundfile.LibsndfileError as error:
         return str(error)
     if num_frames == 0 or num_frames != declared:
         return f"{num_frames} of {declared} samples decoded"
-    recorded = content[26:42]  # in STREAMINFO, which comes first; RFC 9639, 8.2
-    is_flac = content.startswith(b"fLaC")
-    if is_flac and sixteen_bit and any(recorded) and recorded != digest.digest():
-        return "the samples differ from the clip's own MD5 sum"
     return None
 
 

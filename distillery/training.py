@@ -40,7 +40,8 @@ from distillery.normalizers import Normalizer, normalizer_for
 from distillery.optim import make_optimizer, make_schedule
 from distillery.order import BatchPlan, Order
 from distillery.runtime import Run, StopRequest, seed_everything, stop_request
-from distillery.shards import Ledger, read_json, replacing, write_json
+from distillery.shards import RUN_RECORD, Ledger, read_json, replacing, write_json
+from distillery.tokens import language_code
 from distillery.transcription import Decoding, transcribe_windows
 
 logger = logging.getLogger(__name__)
@@ -560,6 +561,10 @@ def _error_rates(pairs: list[tuple[str, str]], normalizer: Normalizer) -> dict[s
 
 def _save_model(job: Job, folder: Path) -> None:
     model = job.accelerator.unwrap_model(job.step).student
+    if job.student.tokens.is_multilingual:
+        # Whoever runs the model without naming a language gets the one it was trained on.
+        model.generation_config.language = language_code(str(job.decoding.language))
+        model.generation_config.task = job.decoding.task
     whisper.save(model, job.student.tokenizer, job.student.feature_extractor, folder)
 
 
@@ -602,6 +607,16 @@ def _resume(
     return progress
 
 
+def _card(job: Job) -> str:
+    flags = job.run.arguments
+    teacher = flags.get("teacher_model_name_or_path")
+    return (
+        f"Made by `{job.run.stage}` from `{flags['model_name_or_path']}`"
+        + (f", following `{teacher}`" if teacher else "")
+        + f", on `{flags['train_dataset_name']}`. `{RUN_RECORD}` holds every flag and version."
+    )
+
+
 def _conclude(job: Job, progress: Progress, ledger: Ledger | None) -> None:
     """Save the trained model, or evaluate the given one, and complete the record."""
     if not job.args.do_train:
@@ -611,6 +626,7 @@ def _conclude(job: Job, progress: Progress, ledger: Ledger | None) -> None:
             logger.info("%s: %s", eval_set.name, _rounded(found))
     elif job.accelerator.is_main_process:
         _save_model(job, job.run.folder)
+        whisper.write_card(job.run.folder, _card(job))
         results = {"updates": progress.step, "best": progress.best, "num_bad": progress.num_bad}
         job.run.finish(**results, ledger=ledger.to_dict() if ledger else None)
     job.accelerator.end_training()

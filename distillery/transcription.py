@@ -1,12 +1,12 @@
 """Decoding of single windows and of long recordings."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional
-from transformers import WhisperForConditionalGeneration
+from transformers import WhisperForConditionalGeneration, pipeline
 from transformers.modeling_outputs import BaseModelOutput
 
 from distillery.features import Waveform
@@ -171,9 +171,60 @@ def transcribe_sequentially(
         return_timestamps=True,
         num_beams=decoding.num_beams,
         condition_on_prev_tokens=condition_on_prev_tokens,
-        max_new_tokens=decoding.max_length
-        - len(whisper.tokens.prefix(decoding.language, decoding.task, True)),
+        max_new_tokens=decoding.max_length - _num_prefix(whisper, decoding),
         **fallback,
         **prompt_arguments(whisper.tokens, decoding),
     )
     return [int(i) for i in sequences[0].tolist()]
+
+
+def transcribe_in_chunks(
+    whisper: Whisper,
+    decoding: Decoding,
+    chunk_length_s: float,
+    stride_length_s: float | None,
+    batch_size: int,
+) -> Callable[[Waveform], str]:
+    """Return a function that transcribes a recording in overlapping chunks.
+
+    This is Distil-Whisper's long-form algorithm (https://arxiv.org/abs/2311.00430, section 5.3) as
+    the pipeline of `transformers` runs it: chunks are decoded in batches and joined where their
+    overlaps agree.
+
+    Args:
+        whisper: the model.
+        decoding: see `Decoding`.
+        chunk_length_s: length of a chunk, at most the model's window.
+        stride_length_s: overlap on each side; None for a sixth of a chunk.
+        batch_size: chunks that are decoded at once.
+    """
+    recogniser = pipeline(
+        "automatic-speech-recognition",
+        model=whisper.model,
+        tokenizer=whisper.tokenizer,
+        feature_extractor=whisper.feature_extractor,
+        chunk_length_s=chunk_length_s,
+        stride_length_s=stride_length_s,
+        batch_size=batch_size,
+        device=whisper.model.device,
+    )
+    options = {
+        "num_beams": decoding.num_beams,  # the pipeline's own default is 5
+        "max_new_tokens": decoding.max_length - _num_prefix(whisper, decoding),
+        **prompt_arguments(whisper.tokens, decoding),
+    }
+
+    def transcribe(waveform: Waveform) -> str:
+        found = recogniser(
+            # The pipeline pops entries from what it is given.
+            {"raw": waveform, "sampling_rate": whisper.log_mel.sampling_rate},
+            return_timestamps=decoding.timestamps,
+            generate_kwargs=dict(options),
+        )
+        return str(found["text"]).strip()
+
+    return transcribe
+
+
+def _num_prefix(whisper: Whisper, decoding: Decoding) -> int:
+    return len(whisper.tokens.prefix(decoding.language, decoding.task, decoding.timestamps))

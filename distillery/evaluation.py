@@ -1,0 +1,247 @@
+"""What short-form and long-form evaluation share: flags, scores, and the files they leave."""
+
+import hashlib
+import json
+import logging
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+
+from distillery import data, results, whisper
+from distillery.arguments import (
+    DataArguments,
+    DecodingArguments,
+    ModelArguments,
+    RunArguments,
+    at_least,
+    flag,
+    one_of,
+)
+from distillery.metrics import score
+from distillery.normalizers import VARIANTS, Normalizer, normalizer_for, raw_text
+from distillery.runtime import code_commit, versions
+from distillery.tokens import language_code
+from distillery.transcription import Decoding
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class EvaluationArguments:
+    """What evaluation decides beside the model, the data and the decoding."""
+
+    output_dir: str = flag("eval", "Folder for metrics and predictions.", "-o")
+    per_device_eval_batch_size: int = flag(16, "Windows that are decoded at once.", "-b", "--batch")
+    generation_max_length: int = flag(
+        225, "Most ids of the transcript of one window.", "--max_label_length"
+    )
+    normalizer: str = flag(
+        "auto", f"How texts are normalised before they are scored: {', '.join(VARIANTS)}."
+    )
+
+    def problems(self) -> list[str]:
+        """Return what is wrong with the values."""
+        return [
+            *at_least(self, "per_device_eval_batch_size", 1),
+            *at_least(self, "generation_max_length", 8),
+            *one_of(self, "normalizer", VARIANTS),
+        ]
+
+
+@dataclass(frozen=True)
+class Heard:
+    """One row after decoding: what was said, what was written, and how long it lasts.
+
+    `problem` names why a clip could not be transcribed, and is None for the others.
+    """
+
+    id: str
+    reference: str
+    prediction: str
+    duration_s: float
+    problem: str | None = None
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One model on one split: where the files go, and everything that identifies the result."""
+
+    form: str
+    spec: data.DatasetSpec
+    decoding: Decoding
+    normalizer: Normalizer
+    folder: Path
+    identity: dict[str, Any]
+
+    @property
+    def metrics_path(self) -> Path:
+        """Return the file that the result is appended to, one row per evaluation."""
+        language = language_code(self.decoding.language) if self.decoding.language else "en"
+        return self.folder / f"metric.{language}.{self.decoding.task}.jsonl"
+
+    @property
+    def predictions_path(self) -> Path:
+        """Return the file of this evaluation's predictions; its name ends in a sum of the identity.
+
+        Two models of the same base name therefore never share a file.
+        """
+        digest = hashlib.sha256(json.dumps(self.identity, sort_keys=True).encode()).hexdigest()
+        names = [Path(self.identity["model"]).name, Path(self.spec.name).stem, str(self.spec.split)]
+        return self.folder / "predictions" / f"{'.'.join(names)}.{digest[:8]}.csv"
+
+    def earlier(self) -> results.Row | None:
+        """Return the result of an earlier, identical evaluation, if its predictions are there."""
+        if not self.metrics_path.exists() or not self.predictions_path.exists():
+            return None
+        return results.find_row(results.read_rows(self.metrics_path), self.identity)
+
+    def conclude(
+        self, heard: list[Heard], wall_s: float, num_parameters: int, max_bad_fraction: float
+    ) -> results.Row:
+        """Score what was heard, write predictions and metrics, and return the row of metrics.
+
+        Raises:
+            ValueError: too many clips could not be used, or an id occurs twice.
+        """
+        good = [row for row in heard if row.problem is None]
+        _check_complete(heard, good, max_bad_fraction, str(self.spec))
+        scores = score([h.reference for h in good], [h.prediction for h in good], self.normalizer)
+        results.write_predictions(self.predictions_path, map(self._prediction, good))
+        audio_s = sum(row.duration_s for row in good)
+        row = {
+            **self.identity,
+            **asdict(scores),
+            "num_bad": len(heard) - len(good),
+            "num_parameters": num_parameters,
+            "audio_s": round(audio_s, 3),
+            "wall_s": round(wall_s, 3),
+            "rtfx": audio_s / wall_s,
+            "predictions": str(self.predictions_path.relative_to(self.folder)),
+            "versions": versions(),
+            "commit": code_commit(),
+        }
+        results.append_row(self.metrics_path, row)
+        return row
+
+    def _prediction(self, heard: Heard) -> results.Prediction:
+        return results.Prediction(
+            heard.id,
+            self.normalizer(heard.reference),
+            self.normalizer(heard.prediction),
+            heard.reference,
+            heard.prediction,
+        )
+
+
+def _check_complete(
+    heard: list[Heard], good: list[Heard], max_bad_fraction: float, name: str
+) -> None:
+    if not good:
+        reasons = {row.problem for row in heard}
+        raise ValueError(
+            f"{name}: no clip could be used: {', '.join(map(str, reasons)) or 'empty'}"
+        )
+    if len({row.id for row in heard}) != len(heard):
+        raise ValueError(f"{name}: ids are not unique; name another column with --id_column_name")
+    bad = len(heard) - len(good)
+    if bad > max_bad_fraction * len(heard):
+        raise ValueError(
+            f"{name}: {bad} of {len(heard)} clips cannot be used; that is more than "
+            f"--max_bad_fraction {max_bad_fraction:g} allows"
+        )
+
+
+def plan(
+    form: str,
+    spec: data.DatasetSpec,
+    model: whisper.Whisper,
+    model_args: ModelArguments,
+    decoding_args: DecodingArguments,
+    args: EvaluationArguments,
+    **algorithm: Any,
+) -> Evaluation:
+    """Put together what identifies one evaluation.
+
+    Args:
+        form: `short_form` or `long_form`.
+        spec: what is read.
+        model: the model, loaded.
+        model_args, decoding_args, args: the flags.
+        algorithm: more settings that change the result.
+    """
+    preset = getattr(model.model.generation_config, "language", None)
+    decoding = Decoding(
+        decoding_args.language or (preset if model.tokens.is_multilingual else None),
+        decoding_args.task,
+        decoding_args.return_timestamps,
+        decoding_args.generation_num_beams,
+        min(args.generation_max_length, model.max_label_length),
+    )
+    model.tokens.prefix(decoding.language, decoding.task, False)  # fails by name if they misfit
+    normalizer = normalizer_for(
+        decoding.language if model.tokens.is_multilingual else "en",
+        english_spelling=model.tokenizer.english_spelling_normalizer,
+        variant=args.normalizer,
+    )
+    name = model_args.model_name_or_path
+    identity = {
+        "form": form,
+        "model": str(Path(name).resolve()) if Path(name).exists() else name,
+        "model_revision": model_args.model_revision,
+        "model_fingerprint": _model_fingerprint(Path(name)),
+        "dataset": spec.name,
+        "config": spec.config,
+        "split": spec.split,
+        "max_rows": spec.max_rows,
+        "dataset_fingerprint": data.fingerprint(spec),
+        "dtype": model_args.dtype,
+        "attention": model_args.attn_type,
+        "decoding": asdict(decoding),
+        "normalizer": normalizer.id,
+        **algorithm,
+    }
+    return Evaluation(form, spec, decoding, normalizer, Path(args.output_dir), identity)
+
+
+def _model_fingerprint(folder: Path) -> str | None:
+    """Return a sum that changes when a local model is trained again; None for a Hub id."""
+    if not folder.exists():
+        return None
+    digest = hashlib.sha256()
+    for file in sorted(folder.glob("*.safetensors")):
+        stat = file.stat()
+        digest.update(f"{file.name} {stat.st_size} {stat.st_mtime_ns}".encode())
+    return digest.hexdigest()
+
+
+def reference_of(row: dict[str, Any]) -> str:
+    """Return a row's reference without markup; "" where it has none."""
+    return raw_text(row.get("text") or "")
+
+
+def report(accelerator: Accelerator, run_args: RunArguments, rows: list[results.Row]) -> None:
+    """Print a table of results and hand them to the trackers."""
+    columns = ["model", "dataset", "cer_norm", "wer_norm", "cer_raw", "wer_raw", "rtfx", "num_rows"]
+    for line in results.markdown_table(rows, columns).splitlines():
+        logger.info("%s", line)
+    if accelerator.log_with:
+        accelerator.init_trackers(run_args.wandb_project or "whisper-distillery-eval")
+        for index, row in enumerate(rows):
+            figures = {k: v for k, v in row.items() if isinstance(v, int | float)}
+            accelerator.log({f"{row['form']}/{k}": v for k, v in figures.items()}, step=index)
+
+
+def specs_with_references(data_args: DataArguments) -> list[tuple[data.DatasetSpec, data.Rows]]:
+    """Load every split that the flags name; each must have references.
+
+    Raises:
+        ValueError: a dataset has no column of references.
+    """
+    found = []
+    for spec in data_args.specs():
+        rows = data.load(spec)
+        data.require_column(rows, spec, "text", "--text_column_name")
+        found.append((data.with_split(spec, rows), rows))
+    return found

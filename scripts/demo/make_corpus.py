@@ -1,0 +1,567 @@
+"""Make a small Japanese speech corpus with espeak-ng, without any download.
+
+    python scripts/demo/make_corpus.py --output_dir runs/corpus --num_train 2000 --seed 0
+    python scripts/demo/make_corpus.py --output_dir /tmp/corpus --num_train 20 --num_test 5 \\
+        --num_long 1
+
+Writes FLAC files (16 kHz, mono) and one JSON-lines manifest for each set:
+
+- `train.jsonl`: clips of one utterance, 1 to 3 s;
+- `windows.jsonl`: training windows of `--window_s` seconds cut out of longer recordings, two thirds
+  where a decoder that seeks to the last end timestamp cuts them, one third anywhere;
+- `test.jsonl`: clips of word sequences that no training utterance has;
+- `long.jsonl`: such utterances joined with pauses to 20 to 40 s, with the times of each.
+
+The same arguments give the same bytes. A finished corpus is left as it is.
+"""
+
+import argparse
+import ctypes
+import itertools
+import json
+import os
+import random
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import soundfile
+import soxr
+from espeakng_loader import get_data_path, get_library_path
+
+from distillery.schema import AUDIO, DURATION, ID, RECORDING_ID, SPEAKER_ID, TEXT
+from distillery.tokens import TIMESTAMP_STEP_S
+
+TIMESTAMPED_TEXT = "timestamped_text"
+LANGUAGE = "language"
+SEGMENTS = "segments"
+
+RECIPE = 1  # raise it when the same arguments no longer give the same corpus
+SUMMARY = "corpus.json"
+SAMPLE_RATE = 16_000
+
+# fmt: off
+WORDS = (
+    "ねこ", "いぬ", "とり", "さかな", "みず", "やま", "そら", "もり", "ごはん",
+    "おちゃ", "りんご", "たまご", "くるま", "でんしゃ", "いえ", "えき", "あした", "よる",
+    "きょう", "なつ", "ふゆ", "ともだち", "せんせい", "はな", "ゆき",
+)
+# fmt: on
+VOICES = ("ja", "ja+m1", "ja+m2", "ja+m3", "ja+m7", "ja+f1", "ja+f2", "ja+f4")
+RATES_WPM = (155, 220)
+PITCHES = (30, 70)
+PEAKS = (0.3, 0.9)
+NUM_WORDS_WEIGHTS = (1, 4, 5, 5, 5)  # single words are few: each one tested is one not trained on
+
+MARGINS_S = (0.1, 0.4)  # silence before and after the utterance of a clip
+PAUSES_S = (0.3, 1.0)  # silence between the utterances of a recording
+RECORDING_S = (23.0, 40.0)  # at most: a recording ends up to 3.5 s before its draw
+MIN_CLIP_S = 1.0
+WINDOWS_PER_RECORDING = 6
+ANYWHERE_EVERY = 3  # of three windows, one is cut at a random place
+MIN_WORD_INSIDE = 0.7  # of a word's length, to count as heard in such a window
+SPEECH_FLOOR = 0.02  # of the peak: quieter than this at either end is silence
+
+
+class EspeakEvent(ctypes.Structure):
+    """`espeak_EVENT` of espeak-ng's speak_lib.h."""
+
+    _fields_ = [
+        ("type", ctypes.c_int),
+        ("unique_identifier", ctypes.c_uint),
+        ("text_position", ctypes.c_int),
+        ("length", ctypes.c_int),
+        ("audio_position", ctypes.c_int),
+        ("sample", ctypes.c_int),
+        ("user_data", ctypes.c_void_p),
+        ("id", ctypes.c_int * 2),
+    ]
+
+
+SYNTH_CALLBACK = ctypes.CFUNCTYPE(
+    ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.POINTER(EspeakEvent)
+)
+END_OF_EVENTS, WORD_EVENT = 0, 1
+RATE_PARAMETER, PITCH_PARAMETER = 1, 3
+SYNCHRONOUS_RETRIEVAL = 2
+UTF8 = 1
+
+
+class Espeak:
+    """espeak-ng through ctypes.
+
+    Its noise source and its phase run on from call to call, so that only the whole sequence of
+    calls since the process started is reproducible, not a single one.
+    """
+
+    def __init__(self) -> None:
+        self._library = ctypes.CDLL(get_library_path())
+        self._sample_rate = self._library.espeak_Initialize(
+            SYNCHRONOUS_RETRIEVAL, 0, get_data_path().encode(), 0
+        )
+        if self._sample_rate <= 0:
+            raise RuntimeError(f"espeak-ng cannot start with the data in {get_data_path()}")
+        self._library.espeak_ng_SetRandSeed(ctypes.c_long(1))  # else it is the time of day
+        self._chunks: list[np.ndarray] = []
+        self._word_samples: list[int] = []
+        self._callback = SYNTH_CALLBACK(self._receive)  # kept: C holds no reference to it
+        self._library.espeak_SetSynthCallback(self._callback)
+
+    def _receive(self, samples: Any, num_samples: int, events: Any) -> int:
+        if num_samples > 0:
+            self._chunks.append(np.ctypeslib.as_array(samples, (num_samples,)).copy())
+        index = 0
+        while events[index].type != END_OF_EVENTS:
+            if events[index].type == WORD_EVENT:
+                self._word_samples.append(events[index].sample)
+            index += 1
+        return 0
+
+    def say(
+        self, words: list[str], voice: str, rate: int, pitch: int
+    ) -> tuple[np.ndarray, list[float]]:
+        """Return speech (float32 at 16 kHz, peak 1) and the second at which each word starts."""
+        self._chunks.clear()
+        self._word_samples.clear()
+        if self._library.espeak_SetVoiceByName(voice.encode()) != 0:
+            raise RuntimeError(f"espeak-ng has no voice {voice!r}")
+        self._library.espeak_SetParameter(RATE_PARAMETER, rate, 0)
+        self._library.espeak_SetParameter(PITCH_PARAMETER, pitch, 0)
+        text = " ".join(words).encode()
+        self._library.espeak_Synth(text, len(text) + 1, 0, 1, 0, UTF8, None, None)
+        if len(self._word_samples) != len(words):
+            raise RuntimeError(f"espeak-ng said {len(self._word_samples)} words instead of {words}")
+        samples = np.concatenate(self._chunks).astype(np.float32)
+        samples = soxr.resample(samples, self._sample_rate, SAMPLE_RATE)
+        starts = [sample / self._sample_rate for sample in self._word_samples]
+        return samples / np.abs(samples).max(), starts
+
+
+@dataclass(frozen=True)
+class Speaker:
+    """A voice with its way of speaking."""
+
+    voice: str
+    rate: int
+    pitch: int
+    peak: float
+
+    @classmethod
+    def draw(cls, rng: random.Random) -> "Speaker":
+        """Draw a voice, rate (words per minute), pitch (0 to 99) and peak level (0 to 1)."""
+        return cls(
+            voice=rng.choice(VOICES),
+            rate=rng.randint(*RATES_WPM),
+            pitch=rng.randint(*PITCHES),
+            peak=rng.uniform(*PEAKS),
+        )
+
+
+@dataclass(frozen=True)
+class Utterance:
+    """Words spoken in one go, without silence at either end.
+
+    `samples` is float32 at 16 kHz; `word_starts` are seconds from its start.
+    """
+
+    words: tuple[str, ...]
+    full_stop: bool
+    samples: np.ndarray
+    word_starts: tuple[float, ...]
+
+    @classmethod
+    def speak(
+        cls, espeak: Espeak, speaker: Speaker, words: tuple[str, ...], full_stop: bool
+    ) -> "Utterance":
+        """Let a speaker say the words and cut the silence off."""
+        samples, starts = espeak.say(list(words), speaker.voice, speaker.rate, speaker.pitch)
+        loud = np.flatnonzero(np.abs(samples) > SPEECH_FLOOR)
+        first, last = int(loud[0]), int(loud[-1])
+        return cls(
+            words=words,
+            full_stop=full_stop,
+            samples=samples[first : last + 1] * speaker.peak,
+            word_starts=tuple(max(0.0, start - first / SAMPLE_RATE) for start in starts),
+        )
+
+    @cached_property
+    def text(self) -> str:
+        """The reference: words without spaces, as Japanese is written."""
+        return "".join(self.words) + "。" * self.full_stop
+
+    @property
+    def duration(self) -> float:
+        """Seconds."""
+        return len(self.samples) / SAMPLE_RATE
+
+    def words_between(self, start: float, end: float) -> str:
+        """Return the text of the words that lie mostly between two times, full stop included."""
+        bounds = [*self.word_starts, self.duration]
+        heard = ""
+        for index, word in enumerate(self.words):
+            left, right = bounds[index : index + 2]
+            inside = min(right, end) - max(left, start)
+            if inside >= MIN_WORD_INSIDE * (right - left):
+                is_last = index == len(self.words) - 1
+                heard += word + "。" * (is_last and self.full_stop)
+        return heard
+
+
+@dataclass(frozen=True)
+class Recording:
+    """Utterances of one speaker with silence before, between and after; `starts` in seconds."""
+
+    utterances: tuple[Utterance, ...]
+    starts: tuple[float, ...]
+    samples: np.ndarray
+
+    @classmethod
+    def join(cls, utterances: list[Utterance], pauses: list[float]) -> "Recording":
+        """Join utterances with pauses (seconds), of which there is one more than utterances."""
+        parts, starts, position = [], [], 0
+        for pause, utterance in zip(pauses, utterances, strict=False):
+            silence = np.zeros(round(pause * SAMPLE_RATE), np.float32)
+            starts.append((position + len(silence)) / SAMPLE_RATE)
+            parts += [silence, utterance.samples]
+            position += len(silence) + len(utterance.samples)
+        parts.append(np.zeros(round(pauses[-1] * SAMPLE_RATE), np.float32))
+        return cls(tuple(utterances), tuple(starts), np.concatenate(parts))
+
+    @property
+    def duration(self) -> float:
+        """Seconds."""
+        return len(self.samples) / SAMPLE_RATE
+
+    @cached_property
+    def ends(self) -> tuple[float, ...]:
+        """The end of each utterance, in seconds."""
+        return tuple(
+            start + utterance.duration
+            for start, utterance in zip(self.starts, self.utterances, strict=True)
+        )
+
+    @cached_property
+    def spans(self) -> list[tuple[Utterance, float, float]]:
+        """Each utterance with its start and end."""
+        return list(zip(self.utterances, self.starts, self.ends, strict=True))
+
+    def text(self) -> str:
+        """Return the plain text of all utterances."""
+        return "".join(utterance.text for utterance in self.utterances)
+
+    def timestamped_text(self) -> str:
+        """Return the text with Whisper's timestamps around each utterance."""
+        return self.timestamped_between(0.0, self.duration)
+
+    def complete_between(self, start: float, end: float) -> str:
+        """Return the plain text of the utterances that lie wholly between two times."""
+        return "".join(u.text for u, left, right in self.spans if start <= left and right <= end)
+
+    def timestamped_between(self, start: float, end: float) -> str:
+        """Return timestamped text as Whisper writes it for a window.
+
+        An utterance that the window's end cuts off leaves its start timestamp alone: that is how
+        Whisper was trained, and what tells its decoder to go on from the last end.
+        """
+        parts = []
+        for utterance, left, right in self.spans:
+            if start <= left and right <= end:
+                parts.append(timestamp(left - start) + utterance.text + timestamp(right - start))
+            elif start <= left < end:
+                parts.append(timestamp(left - start))
+        return "".join(parts)
+
+    def words_between(self, start: float, end: float) -> str:
+        """Return the plain text of the words that lie mostly between two times."""
+        return "".join(u.words_between(start - left, end - left) for u, left, _ in self.spans)
+
+    def pauses_until(self, latest: float) -> list[tuple[float, float]]:
+        """Return start and end of the silence before each utterance, as far as `latest`."""
+        pauses = zip((0.0, *self.ends), self.starts, strict=False)
+        return [(left, min(right, latest)) for left, right in pauses if left <= latest]
+
+    def cut(self, start: float, seconds: float) -> np.ndarray:
+        """Return the samples of a window."""
+        first = round(start * SAMPLE_RATE)
+        return self.samples[first : first + round(seconds * SAMPLE_RATE)]
+
+
+def timestamp(seconds: float) -> str:
+    """Return the nearest of Whisper's timestamps."""
+    return f"<|{round(seconds / TIMESTAMP_STEP_S) * TIMESTAMP_STEP_S:.2f}|>"
+
+
+@dataclass
+class Studio:
+    """Speaks random sentences; those in `held_out` only when they are asked for."""
+
+    espeak: Espeak
+    held_out: set[tuple[str, ...]]
+
+    def training_words(self, rng: random.Random) -> tuple[str, ...]:
+        """Draw a word sequence that is not held out."""
+        while (words := draw_words(rng)) in self.held_out:
+            pass
+        return words
+
+    def clip(self, rng: random.Random, words: tuple[str, ...]) -> tuple[Speaker, Recording]:
+        """Return one utterance of a random speaker, with some silence around it."""
+        speaker = Speaker.draw(rng)
+        utterance = Utterance.speak(self.espeak, speaker, words, rng.random() < 0.5)
+        before, after = rng.uniform(*MARGINS_S), rng.uniform(*MARGINS_S)
+        after = max(after, MIN_CLIP_S - before - utterance.duration)
+        return speaker, Recording.join([utterance], [before, after])
+
+    def recording(
+        self, rng: random.Random, sentences: Iterator[tuple[str, ...]]
+    ) -> tuple[Speaker, Recording]:
+        """Return a random speaker's recording of as many sentences as its length takes."""
+        speaker, target = Speaker.draw(rng), rng.uniform(*RECORDING_S)
+        utterances: list[Utterance] = []
+        pauses = [rng.uniform(*PAUSES_S)]
+        total = pauses[0]
+        for words in sentences:
+            utterance = Utterance.speak(self.espeak, speaker, words, rng.random() < 0.5)
+            pause = rng.uniform(*PAUSES_S)
+            if utterances and total + utterance.duration + pause > target:
+                break
+            utterances.append(utterance)
+            pauses.append(pause)
+            total += utterance.duration + pause
+        return speaker, Recording.join(utterances, pauses)
+
+
+def draw_words(rng: random.Random) -> tuple[str, ...]:
+    """Draw 1 to 5 words, none twice in a row."""
+    count = rng.choices(range(1, len(NUM_WORDS_WEIGHTS) + 1), NUM_WORDS_WEIGHTS)[0]
+    words = [rng.choice(WORDS)]
+    while len(words) < count:
+        words.append(rng.choice([word for word in WORDS if word != words[-1]]))
+    return tuple(words)
+
+
+def draw_distinct(rng: random.Random, count: int, taken: set[tuple[str, ...]]) -> list[Any]:
+    """Draw word sequences that differ from each other and from those taken; add them to these."""
+    drawn: list[tuple[str, ...]] = []
+    while len(drawn) < count:
+        words = draw_words(rng)
+        if words not in taken:
+            taken.add(words)
+            drawn.append(words)
+    return drawn
+
+
+def make_row(name: str, speaker: Speaker, recording_id: str, duration: float) -> dict[str, Any]:
+    """Return the columns that do not depend on what was said."""
+    return {
+        ID: name,
+        AUDIO: f"audio/{name}.flac",
+        TEXT: None,
+        TIMESTAMPED_TEXT: None,
+        SPEAKER_ID: speaker.voice,
+        RECORDING_ID: recording_id,
+        DURATION: round(duration, 4),
+        LANGUAGE: "ja",
+    }
+
+
+def make_clips(
+    folder: Path, studio: Studio, rng: random.Random, split: str, sentences: Iterator[Any]
+) -> Iterator[dict[str, Any]]:
+    """Write one clip per sentence and yield its row."""
+    for index, words in enumerate(sentences):
+        name = f"{split}-{index:05d}"
+        speaker, clip = studio.clip(rng, words)
+        write_audio(folder, name, clip.samples)
+        row = make_row(name, speaker, name, clip.duration)
+        yield row | {TEXT: clip.text(), TIMESTAMPED_TEXT: clip.timestamped_text()}
+
+
+def make_long(
+    folder: Path, studio: Studio, rng: random.Random, sentences: Iterator[Any], count: int
+) -> Iterator[dict[str, Any]]:
+    """Write long recordings and yield their rows, with the times of the utterances."""
+    for index in range(count):
+        name = f"long-{index:05d}"
+        speaker, recording = studio.recording(rng, sentences)
+        write_audio(folder, name, recording.samples)
+        yield make_row(name, speaker, name, recording.duration) | {
+            TEXT: recording.text(),
+            TIMESTAMPED_TEXT: recording.timestamped_text(),
+            SEGMENTS: [
+                {"start": round(start, 3), "end": round(end, 3), TEXT: utterance.text}
+                for utterance, start, end in recording.spans
+            ],
+        }
+
+
+def make_windows(
+    folder: Path, studio: Studio, rng: random.Random, count: int, window_s: float
+) -> Iterator[dict[str, Any]]:
+    """Write training windows cut out of long recordings and yield their rows."""
+    held_out = {"".join(words) for words in studio.held_out}
+    endless = iter(lambda: studio.training_words(rng), None)
+    index = 0
+    for number in itertools.count():
+        speaker, recording = studio.recording(rng, endless)
+        pauses = recording.pauses_until(recording.duration - window_s)
+        rng.shuffle(pauses)
+        for pause in pauses[:WINDOWS_PER_RECORDING]:
+            if index == count:
+                return
+            start, texts = draw_window(rng, recording, window_s, pause, index)
+            if texts[TEXT].replace("。", "") in held_out:
+                continue  # part of a training sentence can be a test sentence
+            name = f"window-{index:05d}"
+            write_audio(folder, name, recording.cut(start, window_s))
+            yield make_row(name, speaker, f"windows-{number:05d}", window_s) | texts
+            index += 1
+
+
+def draw_window(
+    rng: random.Random,
+    recording: Recording,
+    window_s: float,
+    pause: tuple[float, float],
+    index: int,
+) -> tuple[float, dict[str, Any]]:
+    """Draw a window's start (seconds) and return it with the window's texts.
+
+    One in three is cut anywhere: it has the words that are mostly inside and no timestamps. The
+    others start in the given pause, half of them where it begins: there a decoder goes on after an
+    end timestamp.
+    """
+    if index % ANYWHERE_EVERY == ANYWHERE_EVERY - 1:
+        start = rng.uniform(0.0, recording.duration - window_s)
+        return start, {TEXT: recording.words_between(start, start + window_s)}
+    start = pause[0] if rng.random() < 0.5 else rng.uniform(*pause)
+    end = start + window_s
+    return start, {
+        TEXT: recording.complete_between(start, end),
+        TIMESTAMPED_TEXT: recording.timestamped_between(start, end),
+    }
+
+
+def write_audio(folder: Path, name: str, samples: np.ndarray) -> None:
+    """Write 16-bit FLAC."""
+    soundfile.write(folder / "audio" / f"{name}.flac", samples, SAMPLE_RATE, subtype="PCM_16")
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file so that it is there whole or not at all."""
+    partial = path.with_name(path.name + ".part")
+    with partial.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+def write_manifest(path: Path, rows: Iterator[dict[str, Any]]) -> dict[str, Any]:
+    """Write rows as JSON lines; return their number and hours."""
+    lines, seconds = [], 0.0
+    for row in rows:
+        lines.append(json.dumps(row, ensure_ascii=False) + "\n")
+        seconds += row[DURATION]
+    write_whole(path, "".join(lines))
+    return {"rows": len(lines), "hours": round(seconds / 3600, 4)}
+
+
+def make_corpus(
+    folder: Path,
+    num_train: int,
+    num_test: int,
+    num_long: int,
+    num_windows: int,
+    window_s: float,
+    seed: int,
+) -> dict[str, Any]:
+    """Write the four sets and return the rows and hours of each."""
+    (folder / "audio").mkdir(parents=True, exist_ok=True)
+    rng = random.Random(seed)
+    held_out: set[tuple[str, ...]] = set()
+    test_words = draw_distinct(rng, num_test, held_out)
+    most_per_recording = int(RECORDING_S[1] / PAUSES_S[0])
+    long_words = draw_distinct(rng, num_long * most_per_recording, held_out)
+    studio = Studio(Espeak(), held_out)
+    train_words = (studio.training_words(rng) for _ in range(num_train))
+    sets = {
+        "test": make_clips(folder, studio, rng, "test", iter(test_words)),
+        "long": make_long(folder, studio, rng, iter(long_words), num_long),
+        "train": make_clips(folder, studio, rng, "train", train_words),
+        "windows": make_windows(folder, studio, rng, num_windows, window_s),
+    }
+    return {name: write_manifest(folder / f"{name}.jsonl", rows) for name, rows in sets.items()}
+
+
+def is_finished(folder: Path, parameters: dict[str, Any]) -> bool:
+    """Tell whether the corpus is there already.
+
+    Raises:
+        ValueError: if the folder holds a corpus of other parameters.
+    """
+    summary = folder / SUMMARY
+    if not summary.exists():
+        return False
+    found = json.loads(summary.read_text("utf-8"))["parameters"]
+    if found != parameters:
+        differing = ", ".join(
+            f"{key} {found.get(key)} there, {value} asked for"
+            for key, value in parameters.items()
+            if found.get(key) != value
+        )
+        raise ValueError(
+            f"--output_dir {folder} holds another corpus ({differing}): choose another folder, "
+            "or delete this one"
+        )
+    return True
+
+
+def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
+    """Parse and check the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--output_dir", type=Path, required=True, help="folder of the corpus")
+    parser.add_argument("--num_train", type=int, default=2000, help="training clips (2000)")
+    parser.add_argument("--num_test", type=int, default=150, help="test clips (150)")
+    parser.add_argument("--num_long", type=int, default=8, help="long test recordings (8)")
+    parser.add_argument("--num_windows", type=int, help="training windows (a third of --num_train)")
+    parser.add_argument("--window_s", type=float, default=4.0, help="their length in seconds (4)")
+    parser.add_argument("--seed", type=int, default=0, help="of every random choice (0)")
+    parsed = parser.parse_args(arguments)
+    if parsed.num_windows is None:
+        parsed.num_windows = parsed.num_train // 3
+    for flag in ("num_train", "num_test", "num_long", "num_windows"):
+        if getattr(parsed, flag) < 0:
+            parser.error(f"--{flag} must be >= 0, got {getattr(parsed, flag)}")
+    if not 1.0 <= parsed.window_s <= 15.0:  # the shortest recordings last nearly 20 s
+        parser.error(f"--window_s must be 1 to 15 seconds, got {parsed.window_s}")
+    return parsed
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Make the corpus unless it is there."""
+    parsed = vars(parse_arguments(arguments))
+    folder = parsed.pop("output_dir")
+    parameters = {"recipe": RECIPE, **parsed}
+    try:
+        finished = is_finished(folder, parameters)
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+    if finished:
+        print(f"{folder}: the corpus is there already")
+        return
+    counts = make_corpus(folder, **parsed)
+    summary = {"parameters": parameters, "sets": counts}
+    write_whole(folder / SUMMARY, json.dumps(summary, indent=2) + "\n")
+    for name, count in counts.items():
+        print(f"{folder / name}.jsonl: {count['rows']} rows, {count['hours']:.2f} hours")
+
+
+if __name__ == "__main__":
+    main()

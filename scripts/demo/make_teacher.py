@@ -1,0 +1,128 @@
+"""Make an untrained Whisper model and a tokenizer for the demonstration corpus.
+
+    python scripts/demo/make_teacher.py --corpus runs/corpus --output_dir runs/teacher_init
+
+Reads `train.jsonl` of the corpus, trains the tokenizer on its texts, and writes a checkpoint with
+random weights that `run_finetuning.py` can train. The same arguments give the same weights.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import torch
+from transformers import (
+    GenerationConfig,
+    WhisperConfig,
+    WhisperFeatureExtractor,
+    WhisperForConditionalGeneration,
+    WhisperTokenizer,
+)
+
+from distillery import vocabulary, whisper
+from distillery.schema import TEXT
+
+ENCODER_POSITIONS_PER_S = 50  # Whisper's: 100 mel frames a second, halved by the second convolution
+FEED_FORWARD_RATIO = 3  # Whisper has 4; every million parameters costs the demonstration time
+
+
+def new_model(
+    tokenizer: WhisperTokenizer,
+    *,
+    encoder_layers: int,
+    decoder_layers: int,
+    d_model: int,
+    num_heads: int = 4,
+    window_s: int,
+    num_mels: int = 80,
+    max_target_positions: int = 96,
+    seed: int = 0,
+) -> WhisperForConditionalGeneration:
+    """Return a Whisper model with random weights that fits a tokenizer, ready to generate."""
+    settings = vocabulary.generation_settings(tokenizer)
+    ids = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
+    config = WhisperConfig(
+        vocab_size=len(tokenizer),
+        num_mel_bins=num_mels,
+        encoder_layers=encoder_layers,
+        decoder_layers=decoder_layers,
+        encoder_attention_heads=num_heads,
+        decoder_attention_heads=num_heads,
+        d_model=d_model,
+        encoder_ffn_dim=FEED_FORWARD_RATIO * d_model,
+        decoder_ffn_dim=FEED_FORWARD_RATIO * d_model,
+        max_source_positions=window_s * ENCODER_POSITIONS_PER_S,
+        max_target_positions=max_target_positions,
+        suppress_tokens=settings["suppress_tokens"],
+        begin_suppress_tokens=settings["begin_suppress_tokens"],
+        **{name: settings[name] for name in ids},
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = WhisperForConditionalGeneration(config)
+    model.generation_config = GenerationConfig(
+        max_length=max_target_positions, num_beams=1, **settings
+    )
+    return model
+
+
+def read_texts(manifest: Path) -> list[str]:
+    """Return the texts of a manifest.
+
+    Raises:
+        ValueError: if it has none.
+    """
+    if not manifest.is_file():
+        raise ValueError(f"--corpus: there is no {manifest}; run scripts/demo/make_corpus.py first")
+    texts = [json.loads(line)[TEXT] for line in manifest.read_text("utf-8").splitlines()]
+    if not texts:
+        raise ValueError(f"--corpus: {manifest} has no rows")
+    return texts
+
+
+def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--corpus", type=Path, required=True, help="folder of make_corpus.py")
+    add("--output_dir", type=Path, required=True, help="folder of the checkpoint")
+    add("--encoder_layers", type=int, default=2, help="(2)")
+    add("--decoder_layers", type=int, default=4, help="(4)")
+    add("--d_model", type=int, default=128, help="width, a multiple of the 4 heads (128)")
+    add("--window_s", type=int, default=4, help="seconds of audio that the encoder takes (4)")
+    add("--max_target_positions", type=int, default=96, help="most decoder tokens (96)")
+    add("--vocab_size", type=int, default=330, help="tokens but the special ones (330)")
+    add("--seed", type=int, default=0, help="of the weights (0)")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Train the tokenizer and save the checkpoint."""
+    parsed = parse_arguments(arguments)
+    try:
+        texts = read_texts(parsed.corpus / "train.jsonl")
+        tokenizer = vocabulary.train_tokenizer(texts, parsed.vocab_size)
+        model = new_model(
+            tokenizer,
+            encoder_layers=parsed.encoder_layers,
+            decoder_layers=parsed.decoder_layers,
+            d_model=parsed.d_model,
+            window_s=parsed.window_s,
+            max_target_positions=parsed.max_target_positions,
+            seed=parsed.seed,
+        )
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+    extractor = WhisperFeatureExtractor(
+        feature_size=model.config.num_mel_bins, chunk_length=parsed.window_s
+    )
+    whisper.save(model, tokenizer, extractor, parsed.output_dir)
+    millions = model.num_parameters() / 1e6
+    print(f"{parsed.output_dir}: {millions:.2f} M parameters, {len(tokenizer)} tokens")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,360 @@
+"""The downloader and the data loader as users start them, against a server that fails."""
+
+import json
+import logging
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from loopback import HTML, FaultServer, clip_name, corpus, flac, tar
+from tiny import REPOSITORY, load_script
+
+from distillery.downloads import lock_folder
+
+downloader = load_script("reazonspeech_manual_downloader.py")
+SCRIPT = REPOSITORY / "reazonspeech_manual_downloader.py"
+FILES, TEXTS = corpus("small", num_archives=3, num_clips=4)
+TAR = "/data/001.tar"
+
+
+@pytest.fixture
+def server():
+    with FaultServer(FILES) as server:
+        yield server
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return tmp_path / "small_0_3"
+
+
+@pytest.fixture
+def run(server, folder):
+    def run(*flags):
+        always = ["-t", "small", "-s", "0", "-e", "3", "--timeout", "1"]
+        places = ["--output_dir", str(folder), "--base_url", server.url]
+        return downloader.main([*always, *places, *flags])
+
+    return run
+
+
+def contents(folder):
+    """Return what is published, under the server's paths."""
+    found = {f"/data/{path.name[6:]}": path.read_bytes() for path in folder.glob("*.tar")}
+    return found | {f"/tsv/{path.name[6:]}": path.read_bytes() for path in folder.glob("*.tsv")}
+
+
+def test_a_download_is_whole_accounted_for_and_not_repeated(run, server, folder, caplog):
+    caplog.set_level(logging.INFO)
+    server.faults = {TAR: [503, "short"], "/data/002.tar": ["reset"], "/tsv/small.tsv": [500]}
+    assert run() == 0
+    assert contents(folder) == FILES
+    assert "12 lines, 0 of them about other archives; 12 clips with text" in caplog.text
+    assert json.loads((folder / "small.ledger.json").read_text())["matched"] == 12
+    sums = subprocess.run(
+        ["sha256sum", "--check", *(path.name for path in folder.glob("*.sha256"))],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert sums.stdout.count(": OK") == 4
+    assert server.counts() == {"/data/000.tar": 1, TAR: 3, "/data/002.tar": 2, "/tsv/small.tsv": 2}
+    server.requests.clear()
+    assert run() == 0
+    assert run("--health_check", "--deep") == 0
+    assert server.requests == []
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        None,
+        HTML,
+        FILES[TAR][: len(FILES[TAR]) // 2],
+        FILES[TAR].rstrip(b"\0").ljust(5120, b"\0")[: FILES[TAR].index(b"./001/0010000000002")],
+    ],
+    ids=["404", "html", "half", "cut between members"],
+)
+def test_what_cannot_be_had_is_named_and_fetched_by_the_next_run(
+    run, server, folder, caplog, wrong
+):
+    server.files[TAR] = wrong
+    if wrong is None:
+        del server.files[TAR]
+    assert run() == 1
+    assert "not downloaded: small.001.tar" in caplog.text
+    assert "1 of 4 files are missing" in caplog.text
+    assert server.counts()[TAR] == 1
+    assert contents(folder) == {path: FILES[path] for path in FILES if path != TAR}
+    assert (folder / "small.001.tar.damaged").exists() == (wrong is not None)
+    server.files[TAR] = FILES[TAR]
+    assert run() == 0
+    assert contents(folder) == FILES
+
+
+def test_a_page_in_place_of_the_transcripts_is_refused(run, server, folder):
+    server.faults["/tsv/small.tsv"] = ["html"]
+    assert run() == 1
+    assert not (folder / "small.small.tsv").exists()
+    assert run() == 0
+
+
+def test_health_check_finds_damage_and_removes_nothing(run, folder, caplog):
+    assert run() == 0
+    archive, texts = folder / "small.002.tar", folder / "small.small.tsv"
+    flipped = bytearray(archive.read_bytes())
+    flipped[-1] ^= 1  # in the padding, where only the sum tells
+    archive.write_bytes(flipped)
+    texts.write_bytes(texts.read_bytes()[:-1])
+    (folder / "small.000.tar").unlink()
+    assert run("--health_check") == 1
+    assert "damaged: small.002.tar, now small.002.tar.damaged: it differs" in caplog.text
+    assert "damaged: small.small.tsv" in caplog.text
+    assert "missing: small.000.tar" in caplog.text
+    assert (folder / "small.002.tar.damaged").read_bytes() == flipped
+    assert contents(folder) == {TAR: FILES[TAR]}
+    assert run() == 0
+    assert contents(folder) == FILES
+
+
+def test_deep_health_check_decodes_what_no_sum_vouches_for(run, server, folder, caplog):
+    clip = flac(5)  # the second of the second archive
+    broken = FILES[TAR].replace(clip, clip[: len(clip) // 2] + b"#" + clip[len(clip) // 2 + 1 :])
+    server.files[TAR] = broken
+    assert run() == 0
+    assert run("--health_check") == 0
+    assert run("--health_check", "--deep") == 1
+    assert f"1 clips do not decode, such as {clip_name(1, 1)}" in caplog.text
+    server.files[TAR] = FILES[TAR]
+    assert run() == 0
+    assert run("--health_check", "--deep") == 0
+    assert contents(folder) == FILES
+
+
+def test_files_of_the_seeds_downloader_are_taken_over(run, server, folder):
+    folder.mkdir()
+    (folder / "small.001.tar").write_bytes(FILES[TAR])
+    (folder / "small.002.tar").write_bytes(FILES["/data/002.tar"][:3000])
+    assert run() == 0
+    assert contents(folder) == FILES
+    assert server.counts() == {"/data/000.tar": 1, "/data/002.tar": 1, "/tsv/small.tsv": 1}
+
+
+def test_the_next_mirror_has_what_the_first_lacks(run, server, folder):
+    lacking = {path: FILES[path] for path in FILES if path != TAR}
+    with FaultServer(FILES) as mirror:
+        server.files = lacking
+        assert run("--base_url", mirror.url + "/") == 0
+        assert mirror.counts() == {TAR: 1}
+    assert contents(folder) == FILES
+
+
+def test_two_downloads_into_one_folder_do_not_mix(run, server, folder, caplog):
+    folder.mkdir()
+    with lock_folder(folder):
+        assert run() == 1
+    assert "in use by another download" in caplog.text
+    assert server.requests == []
+
+
+def test_unpaired_clips_and_texts_are_reported(run, server, folder, caplog):
+    lines = FILES["/tsv/small.tsv"].splitlines(keepends=True)
+    server.files["/tsv/small.tsv"] = b"".join(lines[1:]) + b"002/gone.flac\tx\n"
+    caplog.set_level(logging.INFO)
+    assert run() == 0
+    assert "11 clips with text, 1 texts without audio, 1 clips without text" in caplog.text
+    server.files["/tsv/small.tsv"] = b"zzz/a.flac\tx\n"
+    (folder / "small.small.tsv").unlink()
+    assert run() == 1
+    assert "no clip has a text" in caplog.text
+
+
+def test_all_wrong_flags_are_told_together(capsys):
+    flags = "-t huge -p 0 --start 3 --deep --timeout soon --max_attempts 0 --base_url ftp://x --up"
+    with pytest.raises(SystemExit) as exit_info:
+        downloader.main(flags.split())
+    assert exit_info.value.code == 2
+    message = capsys.readouterr().err
+    for part in (
+        "--up is no flag",
+        "--target must be one of tiny, small, medium, large, all, got 'huge'",
+        "--pool must be a whole number of at least 1, got '0'",
+        "--start_que and --end_que go together",
+        "--deep needs --health_check",
+        "--timeout must be a number of at least 1, got 'soon'",
+        "--max_attempts must be a whole number of at least 1, got '0'",
+        "--base_url must begin with https:// or http://, got 'ftp://x'",
+    ):
+        assert part in message
+
+
+@pytest.mark.parametrize(
+    ("flags", "folder", "indices"),
+    [
+        ("", "tiny", range(1)),
+        ("--target all --pool 100 -s 0 -e 50", "all_0_50", range(50)),
+        ("-t all --start 4050 --end 4095", "all_4050_4095", range(4050, 4095)),
+        ("-t all", "all", range(4095)),
+        ("-t large", "large", range(579)),
+        ("-t medium", "medium", range(116)),
+        ("-t small", "small", range(12)),
+    ],
+)
+def test_the_seeds_commands_mean_what_they_did(flags, folder, indices):
+    arguments = downloader.parse_arguments(flags.split())
+    assert arguments.folder == Path.home() / ".cache" / "reazon_manual_download" / folder
+    assert arguments.indices == indices
+
+
+def test_the_held_out_archive_is_out_of_reach(capsys):
+    with pytest.raises(SystemExit):
+        downloader.parse_arguments(["-t", "all", "-s", "4000", "-e", "4096"])
+    assert "--end_que must be at most 4095" in capsys.readouterr().err
+
+
+LARGE, _ = corpus("small", num_archives=3, num_clips=12, num_samples=48_000)
+
+
+def start(server, folder):
+    command = [sys.executable, str(SCRIPT), "-t", "small", "-s", "0", "-e", "3", "-p", "2"]
+    command += ["--output_dir", str(folder), "--base_url", server.url]
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    return subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+def wait_for_requests(server, number, process):
+    while len(server.requests) < number and process.poll() is None:
+        time.sleep(0.005)
+
+
+def test_kills_at_random_leave_nothing_wrong_and_are_gone_on_from(folder):
+    chooser = random.Random(3)
+    paths = {f"/data/{index:03x}.tar": folder / f"small.{index:03x}.tar" for index in range(3)}
+    with FaultServer(LARGE) as server:
+        server.delay_s = 0.012  # a second or so for each archive
+        for _ in range(10):
+            process = start(server, folder)
+            wait_for_requests(server, len(server.requests) + 2, process)
+            time.sleep(chooser.uniform(0, 0.5))
+            process.kill()
+            process.communicate()
+            assert contents(folder).items() <= LARGE.items()
+            for url, path in paths.items():
+                part = path.with_name(path.name + ".part")
+                if part.exists():
+                    assert LARGE[url].startswith(part.read_bytes())
+        server.delay_s = 0
+        process = start(server, folder)
+        output, _ = process.communicate()
+    assert process.returncode == 0, output
+    assert contents(folder) == LARGE
+    assert any(asked for _, asked in server.requests)
+    assert not list(folder.glob("*.part*"))
+
+
+def test_sigterm_stops_at_once_and_the_same_command_goes_on(folder):
+    with FaultServer(LARGE) as server:
+        server.faults["/data/000.tar"] = ["stall"]
+        server.delay_s = 0.005
+        process = start(server, folder)
+        wait_for_requests(server, 3, process)
+        time.sleep(0.4)
+        process.send_signal(signal.SIGTERM)
+        output, _ = process.communicate(timeout=20)
+        assert process.returncode == 130
+        assert "the same command goes on from here" in output
+        server.delay_s = 0
+        process = start(server, folder)
+        output, _ = process.communicate()
+    assert process.returncode == 0, output
+    assert contents(folder) == LARGE
+
+
+@pytest.fixture
+def downloaded(tmp_path):
+    """Lay a corpus out as the downloader does, with one clip and one line that match nothing."""
+    folder = tmp_path / ".cache" / "reazon_manual_download" / "small_0_3"
+    folder.mkdir(parents=True)
+    for index in range(3):
+        (folder / f"small.{index:03x}.tar").write_bytes(FILES[f"/data/{index:03x}.tar"])
+    lines = FILES["/tsv/small.tsv"].splitlines(keepends=True)
+    (folder / "small.small.tsv").write_bytes(b"".join(lines[1:]) + b"00f/x.flac\tother\nbroken\n")
+    return folder
+
+
+@pytest.fixture
+def loader(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    script = load_script("reazonspeech_manual_dataloader.py")
+
+    def make(name="small", **options):
+        return script.ReazonSpeech(config_name=name, cache_dir=str(tmp_path / "cache"), **options)
+
+    return make
+
+
+EXPECTED = [
+    {
+        "name": clip_name(index, number),
+        "audio": {"bytes": flac(4 * index + number), "path": clip_name(index, number)},
+        "transcription": TEXTS[clip_name(index, number)],
+    }
+    for index in range(3)
+    for number in range(4)
+][1:]
+
+
+@pytest.mark.parametrize("num_proc", [None, 2])
+def test_a_download_loads_in_order(loader, downloaded, num_proc):
+    builder = loader(dataset_dir_suffix="0_3")
+    builder.download_and_prepare(num_proc=num_proc)
+    rows = builder.as_dataset(split="train")
+    assert list(rows) == EXPECTED
+
+
+def test_a_download_streams_with_one_shard_per_archive(loader, downloaded, caplog):
+    rows = loader(data_dir=str(downloaded)).as_streaming_dataset(split="train")
+    assert rows.num_shards == 3
+    assert list(rows) == EXPECTED
+    assert [row["name"] for row in rows.shard(3, 1)] == [clip_name(1, i) for i in range(4)]
+    assert "14 lines" not in caplog.text
+    assert "13 lines, 1 of them about other archives; 11 clips with text" in caplog.text
+    assert "1 clips without text, rejected lines: 1 1 column (line 13)" in caplog.text
+
+
+def test_the_cache_knows_when_archives_were_added(loader, downloaded, caplog):
+    last = downloaded / "small.002.tar"
+    content = last.read_bytes()
+    last.unlink()
+    for num_rows in (7, 11):
+        builder = loader(dataset_dir_suffix="0_3")
+        builder.download_and_prepare()
+        assert builder.as_dataset(split="train").num_rows == num_rows
+        assert ("lacks 1 archives, such as small.002.tar" in caplog.text) == (num_rows == 7)
+        caplog.clear()
+        last.write_bytes(content)
+
+
+def test_a_damaged_or_absent_download_is_named(loader, downloaded):
+    stream = loader(dataset_dir_suffix="0_3").as_streaming_dataset
+    archive = downloaded / "small.001.tar"
+    archive.write_bytes(archive.read_bytes()[:2048])
+    with pytest.raises(Exception, match=r"small\.001\.tar: not a whole tar archive.*health_check"):
+        stream(split="train")
+    archive.write_bytes(tar({}))
+    assert len(list(stream(split="train"))) == 7
+    (downloaded / "small.small.tsv").unlink()
+    with pytest.raises(FileNotFoundError, match="holds no transcripts"):
+        stream(split="train")
+    with pytest.raises(FileNotFoundError, match=r"small_5_9 holds no archives .*--target small"):
+        loader(dataset_dir_suffix="5_9").as_streaming_dataset(split="train")
+    with pytest.raises(ValueError, match="leave out dataset_dir_suffix 0_3"):
+        loader(dataset_dir_suffix="0_3", data_dir=str(downloaded))

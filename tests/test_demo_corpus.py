@@ -1,0 +1,213 @@
+import hashlib
+import json
+import os
+import re
+import subprocess
+import sys
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from tiny import REPOSITORY, load_script
+from transformers import GenerationConfig
+
+from distillery import whisper
+
+ARGUMENTS = ["--num_train", "14", "--num_test", "6", "--num_long", "2", "--num_windows", "18"]
+SETS = ("train", "windows", "test", "long")
+
+
+def make_corpus(folder, *more):
+    """Run the script in a process of its own: espeak-ng's state is part of the result."""
+    command = [sys.executable, "scripts/demo/make_corpus.py", "--output_dir", folder, *ARGUMENTS]
+    return subprocess.run(
+        [*command, *more],
+        cwd=REPOSITORY,
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+        capture_output=True,
+        text=True,
+    )
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("corpus")
+    run = make_corpus(folder)
+    assert run.returncode == 0, run.stderr
+    return folder
+
+
+@pytest.fixture(scope="module")
+def rows(corpus):
+    return {
+        name: [json.loads(line) for line in (corpus / f"{name}.jsonl").open(encoding="utf-8")]
+        for name in SETS
+    }
+
+
+def times(text):
+    return [float(value) for value in re.findall(r"<\|([\d.]+)\|>", text)]
+
+
+def plain(text):
+    return text.replace("。", "")
+
+
+def digests(folder):
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def test_two_runs_give_the_same_bytes(corpus, tmp_path):
+    assert make_corpus(tmp_path).returncode == 0
+    assert digests(tmp_path) == digests(corpus)
+
+
+def test_finished_corpus_is_left_alone_and_another_is_refused(corpus):
+    before = {path: path.stat().st_mtime_ns for path in corpus.rglob("*")}
+    again = make_corpus(corpus)
+    assert again.returncode == 0
+    assert "already" in again.stdout
+    other = make_corpus(corpus, "--seed", "1")
+    assert other.returncode != 0
+    assert "seed 0 there, 1 asked for" in other.stderr
+    assert {path: path.stat().st_mtime_ns for path in corpus.rglob("*")} == before
+
+
+def test_sets_have_the_rows_asked_for(corpus, rows):
+    assert {name: len(found) for name, found in rows.items()} == {
+        "train": 14,
+        "windows": 18,
+        "test": 6,
+        "long": 2,
+    }
+    summary = json.loads((corpus / "corpus.json").read_text())
+    assert summary["sets"]["train"]["rows"] == 14
+    ids = [row["id"] for found in rows.values() for row in found]
+    assert len(set(ids)) == len(ids)
+
+
+def test_audio_is_what_the_manifest_says(corpus, rows):
+    for found in rows.values():
+        for row in found:
+            info = soundfile.info(corpus / row["audio"])
+            assert (info.samplerate, info.channels, info.format) == (16000, 1, "FLAC")
+            assert info.duration == pytest.approx(row["duration"], abs=1e-3)
+            assert row["language"] == "ja"
+    assert all(1.0 <= row["duration"] <= 3.0 for row in rows["train"] + rows["test"])
+    assert all(20.0 <= row["duration"] <= 40.0 for row in rows["long"])
+    assert all(row["duration"] == 4.0 for row in rows["windows"])
+
+
+def test_no_test_sentence_is_trained_on(rows):
+    trained = {plain(row["text"]) for row in rows["train"] + rows["windows"]}
+    tested = [plain(row["text"]) for row in rows["test"]]
+    tested += [plain(part["text"]) for row in rows["long"] for part in row["segments"]]
+    assert len(set(tested)) == len(tested)
+    assert not trained & set(tested)
+
+
+def test_texts_are_kana_with_some_full_stops(rows):
+    texts = [row["text"] for row in rows["train"] + rows["test"]]
+    assert all(re.fullmatch(r"[ぁ-ん]+。?", text) for text in texts)
+    assert 0 < sum(text.endswith("。") for text in texts) < len(texts)
+
+
+def test_timestamps_enclose_the_speech(corpus, rows):
+    for row in rows["train"] + rows["test"]:
+        start, end = times(row["timestamped_text"])
+        assert re.sub(r"<\|.*?\|>", "", row["timestamped_text"]) == row["text"]
+        samples, _ = soundfile.read(corpus / row["audio"])
+        loud = np.flatnonzero(np.abs(samples) > 1e-3) / 16000
+        assert start == pytest.approx(loud[0], abs=0.021)
+        assert end == pytest.approx(loud[-1], abs=0.021)
+
+
+def test_long_segments_are_speech_between_pauses(corpus, rows):
+    for row in rows["long"]:
+        samples, _ = soundfile.read(corpus / row["audio"])
+        parts = row["segments"]
+        assert row["text"] == "".join(part["text"] for part in parts)
+        for part, following in pairwise(parts):
+            assert 0.299 <= following["start"] - part["end"] <= 1.001
+            first, last = int(part["start"] * 16000), int(part["end"] * 16000)
+            assert np.abs(samples[first:last]).max() > 0.2
+            assert not samples[last + 32 : int(following["start"] * 16000) - 32].any()
+
+
+def test_windows_start_in_silence_and_end_as_whisper_was_trained(corpus, rows):
+    timed = [row for row in rows["windows"] if row["timestamped_text"] is not None]
+    assert len(timed) == 12
+    cut_off = 0
+    for row in timed:
+        marks = times(row["timestamped_text"])
+        assert marks == sorted(marks)
+        samples, _ = soundfile.read(corpus / row["audio"])
+        assert not samples[16 : max(16, int(marks[0] * 16000) - 320)].any()
+        assert re.sub(r"<\|.*?\|>", "", row["timestamped_text"]) == row["text"]
+        if len(marks) % 2:
+            cut_off += 1
+            assert row["timestamped_text"].endswith(f"<|{marks[-1]:.2f}|>")
+            assert np.abs(samples[int(marks[-1] * 16000) :]).max() > 1e-3
+        else:
+            assert not samples[int(marks[-1] * 16000) + 320 :].any()
+    assert cut_off
+
+
+def test_window_keeps_the_words_that_are_mostly_inside():
+    script = load_script("scripts/demo/make_corpus.py")
+    silence = np.zeros(16000, np.float32)
+    two = script.Utterance(("ねこ", "いぬ"), True, silence, (0.0, 0.5))
+    one = script.Utterance(("とり",), False, silence, (0.0,))
+    recording = script.Recording.join([two, one], [0.5, 0.5, 0.5])  # at 0.5 and at 2.0 s
+    assert recording.words_between(0.0, 3.5) == "ねこいぬ。とり"
+    assert recording.words_between(0.6, 2.7) == "ねこいぬ。とり"
+    assert recording.words_between(0.7, 2.6) == "いぬ。"
+    assert recording.timestamped_between(0.4, 2.5) == "<|0.10|>ねこいぬ。<|1.10|><|1.60|>"
+    assert recording.complete_between(0.4, 2.5) == "ねこいぬ。"
+
+
+@pytest.mark.parametrize(
+    ("flag", "value"), [("--num_train", "-1"), ("--window_s", "0.5"), ("--num_long", "-2")]
+)
+def test_wrong_numbers_are_refused(flag, value, capsys, tmp_path):
+    script = load_script("scripts/demo/make_corpus.py")
+    with pytest.raises(SystemExit):
+        script.main(["--output_dir", str(tmp_path), flag, value])
+    assert f"{flag} must be" in capsys.readouterr().err
+
+
+def test_teacher_is_a_whole_checkpoint_that_generates(corpus, tmp_path):
+    script = load_script("scripts/demo/make_teacher.py")
+    script.main(["--corpus", str(corpus), "--output_dir", str(tmp_path), "--d_model", "32"])
+    loaded = whisper.load(str(tmp_path))
+    settings = GenerationConfig.from_pretrained(tmp_path)  # fact: some vanish on a wrong save
+    assert settings.is_multilingual
+    assert settings.lang_to_id["<|ja|>"] == loaded.tokens.languages["ja"]
+    assert settings.no_timestamps_token_id == loaded.tokens.no_timestamps
+    assert settings.max_length == loaded.model.config.max_target_positions == 96
+    features = torch.randn(1, 80, 400, generator=torch.Generator().manual_seed(0))
+    for timestamps in (True, False):
+        ids = loaded.model.generate(
+            features, language="ja", task="transcribe", return_timestamps=timestamps
+        )
+        assert ids.shape[0] == 1
+        assert (ids[0, 0] >= loaded.tokens.timestamp_begin) or not timestamps
+
+
+def test_teacher_is_the_same_every_time(corpus, tmp_path):
+    script = load_script("scripts/demo/make_teacher.py")
+    for name in ("a", "b"):
+        script.main(["--corpus", str(corpus), "--output_dir", str(tmp_path / name)])
+    assert digests(tmp_path / "a") == digests(tmp_path / "b")
+
+
+def test_teacher_without_a_corpus_is_refused(tmp_path):
+    script = load_script("scripts/demo/make_teacher.py")
+    with pytest.raises(SystemExit, match=r"make_corpus\.py first"):
+        script.main(["--corpus", str(tmp_path), "--output_dir", str(tmp_path / "out")])

@@ -1,0 +1,175 @@
+import csv
+import random
+from pathlib import Path
+
+import jiwer
+import pytest
+
+from distillery.metrics import (
+    CharacterErrorRate,
+    ErrorCounts,
+    Scores,
+    WordErrorRate,
+    character_errors,
+    pair_error_rate,
+    score,
+    word_errors,
+)
+from distillery.normalizers import normalizer_for
+
+PREDICTIONS = Path(__file__).parents[2] / "shared" / "data" / "kotoba_predictions"
+KOTOBA = "kotoba-whisper-v1.0.ja_asr.common_voice_8_0.csv"
+LARGE_V3 = "whisper-large-v3.ja_asr.jsut_basic5000.csv"
+
+
+def test_error_counts():
+    counts = ErrorCounts(hits=6, substitutions=1, deletions=1, insertions=2)
+    assert counts.reference_length == 8
+    assert counts.error_rate == 50.0
+    assert counts + ErrorCounts(1, 2, 3, 4) == ErrorCounts(7, 3, 4, 6)
+
+
+def test_error_rate_of_empty_reference():
+    assert ErrorCounts().error_rate == 0.0
+    assert ErrorCounts(insertions=3).error_rate == 300.0
+    assert character_errors([], []) == word_errors([""], [""]) == ErrorCounts()
+
+
+def test_word_errors():
+    assert word_errors(["a b c d e f"], ["a x c e f g h"]) == ErrorCounts(4, 1, 1, 2)
+    assert word_errors(["a b"], [""]) == ErrorCounts(deletions=2)
+    assert word_errors([""], ["a b"]) == ErrorCounts(insertions=2)
+    assert word_errors([" a\tb\n\nc "], ["a b c"]) == ErrorCounts(hits=3)
+    assert word_errors(["今日は 晴れ"], ["今日は晴れ"]) == ErrorCounts(substitutions=1, deletions=1)
+
+
+def test_character_errors():
+    assert character_errors(["今日は晴れ"], ["今日晴れた"]) == ErrorCounts(4, 0, 1, 1)
+    assert character_errors(["a b"], ["ab"]) == ErrorCounts(hits=2, deletions=1)
+    assert character_errors([" ab "], ["ab"]) == ErrorCounts(hits=2)
+    assert character_errors(["NA", "null", ""], ["NA", "nul", ""]) == ErrorCounts(5, 0, 1, 0)
+
+
+def test_corpus_rate_weighs_rows_by_length():
+    counts = word_errors(["a b c d e f g h i", "a"], ["a b c d e f g h i", "b"])
+    assert counts.error_rate == 10.0
+
+
+def test_counts_equal_those_of_jiwer():
+    draw = random.Random(0)
+    texts = [
+        " ".join(draw.choices(["ab", "b", "cde", "f"], k=draw.randint(1, 9))) for _ in range(400)
+    ]
+    references, predictions = texts[:200], texts[200:]
+    words = jiwer.process_words(references, predictions)
+    characters = jiwer.process_characters(references, predictions)
+    for ours, theirs in [
+        (word_errors(references, predictions), words),
+        (character_errors(references, predictions), characters),
+    ]:
+        assert ours == ErrorCounts(
+            theirs.hits, theirs.substitutions, theirs.deletions, theirs.insertions
+        )
+
+
+def test_unequal_lengths():
+    for count in (character_errors, word_errors):
+        with pytest.raises(ValueError, match="2 references do not fit 1 predictions"):
+            count(["a", "b"], ["a"])
+    with pytest.raises(ValueError, match="1 references do not fit 0 predictions"):
+        score(["a"], [], normalizer_for("en"))
+
+
+def test_pair_error_rate():
+    assert pair_error_rate("a b c d", "a x d", "word") == 50.0
+    assert pair_error_rate("a b c d", "a b c d", "word") == 0.0
+    assert pair_error_rate("今日は晴れ", "今日晴れた", "char") == 40.0
+    assert pair_error_rate("ab", "abcdef", "char") == 200.0
+    assert pair_error_rate("", "", "char") == 0.0
+    assert pair_error_rate("", "a b", "word") == 200.0
+    # The seeds' Japanese filter: one full stop in the middle, and nothing else, is a WER of 100.
+    assert pair_error_rate("今日は晴れ", "今日は。晴れ", "word") == 100.0
+
+
+def test_score():
+    japanese = normalizer_for("ja")
+    scores = score(
+        ["朝です。", "夜、です", "。", "", None], ["朝です", "昼です", "はい", "", "はい"], japanese
+    )
+    assert scores == Scores(
+        cer_norm=pytest.approx(100 / 6),
+        wer_norm=50.0,
+        cer_raw=pytest.approx(300 / 8),
+        wer_raw=100.0,
+        num_rows=5,
+        num_empty_references=3,
+    )
+
+
+def test_score_without_references():
+    with pytest.raises(ValueError, match="none of 2 references has text left"):
+        score(["", "!"], ["a", "b"], normalizer_for("en"))
+
+
+@pytest.mark.parametrize(
+    ("metric", "name", "expected"),
+    [(WordErrorRate, "wer", 50.0), (CharacterErrorRate, "cer", 100 / 3)],
+)
+def test_evaluate_metrics_add_up_batches(metric, name, expected, tmp_path):
+    rate = metric(cache_dir=str(tmp_path))
+    for reference, prediction in [("a b", "a b"), ("NA", "na"), ("d", "")]:
+        rate.add_batch(references=[reference], predictions=[prediction])
+    assert rate.compute() == {name: pytest.approx(expected if name == "wer" else 50.0)}
+    assert rate.compute(references=["abc"], predictions=["abd"]) == {
+        name: pytest.approx(100.0 if name == "wer" else expected)
+    }
+
+
+def read_columns(name):
+    path = PREDICTIONS / name
+    if not path.exists():
+        pytest.skip(f"{path} is absent: the published predictions come with ../shared")
+    with path.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    return {column: [row[column] for row in rows] for column in rows[0]}
+
+
+def without_stop_and_period(texts):
+    """Undo what the published Common Voice references have: a full stop of either script."""
+    return [text.replace("。.", "。") for text in texts]
+
+
+@pytest.mark.parametrize(
+    ("name", "num_rows", "cer_norm", "wer_norm", "cer_raw"),
+    [(KOTOBA, 4483, 9.4, 59.3, 15.6), (LARGE_V3, 5000, 7.1, 59.2, 13.4)],
+)
+def test_published_error_rates(name, num_rows, cer_norm, wer_norm, cer_raw):
+    columns = read_columns(name)
+    scores = score(
+        without_stop_and_period(columns["reference_raw"]),
+        without_stop_and_period(columns["prediction_raw"]),
+        normalizer_for("ja"),
+    )
+    assert scores.num_rows == num_rows
+    assert scores.num_empty_references == 0
+    assert scores.cer_norm == pytest.approx(cer_norm, abs=0.06)
+    assert scores.wer_norm == pytest.approx(wer_norm, abs=0.06)
+    assert scores.cer_raw == pytest.approx(cer_raw, abs=0.06)
+
+
+@pytest.mark.parametrize(("name", "wer_raw"), [(KOTOBA, 99.7), (LARGE_V3, 98.5)])
+def test_published_raw_wer_is_of_texts_without_spaces(name, wer_raw):
+    columns = read_columns(name)
+    references, predictions = (
+        [text.replace(" ", "") for text in without_stop_and_period(columns[column])]
+        for column in ("reference_raw", "prediction_raw")
+    )
+    assert word_errors(references, predictions).error_rate == pytest.approx(wer_raw, abs=0.1)
+
+
+@pytest.mark.parametrize("name", [KOTOBA, LARGE_V3])
+def test_published_normalised_texts(name):
+    columns = read_columns(name)
+    japanese = normalizer_for("ja")
+    for side in ("reference", "prediction"):
+        assert [japanese(text) for text in columns[f"{side}_raw"]] == columns[f"{side}_norm"]

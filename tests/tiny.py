@@ -1,0 +1,99 @@
+"""Tiny models and manifests that tests make for themselves."""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import soundfile
+from transformers import WhisperFeatureExtractor, WhisperTokenizer
+
+from distillery import whisper
+from distillery.schema import AUDIO, DURATION, ID, SPEAKER_ID, TEXT
+from distillery.vocabulary import train_tokenizer
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+SHARED = REPOSITORY.parent / "shared"
+SAMPLE_RATE = 16_000
+
+SENTENCES = (
+    "ねこがみずをのむ。",
+    "いぬとさかな",
+    "あしたはともだちとでんしゃでうみへいく。",
+    "せんせい、おはよう。",
+    "りんごとたまごをたべる",
+)
+
+
+def load_script(path: str) -> ModuleType:
+    """Import a script by its path in the repository."""
+    name = Path(path).stem
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(name, REPOSITORY / path)
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[name] = module  # dataclasses look their module up
+        spec.loader.exec_module(module)
+    return sys.modules[name]
+
+
+def tiny_tokenizer(vocab_size: int = 300) -> WhisperTokenizer:
+    """Return a Whisper tokenizer trained on a few Japanese sentences."""
+    return train_tokenizer(SENTENCES, vocab_size)
+
+
+def tiny_model_folder(
+    path: Path,
+    *,
+    encoder_layers: int = 2,
+    decoder_layers: int = 4,
+    d_model: int = 32,
+    window_s: int = 4,
+    seed: int = 0,
+    tokenizer: WhisperTokenizer | None = None,
+) -> Path:
+    """Save a Whisper checkpoint with random weights and return its folder."""
+    tokenizer = tokenizer or tiny_tokenizer()
+    model = load_script("scripts/demo/make_teacher.py").new_model(
+        tokenizer,
+        encoder_layers=encoder_layers,
+        decoder_layers=decoder_layers,
+        d_model=d_model,
+        window_s=window_s,
+        seed=seed,
+    )
+    extractor = WhisperFeatureExtractor(feature_size=80, chunk_length=window_s)
+    whisper.save(model, tokenizer, extractor, path)
+    return Path(path)
+
+
+def tone_manifest(
+    path: Path, n: int, seconds: float = 1.0, *, num_speakers: int = 2, suffix: str = ".flac"
+) -> Path:
+    """Write n clips of seeded tones in noise, and a manifest of them; return the manifest.
+
+    Clips differ in length: `seconds`, and up to a quarter less.
+    """
+    path = Path(path)
+    rng = np.random.default_rng(0)
+    rows = []
+    for index in range(n):
+        num_samples = round(seconds * SAMPLE_RATE * (1 - 0.25 * (index % 4) / 3))
+        time_s = np.arange(num_samples) / SAMPLE_RATE
+        tone = 0.3 * np.sin(2 * np.pi * rng.uniform(200, 2000) * time_s)
+        samples = tone + 0.02 * rng.standard_normal(num_samples)
+        name = f"{path.stem}-{index:04d}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        soundfile.write(path.parent / f"{name}{suffix}", samples, SAMPLE_RATE)
+        rows.append(
+            {
+                ID: name,
+                AUDIO: f"{name}{suffix}",
+                TEXT: SENTENCES[index % len(SENTENCES)],
+                SPEAKER_ID: f"speaker-{index % num_speakers}",
+                DURATION: num_samples / SAMPLE_RATE,
+            }
+        )
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), "utf-8")
+    return path
