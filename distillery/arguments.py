@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 import yaml
 from transformers import HfArgumentParser
 
+from distillery import schema
 from distillery.data import DatasetSpec, broadcast_specs
 from distillery.tokens import TASKS, language_code
 from distillery.whisper import ATTENTIONS, DTYPES
@@ -74,7 +75,9 @@ class DataArguments:
     dataset_split_name: str | None = flag(
         None, "Split or splits, joined with '+'; default: the only one.", "--dataset-split"
     )
-    audio_column_name: str = flag("audio", "Column with the audio or its path.", "--column-audio")
+    audio_column_name: str = flag(
+        schema.AUDIO, "Column with the audio or its path.", "--column-audio"
+    )
     text_column_name: str | None = flag(
         None, "Column with the reference; default 'text'; joined with '+'.", "--column-text"
     )
@@ -191,7 +194,7 @@ class TrainDataArguments:
     eval_text_column_name: str | None = flag(
         None, "Column with the reference of each, joined with '+'."
     )
-    audio_column_name: str = flag("audio", "Column with the audio or its path.")
+    audio_column_name: str = flag(schema.AUDIO, "Column with the audio or its path.")
     id_column_name: str | None = flag(None, "Column that is unique for each row.")
     dataset_dir_suffix: str | None = flag(None, "Suffix of the data folder of a .py builder.")
     dataset_cache_dir: str | None = flag(None, "Folder for the datasets library's cache.")
@@ -354,6 +357,7 @@ class RunArguments:
     def problems(self) -> list[str]:
         """Return what is wrong with the values."""
         return [
+            *at_least(self, "seed", 0),
             *at_least(self, "logging_steps", 1),
             *at_least(self, "dataloader_num_workers", 0),
             *at_least(self, "preprocessing_num_workers", 1),
@@ -470,10 +474,14 @@ class _StageParser(HfArgumentParser):
         if not isinstance(config, dict):
             self.faults.append(f"{path}: must hold one mapping from flag names to values")
             return
-        by_name = {action.dest: action for action in self._actions}
+        # `--no_x` has the name of `--x`; the first of the two gives the default.
+        by_name = {action.dest: action for action in reversed(self._actions)}
         for key, value in config.items():
-            if key in by_name:
-                by_name[key].default = value
+            if isinstance(value, list | dict):
+                self.faults.append(f"{path}: {key} must be one value, got {value!r}")
+            elif key in by_name:
+                if value is not None:
+                    by_name[key].default = self._get_value(by_name[key], str(value))
             else:
                 self.faults.append(f"{path}: unknown key {key!r}{_nearest(key, list(by_name))}")
 

@@ -1,6 +1,5 @@
 """Folders that are whole or not there, and the checkpoints of a training run."""
 
-import json
 import logging
 import re
 import shutil
@@ -47,8 +46,10 @@ def find_damage(folder: Path) -> str | None:
     """Return what is wrong with a sealed folder, or None if it is whole."""
     try:
         sums = read_json(folder / MANIFEST)
-    except (OSError, json.JSONDecodeError) as error:
+    except (OSError, ValueError) as error:  # bad JSON, or bytes that are no text
         return f"its manifest cannot be read: {error}"
+    if not isinstance(sums, dict) or not sums:
+        return "its manifest names no files"
     for name, wanted in sums.items():
         if not (folder / name).is_file():
             return f"{name} is missing"
@@ -82,11 +83,23 @@ def newest_checkpoint(output_dir: Path) -> Path | None:
     return None
 
 
-def rotate(output_dir: Path, keep: int | None) -> None:
-    """Delete all but the newest `keep` checkpoints, at least one; None keeps all."""
+def rotate(output_dir: Path, step: int, keep: int | None) -> None:
+    """Delete all but the newest `keep` checkpoints, at least one, up to the one just saved.
+
+    Checkpoints of later steps were damaged, else the run would have gone on from them: they go
+    too, and never count as the newest.
+
+    Args:
+        output_dir: the run's folder.
+        step: that was just saved.
+        keep: how many stay; None keeps all.
+    """
     if keep is not None:
-        for path in _checkpoints(output_dir)[:-keep]:
-            shutil.rmtree(path)
+        found = _checkpoints(output_dir)
+        own = found[: found.index(checkpoint_path(output_dir, step)) + 1]
+        for path in found:
+            if path not in own[-keep:]:
+                shutil.rmtree(path)
 
 
 def _checkpoints(output_dir: Path) -> list[Path]:

@@ -24,6 +24,7 @@ from datasets import (
     DatasetDict,
     Features,
     IterableDataset,
+    Value,
     get_dataset_config_names,
     get_dataset_split_names,
     load_dataset,
@@ -100,7 +101,7 @@ def load(spec: DatasetSpec) -> Rows:
         FileNotFoundError: no such file or folder, and not a Hub id.
         ValueError: a missing column or split, ids that are not unique, no rows, a bad manifest.
     """
-    rows = _source(spec)
+    rows = _undecoded(_source(spec), spec)
     rows = _rename_columns(rows, spec)
     if spec.max_rows is not None:
         rows = rows.take(spec.max_rows)
@@ -153,9 +154,15 @@ def _from_hub_layout(spec: DatasetSpec) -> Rows:
         "configuration", get_dataset_config_names(spec.name), DEFAULT_CONFIG, spec
     )
     split = spec.split or _only("split", get_dataset_split_names(spec.name, config), None, spec)
-    rows = load_dataset(
+    return load_dataset(
         spec.name, config, split=split, streaming=spec.streaming, cache_dir=spec.cache_dir
     )
+
+
+def _undecoded(rows: Rows, spec: DatasetSpec) -> Rows:
+    """Keep audio as the bytes that were stored, which needs no decoder."""
+    if rows.features is None:
+        rows = rows._resolve_features()  # a stream of JSON or CSV learns them from its first rows
     if isinstance(rows.features.get(spec.audio_column), Audio):
         rows = rows.cast_column(spec.audio_column, Audio(decode=False))
     return rows
@@ -177,8 +184,6 @@ def _from_save_to_disk(spec: DatasetSpec) -> Rows:
         if split not in loaded:
             raise ValueError(f"dataset {spec.name} has no split {split!r}: {', '.join(loaded)}")
         loaded = loaded[split]
-    if isinstance(loaded.features.get(spec.audio_column), Audio):
-        loaded = loaded.cast_column(spec.audio_column, Audio(decode=False))
     return loaded.to_iterable_dataset() if spec.streaming else loaded
 
 
@@ -239,20 +244,37 @@ def _from_manifest(spec: DatasetSpec) -> Rows:
 
 
 def _read_manifest(path: Path) -> list[dict[str, Any]]:
-    text = path.read_text(encoding="utf-8-sig")
     if path.suffix in (".csv", ".tsv"):
-        delimiter = "," if path.suffix == ".csv" else "\t"
-        return list(csv.DictReader(text.splitlines(keepends=True), delimiter=delimiter))
+        return _read_table(path, "," if path.suffix == ".csv" else "\t")
+    text = path.read_text(encoding="utf-8-sig")
     if path.suffix == ".json" and text.lstrip().startswith("["):
         return list(json.loads(text))
-    entries = []
-    for number, line in enumerate(text.splitlines(), start=1):
-        if line.strip():
-            try:
-                entries.append(json.loads(line))
-            except json.JSONDecodeError as error:
-                raise ValueError(f"{path}, line {number}: not JSON: {error}") from error
+    # Not splitlines(): it also cuts where a text holds U+2028 and the like.
+    lines = enumerate(text.split("\n"), start=1)
+    return [_json_entry(path, number, line) for number, line in lines if line.strip()]
+
+
+def _read_table(path: Path, delimiter: str) -> list[dict[str, Any]]:
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        reader = csv.DictReader(file, delimiter=delimiter)
+        entries = []
+        for entry in reader:
+            if None in entry:
+                raise ValueError(
+                    f"{path}, line {reader.line_num}: more fields than the header has columns"
+                )
+            entries.append(dict(entry))
     return entries
+
+
+def _json_entry(path: Path, number: int, line: str) -> dict[str, Any]:
+    try:
+        entry = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}, line {number}: not JSON: {error}") from error
+    if not isinstance(entry, dict):
+        raise ValueError(f"{path}, line {number}: not a JSON object: {line[:80]}")
+    return entry
 
 
 def _of_split(entries: list[dict[str, Any]], spec: DatasetSpec) -> list[dict[str, Any]]:
@@ -265,7 +287,7 @@ def _of_split(entries: list[dict[str, Any]], spec: DatasetSpec) -> list[dict[str
             f"dataset {spec.name} has no split {spec.split!r}: its column 'split' holds "
             f"{', '.join(sorted(splits))}"
         )
-    return [entry for entry in entries if entry.get("split") == spec.split]
+    return [entry for entry in entries if str(entry.get("split")) == spec.split]
 
 
 def _audio_entry(manifest: Path, number: int, written: Any) -> dict[str, str | None]:
@@ -298,7 +320,11 @@ def _rename_columns(rows: Rows, spec: DatasetSpec) -> Rows:
     }
     for name, (given, flag) in wanted.items():
         rows = _rename_column(rows, spec, name, given, flag)
-    return rows if schema.ID in rows.column_names else _add_row_ids(rows, spec)
+    if schema.ID not in rows.column_names:
+        return _add_row_ids(rows, spec)
+    for name in (schema.ID, schema.SPEAKER_ID, schema.RECORDING_ID):
+        rows = _as_text(rows, name)
+    return rows
 
 
 def _rename_column(rows: Rows, spec: DatasetSpec, name: str, given: str | None, flag: str) -> Rows:
@@ -321,12 +347,27 @@ def _missing_column(spec: DatasetSpec, flag: str, name: str, columns: list[str])
     )
 
 
+def _as_text(rows: Rows, name: str) -> Rows:
+    """Turn a column of numbers that name something into the strings of the contract."""
+    kind = rows.features.get(name)
+    if kind in (None, Value("string")):
+        return rows
+    if isinstance(rows, IterableDataset):
+        return rows.cast_column(name, Value("string"))
+    column = rows.select_columns(name).with_format("arrow")[:][name].cast(pa.string())
+    # Casting in place would copy the audio beside it.
+    return rows.remove_columns(name).add_column(name, column.to_pylist(), feature=Value("string"))
+
+
 def _add_row_ids(rows: Rows, spec: DatasetSpec) -> Rows:
     """Name rows by their number: the source's order is then part of what identifies them."""
     logger.info("dataset %s has no id column: its rows are named by their number", spec)
     if isinstance(rows, Dataset):
         return rows.add_column(schema.ID, [_row_id(i) for i in range(len(rows))])
-    return rows.map(lambda row, index: {schema.ID: _row_id(index), **row}, with_indices=True)
+    features = Features({schema.ID: Value("string"), **rows.features})
+    return rows.map(
+        lambda row, index: {schema.ID: _row_id(index), **row}, with_indices=True, features=features
+    )
 
 
 def _row_id(index: int) -> str:

@@ -7,9 +7,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import evaluate
 from accelerate import Accelerator
 
-from distillery import data, results, whisper
+from distillery import data, results, schema, whisper
 from distillery.arguments import (
     DataArguments,
     DecodingArguments,
@@ -19,13 +20,16 @@ from distillery.arguments import (
     flag,
     one_of,
 )
-from distillery.metrics import score
+from distillery.metrics import Unit, alignment, pair_error_rate, score
 from distillery.normalizers import VARIANTS, Normalizer, normalizer_for, raw_text
 from distillery.runtime import code_commit, versions
+from distillery.shards import replacing
 from distillery.tokens import language_code
 from distillery.transcription import Decoding
 
 logger = logging.getLogger(__name__)
+
+NUM_WORST = 50  # utterances that are shown aligned
 
 
 @dataclass(frozen=True)
@@ -122,8 +126,22 @@ class Evaluation:
             "versions": versions(),
             "commit": code_commit(),
         }
+        evaluate.save(str(self.predictions_path.with_suffix(".json")), **row)
+        self._write_worst(good)
         results.append_row(self.metrics_path, row)
         return row
+
+    def _write_worst(self, good: list[Heard]) -> None:
+        """Write the worst utterances, aligned with their references, for a person to read."""
+        unit: Unit = "char" if "no-spaces" in self.normalizer.id else "word"
+        pairs = [(self.normalizer(h.reference), self.normalizer(h.prediction), h.id) for h in good]
+        rated = [(pair_error_rate(ref, pred, unit), ref, pred, i) for ref, pred, i in pairs if ref]
+        lines = [
+            f"{row_id}: {rate:.1f} % of the {unit}s wrong\n{alignment(ref, pred, unit)}"
+            for rate, ref, pred, row_id in sorted(rated, key=lambda r: -r[0])[:NUM_WORST]
+        ]
+        with replacing(self.predictions_path.with_suffix(".worst.txt")) as temporary:
+            temporary.write_text("\n\n".join(lines) + "\n", encoding="utf-8")
 
     def _prediction(self, heard: Heard) -> results.Prediction:
         return results.Prediction(
@@ -218,7 +236,7 @@ def _model_fingerprint(folder: Path) -> str | None:
 
 def reference_of(row: dict[str, Any]) -> str:
     """Return a row's reference without markup; "" where it has none."""
-    return raw_text(row.get("text") or "")
+    return raw_text(row.get(schema.TEXT) or "")
 
 
 def report(accelerator: Accelerator, run_args: RunArguments, rows: list[results.Row]) -> None:
@@ -242,6 +260,6 @@ def specs_with_references(data_args: DataArguments) -> list[tuple[data.DatasetSp
     found = []
     for spec in data_args.specs():
         rows = data.load(spec)
-        data.require_column(rows, spec, "text", "--text_column_name")
+        data.require_column(rows, spec, schema.TEXT, "--text_column_name")
         found.append((data.with_split(spec, rows), rows))
     return found

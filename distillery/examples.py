@@ -11,12 +11,13 @@ from datasets import Dataset, IterableDataset, interleave_datasets
 
 from distillery import data, schema
 from distillery.filters import FilterReason, TranscriptFilter
-from distillery.labels import LabelRule, plain_text
+from distillery.labels import LabelRule, has_timestamps, plain_text
 from distillery.order import BatchPlan
 from distillery.shards import Ledger
 
 logger = logging.getLogger(__name__)
 
+LEARNT = (schema.LABELS, schema.WHISPER_TRANSCRIPT, schema.TEXT)  # what goes before what
 SHUFFLED_ROWS = 1000  # a stream is shuffled in blocks of so many rows
 
 
@@ -45,16 +46,18 @@ def labels_of(row: Mapping[str, Any], rule: LabelRule, epoch: int) -> list[int]:
     stored = row.get(schema.LABELS)
     if stored is not None:
         return list(stored)
-    transcript = row.get(schema.WHISPER_TRANSCRIPT)
-    if transcript is None:
-        transcript = row[schema.TEXT]
     return rule(
         row[schema.ID],
-        transcript,
+        _learnt(row),
         row.get(schema.CONDITION_ON_PREV),
         truncated=bool(row.get(schema.TRUNCATED)),
         epoch=epoch,
     )
+
+
+def _learnt(row: Mapping[str, Any]) -> Any:
+    """Return what a row's labels are made of: the first that is there, an empty one too."""
+    return next((row[name] for name in LEARNT if row.get(name) is not None), None)
 
 
 def usable_rows(
@@ -69,8 +72,7 @@ def usable_rows(
     """
     rows = data.load(spec)
     assert isinstance(rows, Dataset)
-    learnt = (schema.LABELS, schema.WHISPER_TRANSCRIPT, schema.TEXT)
-    column = next((name for name in learnt if name in rows.column_names), None)
+    column = next((name for name in LEARNT if name in rows.column_names), None)
     if column is None:
         data.require_column(rows, spec, schema.TEXT, "--text_column_name")
     heavy = (schema.AUDIO, schema.INPUT_FEATURES)
@@ -91,12 +93,13 @@ def usable_rows(
 
 
 def _reason(row: Mapping[str, Any], rule: LabelRule, limits: TranscriptFilter) -> str | None:
-    learnt = row.get(schema.LABELS) or row.get(schema.WHISPER_TRANSCRIPT) or row.get(schema.TEXT)
+    learnt = _learnt(row)
     if learnt is None:
         return FilterReason.EMPTY_REFERENCE
     body = rule.body(learnt)
     # At its longest, with all timestamps: whether they are kept is drawn for each epoch.
-    longest = rule.tokens.prefix(rule.language, rule.task, True) + body
+    timestamps = has_timestamps(body, rule.tokens)
+    longest = rule.tokens.prefix(rule.language, rule.task, timestamps) + body
     return limits.reason(
         reference=row.get(schema.TEXT),
         transcript=plain_text(longest, rule.tokens, rule.tokenizer),
@@ -168,4 +171,10 @@ class StreamedRows(torch.utils.data.IterableDataset[list[dict[str, Any]]]):
             return self.streams[0]
         total = sum(self.weights) if self.weights else 0
         shares = [w / total for w in self.weights] if self.weights else None
-        return interleave_datasets(self.streams, shares, seed=self.rule.seed + epoch)
+        # A pass ends when the longest stream does: else the ends of all others are never seen.
+        return interleave_datasets(
+            self.streams,
+            shares,
+            seed=self.rule.seed + epoch,
+            stopping_strategy="all_exhausted",
+        )

@@ -24,6 +24,7 @@ def text_ids(sequence: Sequence[int], tokens: SpecialTokens) -> list[int]:
     body = sequence[start:] if start is not None else sequence
     control = {
         tokens.start_of_transcript,
+        tokens.start_of_prev,
         tokens.end_of_text,
         tokens.no_timestamps,
         tokens.transcribe,
@@ -106,7 +107,7 @@ class LabelRule:
         conditioned = draw.random() < self.condition_on_prev_probability
         body = self.body(transcript)
         timestamps = keep_timestamps and has_timestamps(body, self.tokens)
-        prompt = list(previous) if previous and conditioned else []
+        prompt = text_ids(previous, self.tokens) if previous and conditioned else []
         if not timestamps:
             body = without_timestamps(body, self.tokens)
             prompt = without_timestamps(prompt, self.tokens)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import evaluate
+import jiwer
 from datasets import Features, Value
 from rapidfuzz.distance import Levenshtein
 
@@ -130,6 +131,13 @@ def score(
         num_rows=len(references),
         num_empty_references=len(references) - len(rows),
     )
+
+
+def alignment(reference: str, prediction: str, unit: Unit) -> str:
+    """Return a pair one above the other, its substitutions, deletions and insertions marked."""
+    process = jiwer.process_words if unit == "word" else jiwer.process_characters
+    drawn = jiwer.visualize_alignment(process(reference, prediction), show_measures=False)
+    return str(drawn).split("\n\n", 1)[1].strip("\n")  # without jiwer's own heading
 
 
 class WordErrorRate(evaluate.Metric):  # type: ignore[misc]  # evaluate ships no types

@@ -139,13 +139,18 @@ class Run:
         """Write the record of a run that did all it had to."""
         self.write(COMPLETE, **results)
 
+    def refuse_other_stage(self) -> None:
+        """Raise ValueError if the folder holds a run of another stage."""
+        stage = read_json(self.record_path)["stage"]
+        if stage != self.stage:
+            raise ValueError(
+                f"--output_dir {self.folder} holds a run of {stage}; name another folder"
+            )
+
     def refuse_other_configuration(self) -> None:
         """Raise ValueError if the folder holds a run of another stage, or with other flags."""
+        self.refuse_other_stage()
         record = read_json(self.record_path)
-        if record["stage"] != self.stage:
-            raise ValueError(
-                f"--output_dir {self.folder} holds a run of {record['stage']}; name another folder"
-            )
         before, now = record["arguments"], self.arguments
         changed = [
             f"--{name}: {before.get(name)!r} then, {now.get(name)!r} now"
@@ -186,13 +191,16 @@ def open_run(
         owned: patterns of the names that this stage writes in the folder; only these are deleted.
 
     Raises:
-        ValueError: the folder holds a run of another configuration.
+        ValueError: the folder holds a run of another stage, or of another configuration that is
+            not to be overwritten.
     """
     run = Run(Path(folder), stage, dict(arguments), dict(inputs))
     with accelerator.main_process_first():
         if accelerator.is_main_process:
-            if overwrite:
-                _throw_away(run.folder, [RUN_RECORD, *owned])
+            if overwrite and run.record_path.exists():
+                run.refuse_other_stage()
+                # The record goes last: without it, what a kill left behind would look like ours.
+                _throw_away(run.folder, [*owned, RUN_RECORD])
             if run.record_path.exists():
                 run.refuse_other_configuration()
             else:

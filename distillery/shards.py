@@ -102,7 +102,7 @@ class Ledger:
         bad = self.quarantined.total()
         if bad > max_bad_fraction * self.num_in:
             raise ValueError(
-                f"{bad} of {self.num_in} rows cannot be used ({self._reasons(self.quarantined)}); "
+                f"{bad} of {self.num_in} rows cannot be used{self._reasons(self.quarantined)}; "
                 f"that is more than --max_bad_fraction {max_bad_fraction:g} allows"
             )
 
@@ -150,7 +150,7 @@ def read_seal(path: Path) -> Ledger | None:
     try:
         seal = read_json(seal_path(path))
         whole = seal["sha256"] == sha256(path)
-    except (FileNotFoundError, json.JSONDecodeError, KeyError):
+    except (FileNotFoundError, ValueError, KeyError, TypeError):  # not there, or not a seal
         return None
     return Ledger.from_dict(seal["ledger"]) if whole else None
 

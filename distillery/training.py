@@ -14,6 +14,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import evaluate
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
@@ -35,7 +36,7 @@ from distillery.examples import StreamedRows, TrainingRows, usable_rows
 from distillery.filters import TranscriptFilter
 from distillery.labels import IGNORED, LabelRule, plain_text
 from distillery.losses import LossWeights
-from distillery.metrics import score
+from distillery.metrics import CharacterErrorRate, WordErrorRate
 from distillery.normalizers import Normalizer, normalizer_for
 from distillery.optim import make_optimizer, make_schedule
 from distillery.order import BatchPlan, Order
@@ -485,6 +486,10 @@ def _evaluate_and_keep_best(job: Job, progress: Progress) -> None:
     values = []
     for eval_set in job.eval_sets:
         found = _evaluate(job, eval_set)
+        if name not in found:
+            raise ValueError(
+                f"{eval_set.name} has no references to score: use --metric_for_best_model loss"
+            )
         values.append(found[name])
         _log(job, progress.step, f"eval {eval_set.name}", found)
         logger.info("update %d, %s: %s", progress.step, eval_set.name, _rounded(found))
@@ -549,11 +554,14 @@ def _text(job: Job, ids: Sequence[int]) -> str:
 
 
 def _error_rates(pairs: list[tuple[str, str]], normalizer: Normalizer) -> dict[str, float]:
-    if not pairs:
+    """Return WER and CER in percent after normalisation; empty where nothing was transcribed."""
+    texts = [(normalizer(reference), normalizer(text)) for reference, text in pairs]
+    known = [(reference, text) for reference, text in texts if reference]
+    if not known:
         return {}
-    references, transcripts = (list(side) for side in zip(*pairs, strict=True))
-    scores = score(references, transcripts, normalizer)
-    return {"wer": scores.wer_norm, "cer": scores.cer_norm}
+    references, predictions = (list(side) for side in zip(*known, strict=True))
+    rates = evaluate.combine([WordErrorRate(), CharacterErrorRate()])
+    return dict(rates.compute(references=references, predictions=predictions))
 
 
 # --- saving and resuming --------------------------------------------------------------------------
@@ -583,7 +591,7 @@ def _save_checkpoint(job: Job, progress: Progress, window: Tensor) -> Tensor:
             }
             torch.save(state, folder / checkpointing.OPTIMIZER)
             write_json(folder / checkpointing.PROGRESS, asdict(progress))
-        checkpointing.rotate(job.run.folder, job.args.save_total_limit)
+        checkpointing.rotate(job.run.folder, progress.step, job.args.save_total_limit)
     else:
         window.zero_()
     accelerator.wait_for_everyone()
@@ -596,6 +604,8 @@ def _resume(
     """Load optimiser, schedule and progress of the newest checkpoint; the weights are loaded."""
     checkpoint = checkpointing.newest_checkpoint(folder)
     if checkpoint is None:
+        if accelerator.is_main_process:
+            _cut_log(folder / LOSS_LOG, 0)  # of a run that was killed before its first checkpoint
         return Progress()
     state = torch.load(checkpoint / checkpointing.OPTIMIZER, map_location="cpu", weights_only=True)
     optimizer.load_state_dict(state["optimizer"])

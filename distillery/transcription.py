@@ -111,7 +111,7 @@ def mean_logprobs(
     padded = torch.tensor([ids + [padding] * (longest - len(ids)) for ids in sequences])
     padded = padded.to(encoded.device)
     hidden = model.model.decoder(
-        input_ids=padded[:, :-1], encoder_hidden_states=encoded
+        input_ids=padded[:, :-1], encoder_hidden_states=encoded, use_cache=False
     ).last_hidden_state
     means = []
     for row, ids in enumerate(sequences):

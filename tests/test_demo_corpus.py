@@ -141,7 +141,7 @@ def test_long_segments_are_speech_between_pauses(corpus, rows):
 
 
 def test_windows_start_in_silence_and_end_as_whisper_was_trained(corpus, rows):
-    timed = [row for row in rows["windows"] if row["timestamped_text"] is not None]
+    timed = [row for row in rows["windows"] if row["timestamped_text"].startswith("<|")]
     assert len(timed) == 12
     cut_off = 0
     for row in timed:

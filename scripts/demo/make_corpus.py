@@ -55,13 +55,14 @@ VOICES = ("ja", "ja+m1", "ja+m2", "ja+m3", "ja+m7", "ja+f1", "ja+f2", "ja+f4")
 RATES_WPM = (155, 220)
 PITCHES = (30, 70)
 PEAKS = (0.3, 0.9)
+FULL_STOP_FROM = 3  # words: whether a sentence ends in "。" must be audible to be learnt
 NUM_WORDS_WEIGHTS = (1, 4, 5, 5, 5)  # single words are few: each one tested is one not trained on
 
 MARGINS_S = (0.1, 0.4)  # silence before and after the utterance of a clip
 PAUSES_S = (0.3, 1.0)  # silence between the utterances of a recording
 RECORDING_S = (23.0, 40.0)  # at most: a recording ends up to 3.5 s before its draw
 MIN_CLIP_S = 1.0
-WINDOWS_PER_RECORDING = 6
+WINDOWS_PER_RECORDING = 12
 ANYWHERE_EVERY = 3  # of three windows, one is cut at a random place
 MIN_WORD_INSIDE = 0.7  # of a word's length, to count as heard in such a window
 SPEECH_FLOOR = 0.02  # of the peak: quieter than this at either end is silence
@@ -174,16 +175,14 @@ class Utterance:
     word_starts: tuple[float, ...]
 
     @classmethod
-    def speak(
-        cls, espeak: Espeak, speaker: Speaker, words: tuple[str, ...], full_stop: bool
-    ) -> "Utterance":
+    def speak(cls, espeak: Espeak, speaker: Speaker, words: tuple[str, ...]) -> "Utterance":
         """Let a speaker say the words and cut the silence off."""
         samples, starts = espeak.say(list(words), speaker.voice, speaker.rate, speaker.pitch)
         loud = np.flatnonzero(np.abs(samples) > SPEECH_FLOOR)
         first, last = int(loud[0]), int(loud[-1])
         return cls(
             words=words,
-            full_stop=full_stop,
+            full_stop=len(words) >= FULL_STOP_FROM,
             samples=samples[first : last + 1] * speaker.peak,
             word_starts=tuple(max(0.0, start - first / SAMPLE_RATE) for start in starts),
         )
@@ -279,15 +278,15 @@ class Recording:
         """Return the plain text of the words that lie mostly between two times."""
         return "".join(u.words_between(start - left, end - left) for u, left, _ in self.spans)
 
-    def pauses_until(self, latest: float) -> list[tuple[float, float]]:
-        """Return start and end of the silence before each utterance, as far as `latest`."""
-        pauses = zip((0.0, *self.ends), self.starts, strict=False)
-        return [(left, min(right, latest)) for left, right in pauses if left <= latest]
+    def pauses(self) -> list[tuple[float, float]]:
+        """Return start and end of the silences before, between and after the utterances."""
+        return list(zip((0.0, *self.ends), (*self.starts, self.duration), strict=True))
 
     def cut(self, start: float, seconds: float) -> np.ndarray:
-        """Return the samples of a window."""
-        first = round(start * SAMPLE_RATE)
-        return self.samples[first : first + round(seconds * SAMPLE_RATE)]
+        """Return the samples of a window, with silence behind the recording's end."""
+        first, count = round(start * SAMPLE_RATE), round(seconds * SAMPLE_RATE)
+        inside = self.samples[first : first + count]
+        return np.pad(inside, (0, count - len(inside)))
 
 
 def timestamp(seconds: float) -> str:
@@ -311,7 +310,7 @@ class Studio:
     def clip(self, rng: random.Random, words: tuple[str, ...]) -> tuple[Speaker, Recording]:
         """Return one utterance of a random speaker, with some silence around it."""
         speaker = Speaker.draw(rng)
-        utterance = Utterance.speak(self.espeak, speaker, words, rng.random() < 0.5)
+        utterance = Utterance.speak(self.espeak, speaker, words)
         before, after = rng.uniform(*MARGINS_S), rng.uniform(*MARGINS_S)
         after = max(after, MIN_CLIP_S - before - utterance.duration)
         return speaker, Recording.join([utterance], [before, after])
@@ -325,7 +324,7 @@ class Studio:
         pauses = [rng.uniform(*PAUSES_S)]
         total = pauses[0]
         for words in sentences:
-            utterance = Utterance.speak(self.espeak, speaker, words, rng.random() < 0.5)
+            utterance = Utterance.speak(self.espeak, speaker, words)
             pause = rng.uniform(*PAUSES_S)
             if utterances and total + utterance.duration + pause > target:
                 break
@@ -408,7 +407,7 @@ def make_windows(
     index = 0
     for number in itertools.count():
         speaker, recording = studio.recording(rng, endless)
-        pauses = recording.pauses_until(recording.duration - window_s)
+        pauses = recording.pauses()
         rng.shuffle(pauses)
         for pause in pauses[:WINDOWS_PER_RECORDING]:
             if index == count:
@@ -437,12 +436,14 @@ def draw_window(
     """
     if index % ANYWHERE_EVERY == ANYWHERE_EVERY - 1:
         start = rng.uniform(0.0, recording.duration - window_s)
-        return start, {TEXT: recording.words_between(start, start + window_s)}
+        words = recording.words_between(start, start + window_s)
+        return start, {TEXT: words, TIMESTAMPED_TEXT: words}
     start = pause[0] if rng.random() < 0.5 else rng.uniform(*pause)
     end = start + window_s
     return start, {
         TEXT: recording.complete_between(start, end),
-        TIMESTAMPED_TEXT: recording.timestamped_between(start, end),
+        # Silence alone is written as a segment that starts and has no end.
+        TIMESTAMPED_TEXT: recording.timestamped_between(start, end) or timestamp(0.0),
     }
 
 
@@ -530,12 +531,12 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--num_train", type=int, default=2000, help="training clips (2000)")
     parser.add_argument("--num_test", type=int, default=150, help="test clips (150)")
     parser.add_argument("--num_long", type=int, default=8, help="long test recordings (8)")
-    parser.add_argument("--num_windows", type=int, help="training windows (a third of --num_train)")
+    parser.add_argument("--num_windows", type=int, help="training windows (as many as --num_train)")
     parser.add_argument("--window_s", type=float, default=4.0, help="their length in seconds (4)")
     parser.add_argument("--seed", type=int, default=0, help="of every random choice (0)")
     parsed = parser.parse_args(arguments)
     if parsed.num_windows is None:
-        parsed.num_windows = parsed.num_train // 3
+        parsed.num_windows = parsed.num_train
     for flag in ("num_train", "num_test", "num_long", "num_windows"):
         if getattr(parsed, flag) < 0:
             parser.error(f"--{flag} must be >= 0, got {getattr(parsed, flag)}")

@@ -1,0 +1,24 @@
+# Sourced by the other scripts: goes to the repository, makes .venv if need be, and activates it.
+#
+#   . "$(dirname "$0")/environment.sh" requirements.txt
+#
+# VENV and PYTHON choose another place and another interpreter.
+
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+VENV=${VENV:-.venv}
+PYTHON=${PYTHON:-python3}
+requirements=$1
+stamp="$VENV/.installed-$(basename "$requirements")"
+
+if ! cmp -s <(cat requirements*.txt) "$stamp" 2>/dev/null; then
+  "$PYTHON" -c 'import sys; sys.exit("Python 3.10 or newer is needed" if sys.version_info < (3, 10) else 0)'
+  [ -x "$VENV/bin/python" ] || "$PYTHON" -m venv "$VENV"
+  echo "installing $requirements into $VENV (once)"
+  "$VENV/bin/pip" install --quiet --disable-pip-version-check -r "$requirements"
+  cat requirements*.txt >"$stamp"
+fi
+
+# Scripts in subfolders find the package without its being installed.
+export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
+PATH="$(cd "$VENV" && pwd)/bin:$PATH"

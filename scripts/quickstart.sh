@@ -1,0 +1,113 @@
+#!/usr/bin/env bash
+# The whole pipeline on one laptop, without any download but Python packages: Japanese speech made
+# with espeak-ng, a small teacher trained from scratch, and a student distilled from it.
+#
+#   ./scripts/quickstart.sh
+#
+# Runs on 2 CPU cores in MINUTES minutes after installation, and prints a table of results, which is also in
+# runs/quickstart/results.md. A second start skips what is finished; a killed one goes on.
+#
+# These variables make it smaller or larger: OUTPUT_DIR NUM_TRAIN NUM_TEST NUM_LONG TEACHER_STEPS
+# STUDENT_STEPS.
+set -euo pipefail
+
+out=${OUTPUT_DIR:-runs/quickstart}
+case $out in /*) ;; *) out="$PWD/$out" ;; esac
+
+. "$(dirname "$0")/environment.sh" requirements.txt
+export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
+
+corpus=$out/corpus
+teacher_init=$out/teacher-init
+teacher=$out/teacher
+labelled=$out/labelled
+filtered=$labelled.cer_10.0
+student_init=$out/student-init
+student=$out/student
+evals=$out/eval
+
+started=$SECONDS
+stage() {
+  echo
+  echo "== $1 ($((SECONDS - started)) s since the start)"
+}
+launch() {
+  accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no "$@"
+}
+
+stage "corpus: speech by espeak-ng"
+python scripts/demo/make_corpus.py --output_dir "$corpus" \
+  --num_train "${NUM_TRAIN:-2000}" --num_test "${NUM_TEST:-150}" --num_long "${NUM_LONG:-8}"
+
+stage "teacher: from random weights, by run_finetuning.py"
+python scripts/demo/make_teacher.py --corpus "$corpus" --output_dir "$teacher_init"
+launch run_finetuning.py \
+  --model_name_or_path "$teacher_init" \
+  --train_dataset_name "$corpus/train.jsonl+$corpus/windows.jsonl" \
+  --text_column_name timestamped_text \
+  --language ja \
+  --timestamp_probability 0.5 \
+  --max_steps "${TEACHER_STEPS:-1000}" \
+  --per_device_train_batch_size 32 \
+  --learning_rate 2e-3 \
+  --lr_scheduler_type cosine \
+  --warmup_steps 100 \
+  --save_steps 250 \
+  --save_total_limit 1 \
+  --output_dir "$teacher"
+
+stage "labels: what the teacher hears"
+launch run_pseudo_labelling.py \
+  --model_name_or_path "$teacher" \
+  --dataset_name "$corpus/train.jsonl+$corpus/windows.jsonl" \
+  --dataset_split_name "train+windows" \
+  --language ja \
+  --return_timestamps \
+  --decode_token_ids False \
+  --per_device_eval_batch_size 64 \
+  --max_label_length 64 \
+  --output_dir "$labelled"
+
+stage "filter: transcripts with more than 10 % of their characters wrong are dropped"
+python run_data_filtering.py \
+  --dataset_name "$labelled" \
+  --dataset_split_name "train+windows" \
+  --cer_threshold 10 \
+  --timestamp_probability 0.5 \
+  --output_dir "$filtered"
+
+stage "student: 1 of the teacher's 4 decoder layers"
+python create_student_model.py \
+  --teacher_checkpoint "$teacher" \
+  --decoder_layers 1 \
+  --save_dir "$student_init"
+
+stage "distillation: the student follows the teacher"
+launch run_distillation.py \
+  --model_name_or_path "$student_init" \
+  --teacher_model_name_or_path "$teacher" \
+  --train_dataset_name "$filtered+$filtered" \
+  --train_split_name "train+windows" \
+  --language ja \
+  --freeze_encoder \
+  --max_steps "${STUDENT_STEPS:-300}" \
+  --per_device_train_batch_size 32 \
+  --learning_rate 2e-3 \
+  --lr_scheduler_type cosine \
+  --warmup_steps 30 \
+  --save_steps 150 \
+  --save_total_limit 1 \
+  --output_dir "$student"
+
+stage "evaluation: clips, and recordings of 20 to 40 s"
+for model in "$teacher" "$student_init" "$student"; do
+  launch run_short_form_eval.py -m "$model" -d "$corpus/test.jsonl" --language ja \
+    --generation_max_length 64 --per_device_eval_batch_size 64 -o "$evals"
+  launch run_long_form_eval.py -m "$model" -d "$corpus/long.jsonl" --language ja \
+    --generation_max_length 64 -o "$evals"
+done
+
+stage "results"
+python scripts/demo/report.py --eval_dir "$evals" --output_dir "$out" \
+  --role "teacher=$teacher" --role "student_init=$student_init" --role "student=$student"
+echo "done in $((SECONDS - started)) s"

@@ -1,0 +1,43 @@
+"""What holds for every test: no network, one thread, and none of the user's caches."""
+
+import os
+import shutil
+import socket
+import tempfile
+
+import pytest
+
+# Set before torch and the Hugging Face libraries are imported, which read them once; programs that
+# a test starts inherit them.
+CACHE = tempfile.mkdtemp(prefix="distillery-tests-")
+os.environ.update(
+    HF_HUB_OFFLINE="1",
+    HF_DATASETS_OFFLINE="1",
+    HF_HOME=CACHE,
+    HF_DATASETS_CACHE=f"{CACHE}/datasets",
+    HF_MODULES_CACHE=f"{CACHE}/modules",
+    TOKENIZERS_PARALLELISM="false",
+    OMP_NUM_THREADS="1",
+)
+
+LOOPBACK = ("127.", "::1", "localhost")
+
+
+def pytest_unconfigure():
+    shutil.rmtree(CACHE, ignore_errors=True)
+
+
+@pytest.fixture(autouse=True)
+def only_loopback(monkeypatch):
+    """Fail a test that opens a connection to anything but this machine."""
+
+    def guard(connect):
+        def guarded(self, address, *rest):
+            is_local = self.family == socket.AF_UNIX or str(address[0]).startswith(LOOPBACK)
+            assert is_local, f"a test tried to connect to {address}"
+            return connect(self, address, *rest)
+
+        return guarded
+
+    for name in ("connect", "connect_ex"):
+        monkeypatch.setattr(socket.socket, name, guard(getattr(socket.socket, name)))
