@@ -54,7 +54,10 @@ def main(args: StudentArguments) -> None:
     """Make the student, check that it runs, and save it."""
     set_up_logging()
     folder = Path(args.save_dir)
-    run = Run(folder, "create_student_model", flags_of(args), {})
+    teacher_sum = {args.teacher_checkpoint: whisper.fingerprint(args.teacher_checkpoint)}
+    run = Run(
+        folder, "create_student_model", flags_of(args), teacher_sum, remedy="name another folder"
+    )
     if not _is_done(run):
         teacher = whisper.load(args.teacher_checkpoint, args.dtype, cache_dir=args.cache_dir)
         whisper.check_finite(teacher.model, args.teacher_checkpoint)
@@ -66,7 +69,7 @@ def main(args: StudentArguments) -> None:
         with sealed_folder(folder) as temporary:
             whisper.save(student, teacher.tokenizer, teacher.feature_extractor, temporary)
             whisper.write_card(temporary, _card(args, encoder, decoder))
-            Run(temporary, run.stage, run.arguments, {}).finish(
+            Run(temporary, run.stage, run.arguments, run.inputs).finish(
                 encoder_layers=encoder,
                 decoder_layers=decoder,
                 num_parameters=student.num_parameters(),

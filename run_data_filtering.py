@@ -151,18 +151,17 @@ def main(
         output_args.overwrite_output_dir,
         owned=[WORK_FOLDER, "README.md", "*/*.parquet"],
     )
+    if not accelerator.is_main_process:
+        return  # the work is shared out with --preprocessing_num_workers instead
     if not run.is_complete:
         labelled = data.read_run_record(specs[0].name)
         work = _work(filter_args, labelled, run_args.seed)
-        ledger = Ledger()
-        configs: dict[str, list[str]] = {}
-        for spec in specs:
-            rows = data.load(spec)
-            data.require_column(rows, spec, schema.WHISPER_TRANSCRIPT, "--dataset_name")
-            spec = data.with_split(spec, rows)
-            configs.setdefault(str(spec.config), []).append(str(spec.split))
-            ledger += _filter_split(spec, rows, work, run, run_args.preprocessing_num_workers)
-        _finish(run, ledger, configs, data_args.max_bad_fraction, work)
+        splits = _load_splits(specs)
+        ledgers = {
+            spec: _filter_split(spec, rows, work, run, run_args.preprocessing_num_workers)
+            for spec, rows in splits.items()
+        }
+        _finish(run, ledgers, data_args.max_bad_fraction, work)
     if output_args.push_to_hub or output_args.hub_model_id:
         repo_id = output_args.hub_model_id or run.folder.resolve().name
         hub.upload(
@@ -180,6 +179,16 @@ def _default_output(dataset_name: str, args: FilterArguments) -> str:
     if args.vectorize:
         parts.append("vectorized")
     return ".".join(parts if len(parts) > 1 else [*parts, "filtered"])
+
+
+def _load_splits(specs: list[data.DatasetSpec]) -> dict[data.DatasetSpec, data.Rows]:
+    found = []
+    for spec in specs:
+        rows = data.load(spec)
+        data.require_column(rows, spec, schema.WHISPER_TRANSCRIPT, "--dataset_name")
+        found.append((data.with_split(spec, rows), rows))
+    data.refuse_same_split_twice([spec for spec, _ in found])
+    return dict(found)
 
 
 @dataclass(frozen=True)
@@ -234,9 +243,9 @@ def _work(args: FilterArguments, labelled: dict[str, Any], seed: int) -> _Work:
 
 def _filter_split(
     spec: data.DatasetSpec, rows: data.Rows, work: _Work, run: Run, num_workers: int
-) -> Ledger:
-    """Filter one split into sealed shards, then give them their final names."""
-    folder = run.folder / WORK_FOLDER / str(spec.config) / str(spec.split)
+) -> list[Ledger]:
+    """Filter one split into sealed shards; return the account of each."""
+    folder = _work_folder(run, spec)
     features = _features(rows, work)
     size = run.arguments["rows_per_shard"]
     filter_chunk = partial(_filter_chunk, folder=folder, work=work, features=features)
@@ -250,13 +259,12 @@ def _filter_split(
             ledgers.append(ledger)
             progress.update()
     progress.close()
-    for index in range(len(ledgers)):
-        target = data.shard_path(run.folder, str(spec.config), str(spec.split), index, len(ledgers))
-        target.parent.mkdir(parents=True, exist_ok=True)
-        (folder / f"{index:05d}.parquet").replace(target)
-    total = sum(ledgers, Ledger())
-    logger.info("%s: %s", spec, total)
-    return total
+    logger.info("%s: %s", spec, sum(ledgers, Ledger()))
+    return ledgers
+
+
+def _work_folder(run: Run, spec: data.DatasetSpec) -> Path:
+    return run.folder / WORK_FOLDER / str(spec.config) / str(spec.split)
 
 
 def _executor(num_workers: int) -> Any:
@@ -352,12 +360,20 @@ def _features(rows: data.Rows, work: _Work) -> Features:
 
 
 def _finish(
-    run: Run, ledger: Ledger, configs: dict[str, list[str]], max_bad_fraction: float, work: _Work
+    run: Run,
+    ledgers: dict[data.DatasetSpec, list[Ledger]],
+    max_bad_fraction: float,
+    work: _Work,
 ) -> None:
-    """Check the account, write card and record, and clear the work folder."""
+    """Check the account, publish the shards, write card and record, and clear the work folder."""
+    ledger = sum((one for split in ledgers.values() for one in split), Ledger())
     ledger.check(max_bad_fraction)
     if ledger.num_out == 0:
         raise ValueError(f"no row passes the filter: {ledger}; loosen its limits")
+    configs: dict[str, list[str]] = {}
+    for spec, shards in ledgers.items():
+        configs.setdefault(str(spec.config), []).append(str(spec.split))
+        _publish(run, spec, len(shards))
     data.write_card(run.folder, configs, "Filtered pseudo-labels", f"Rows: {ledger}.")
     run.finish(
         ledger=ledger.to_dict(),
@@ -366,6 +382,14 @@ def _finish(
         task=work.rule.task,
     )
     shutil.rmtree(run.folder / WORK_FOLDER)
+
+
+def _publish(run: Run, spec: data.DatasetSpec, num_shards: int) -> None:
+    """Give the shards of a split their final names."""
+    for index in range(num_shards):
+        target = data.shard_path(run.folder, str(spec.config), str(spec.split), index, num_shards)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        (_work_folder(run, spec) / f"{index:05d}.parquet").replace(target)
 
 
 if __name__ == "__main__":

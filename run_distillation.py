@@ -40,7 +40,7 @@ from distillery.arguments import (
 from distillery.distillation import Teacher
 from distillery.losses import LossWeights
 from distillery.runtime import make_accelerator, open_run
-from distillery.training import OWNED, train
+from distillery.training import GLOBAL_BATCH, OWNED, batch_plan, train
 
 
 @dataclass(frozen=True)
@@ -82,19 +82,20 @@ def main(
 ) -> None:
     """Train, or go on training."""
     accelerator = make_accelerator(run_args, output_args.output_dir, model_args.dtype)
+    flags = flags_of(
+        model_args,
+        distillation_args,
+        data_args,
+        decoding_args,
+        training_args,
+        output_args,
+        run_args,
+    )
     run = open_run(
         accelerator,
         output_args.output_dir,
         "run_distillation",
-        flags_of(
-            model_args,
-            distillation_args,
-            data_args,
-            decoding_args,
-            training_args,
-            output_args,
-            run_args,
-        ),
+        flags | {GLOBAL_BATCH: batch_plan(accelerator, training_args).global_size},
         {str(spec): data.fingerprint(spec) for spec in data_args.train_specs()},
         output_args.overwrite_output_dir,
         OWNED,

@@ -47,7 +47,7 @@ from distillery.filters import compression_ratio
 from distillery.metrics import Scores, score
 from distillery.normalizers import normalizer_for, raw_text
 from distillery.runtime import Run, make_accelerator, open_run
-from distillery.shards import Ledger, read_seal, replacing, write_sealed
+from distillery.shards import Ledger, read_seal, remove_leftovers, replacing, write_sealed
 
 logger = logging.getLogger(__name__)
 
@@ -104,7 +104,10 @@ def main(
         output_args.output_dir,
         "run_pseudo_labelling",
         flags_of(model_args, data_args, decoding_args, labelling_args, output_args, run_args),
-        {str(spec): data.fingerprint(spec) for spec in specs},
+        {
+            model_args.model_name_or_path: whisper.fingerprint(model_args.model_name_or_path),
+            **{str(spec): data.fingerprint(spec) for spec in specs},
+        },
         output_args.overwrite_output_dir,
         owned=[WORK_FOLDER, "README.md", "*/*.parquet"],
     )
@@ -119,7 +122,7 @@ def main(
         teacher.model.to(accelerator.device).eval()
         decoding = _decoding(decoding_args, labelling_args, teacher)
         splits = [_Split(spec, data.load(spec), run.folder) for spec in specs]
-        _refuse_same_split_twice(splits)
+        data.refuse_same_split_twice([split.spec for split in splits])
         for split in splits:
             _label(split, teacher, decoding, labelling_args, run_args, accelerator)
         accelerator.wait_for_everyone()
@@ -160,16 +163,6 @@ class _Split:
         return data.shard_path(
             self.folder, str(self.spec.config), str(self.spec.split), index, count
         )
-
-
-def _refuse_same_split_twice(splits: list[_Split]) -> None:
-    names = [(split.spec.config, split.spec.split) for split in splits]
-    for config, split in names:
-        if names.count((config, split)) > 1:
-            raise ValueError(
-                f"two datasets would both be written as split {split!r} of configuration "
-                f"{config!r}: label them into two output folders"
-            )
 
 
 def _decoding(
@@ -387,6 +380,7 @@ def _finish(
         configs.setdefault(str(split.spec.config), []).append(str(split.spec.split))
     model = run.arguments["model_name_or_path"]
     data.write_card(run.folder, configs, "Pseudo-labelled speech", f"Transcripts by `{model}`.")
+    remove_leftovers(run.folder)
     run.finish(ledger=ledger.to_dict(), scores=scores)
     shutil.rmtree(run.folder / WORK_FOLDER)
 
@@ -409,10 +403,12 @@ def _scores(
         for row in _read_labels(path)
         if row[schema.TEXT] and not row[PROBLEM]
     ]
-    if not pairs or decoding.task != "transcribe":
+    normalizer = normalizer_for(decoding.language)
+    comparable = any(normalizer(reference) for reference, _ in pairs)
+    if not comparable or decoding.task != "transcribe":
         return None
     references, transcripts = zip(*pairs, strict=True)
-    scores: Scores = score(list(references), list(transcripts), normalizer_for(decoding.language))
+    scores: Scores = score(list(references), list(transcripts), normalizer)
     logger.info("%s against the references: %s", split.spec, scores)
     return asdict(scores)
 

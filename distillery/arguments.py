@@ -7,7 +7,12 @@ one message per wrong value; all messages of all groups are shown together, befo
 import difflib
 import json
 import sys
-from argparse import Action, ArgumentError
+from argparse import (
+    Action,
+    ArgumentDefaultsHelpFormatter,
+    ArgumentError,
+    RawDescriptionHelpFormatter,
+)
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -18,8 +23,11 @@ from transformers import HfArgumentParser
 
 from distillery import schema
 from distillery.data import DatasetSpec, broadcast_specs
+from distillery.schema import REFERENCE_NAMES
 from distillery.tokens import TASKS, language_code
 from distillery.whisper import ATTENTIONS, DTYPES
+
+TRACKERS = ("wandb", "tensorboard", "trackio", "none")
 
 
 def flag(default: Any, help: str, *aliases: str) -> Any:
@@ -79,7 +87,10 @@ class DataArguments:
         schema.AUDIO, "Column with the audio or its path.", "--column-audio"
     )
     text_column_name: str | None = flag(
-        None, "Column with the reference; default 'text'; joined with '+'.", "--column-text"
+        None,
+        "Column with the reference, joined with '+'; default: the first there is of "
+        f"{', '.join(REFERENCE_NAMES)}.",
+        "--column-text",
     )
     id_column_name: str | None = flag(
         None, "Column that is unique for each row; default: 'id', else the row number."
@@ -322,6 +333,8 @@ class TrainingArguments:
         if self.max_steps == 0 or self.max_steps < -1:
             found.append(f"--max_steps must be >= 1, or -1 for epochs; got {self.max_steps}")
         metric = self.metric_for_best_model
+        if self.max_steps == -1 and self.num_train_epochs <= 0:
+            found.append(f"--num_train_epochs must be > 0, got {self.num_train_epochs}")
         if metric in ("wer", "cer") and not self.predict_with_generate:
             found.append(f"--metric_for_best_model {metric} needs --predict_with_generate")
         if self.metric_for_best_model is not None:
@@ -347,7 +360,7 @@ class RunArguments:
     dataloader_num_workers: int = flag(0, "Processes that decode audio for each launched process.")
     preprocessing_num_workers: int = flag(1, "Processes for work that needs no model.")
     report_to: str | None = flag(
-        None, "Trackers, joined with '+': wandb, tensorboard, trackio; default: none."
+        None, f"Trackers, joined with '+': {', '.join(TRACKERS)}; default: none."
     )
     wandb_project: str | None = flag(
         None, "Project name for the trackers; alone it does not switch wandb on.", "--project_name"
@@ -362,7 +375,13 @@ class RunArguments:
             *at_least(self, "dataloader_num_workers", 0),
             *at_least(self, "preprocessing_num_workers", 1),
             *at_least(self, "ddp_timeout", 1),
+            *_tracker_problems(self.report_to),
         ]
+
+
+def _tracker_problems(report_to: str | None) -> list[str]:
+    unknown = [name for name in plus_list(report_to) if name not in TRACKERS]
+    return [f"--report_to must be of {', '.join(TRACKERS)}; got {name!r}" for name in unknown]
 
 
 def at_least(group: Any, name: str, least: float) -> list[str]:
@@ -452,11 +471,20 @@ def flags_of(*groups: Any) -> dict[str, Any]:
     return {name: value for group in groups for name, value in asdict(group).items()}
 
 
+class _HelpFormatter(ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter):
+    """Shows defaults, and leaves the commands in a stage's docstring in one piece."""
+
+
 class _StageParser(HfArgumentParser):
     """A parser that collects everything that is wrong instead of stopping at the first thing."""
 
     def __init__(self, groups: Sequence[type], description: str | None) -> None:
-        super().__init__(groups, description=description, allow_abbrev=False)
+        super().__init__(
+            groups,
+            description=description,
+            formatter_class=_HelpFormatter,
+            allow_abbrev=False,
+        )
         self.faults: list[str] = []
         # argparse stops at a missing flag before it has seen the others; we look ourselves.
         self._required = [action for action in self._actions if action.required]

@@ -23,12 +23,14 @@ CHECKPOINTS = "checkpoint-*"
 def sealed_folder(path: Path) -> Iterator[Path]:
     """Give a temporary folder to fill; on success it gets its manifest and then its name.
 
-    A folder of that name is replaced. A killed writer leaves only a `.tmp` folder, which the next
-    one throws away.
+    A folder of that name is replaced. A killed writer leaves only a `.tmp` or `.old` folder, which
+    the next one throws away.
     """
-    temporary = path.with_name(path.name + ".tmp")
-    if temporary.exists():
-        shutil.rmtree(temporary)
+    path = path.resolve()  # "." has no name of its own
+    temporary, old = path.with_name(path.name + ".tmp"), path.with_name(path.name + ".old")
+    for left in (temporary, old):
+        if left.exists():
+            shutil.rmtree(left)
     temporary.mkdir(parents=True)
     yield temporary
     files = sorted(file for file in temporary.rglob("*") if file.is_file())
@@ -37,9 +39,11 @@ def sealed_folder(path: Path) -> Iterator[Path]:
     sums = {str(file.relative_to(temporary)): sha256(file) for file in files}
     write_json(temporary / MANIFEST, sums)
     if path.exists():
-        shutil.rmtree(path)
+        path.rename(old)
     temporary.rename(path)
     sync(path.parent)
+    if old.exists():
+        shutil.rmtree(old)
 
 
 def find_damage(folder: Path) -> str | None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
@@ -76,9 +77,18 @@ class SpeechCollator:
     def _features(self, row: Mapping[str, Any]) -> Tensor:
         stored = row.get(schema.INPUT_FEATURES)
         if stored is not None:
-            return self.log_mel.pad(torch.from_numpy(np.asarray(stored, dtype=np.float32)))
+            return self.log_mel.pad(self._fitting(np.asarray(stored, dtype=np.float32)))
         wave = decode_audio(row[schema.AUDIO], self.log_mel.sampling_rate, self.log_mel.window_s)
         return self.log_mel.pad(self.log_mel.real_frames(wave))
+
+    def _fitting(self, stored: NDArray[np.float32]) -> Tensor:
+        mels, most = self.log_mel.num_mels, self.log_mel.num_frames
+        if stored.ndim != 2 or stored.shape[0] != mels or not 1 <= stored.shape[1] <= most:
+            raise AudioError(
+                f"has stored features of shape {stored.shape}, made for another model: this one "
+                f"takes {mels} mel bins and at most {most} frames"
+            )
+        return torch.from_numpy(stored)
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,12 @@ import importlib.util
 import inspect
 import json
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+import re
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -30,23 +32,27 @@ from datasets import (
     load_dataset,
     load_from_disk,
 )
+from datasets.config import HF_DATASETS_CACHE
 from datasets.table import InMemoryTable
 from huggingface_hub import DatasetCard, DatasetCardData, hf_hub_download
 from huggingface_hub.errors import (
     EntryNotFoundError,
     HFValidationError,
+    LocalEntryNotFoundError,
     RepositoryNotFoundError,
 )
 
 from distillery import schema
-from distillery.shards import RUN_RECORD, read_json, replacing
+from distillery.shards import RUN_RECORD, read_json, replacing, sha256
 
 logger = logging.getLogger(__name__)
 
 MANIFESTS = (".jsonl", ".json", ".csv", ".tsv")
+DATA_FILES = (".parquet", ".arrow", *MANIFESTS)
+TAIL_BYTES = 2**16
 DEFAULT_CONFIG = "default"
 
-Rows = Dataset | IterableDataset
+Rows: TypeAlias = Dataset | IterableDataset
 
 
 @dataclass(frozen=True)
@@ -54,7 +60,8 @@ class DatasetSpec:
     """Which rows to read: one split of one configuration of one dataset, and its column names.
 
     A column name of None means the contract's own name (`distillery.schema`), where the dataset
-    has it. `samples` is the dataset's weight where several are mixed.
+    has it; for the text, any of `schema.REFERENCE_NAMES`. `samples` is the dataset's weight where
+    several are mixed.
     """
 
     name: str
@@ -108,28 +115,42 @@ def load(spec: DatasetSpec) -> Rows:
     if isinstance(rows, Dataset):
         if len(rows) == 0:
             raise ValueError(f"dataset {spec} has no rows")
-        _check_ids(rows, spec)
+        twice = _id_that_occurs_twice(rows)
+        if twice is not None:
+            raise ValueError(
+                f"dataset {spec}: id {twice!r} occurs more than once; name a column that is "
+                "unique with --id_column_name"
+            )
     return rows
 
 
 def fingerprint(spec: DatasetSpec) -> str:
     """Return a sum that changes when the dataset's files do.
 
-    Of a manifest it covers the text, of a folder the files' names, sizes and times; of a Hub id
-    only the id.
+    Of a manifest it covers the text; of a folder the names and sizes of its files and their last
+    bytes, where Parquet keeps its statistics, so that a copy has the same sum; of a Hub id only
+    the id.
     """
     path = Path(spec.name)
     digest = hashlib.sha256(str(spec).encode())
     if path.is_file():
         digest.update(path.read_bytes())
     elif path.is_dir():
-        for file in sorted(path.rglob("*")):
-            if file.suffix in (".parquet", ".arrow") and not file.name.startswith("."):
-                stat = file.stat()
-                digest.update(
-                    f"{file.relative_to(path)} {stat.st_size} {stat.st_mtime_ns}".encode()
-                )
+        digest.update(_folder_state(path))
     return digest.hexdigest()
+
+
+def _folder_state(folder: Path) -> bytes:
+    digest = hashlib.sha256()
+    for path in sorted(folder.rglob("*")):
+        hidden = path.name.startswith(".") or path.name == RUN_RECORD
+        if path.suffix in DATA_FILES and not hidden:
+            size = path.stat().st_size
+            digest.update(f"{path.relative_to(folder)} {size}".encode())
+            with path.open("rb") as file:
+                file.seek(max(0, size - TAIL_BYTES))
+                digest.update(file.read())
+    return digest.digest()
 
 
 def _source(spec: DatasetSpec) -> Rows:
@@ -155,8 +176,21 @@ def _from_hub_layout(spec: DatasetSpec) -> Rows:
     )
     split = spec.split or _only("split", get_dataset_split_names(spec.name, config), None, spec)
     return load_dataset(
-        spec.name, config, split=split, streaming=spec.streaming, cache_dir=spec.cache_dir
+        spec.name, config, split=split, streaming=spec.streaming, cache_dir=_cache_dir(spec)
     )
+
+
+def _cache_dir(spec: DatasetSpec) -> str | None:
+    """Return the library's cache: for a local folder, one of its own for each state it is in.
+
+    The library's key is the folder's last name and its card: it would hand out the rows of another
+    folder of that name, or rows that have been replaced since.
+    """
+    folder = Path(spec.name)
+    if not folder.is_dir():
+        return spec.cache_dir
+    state = hashlib.sha256(str(folder.resolve()).encode() + _folder_state(folder)).hexdigest()
+    return str(Path(spec.cache_dir or HF_DATASETS_CACHE) / f"folder-{state[:16]}")
 
 
 def _undecoded(rows: Rows, spec: DatasetSpec) -> Rows:
@@ -189,7 +223,8 @@ def _from_save_to_disk(spec: DatasetSpec) -> Rows:
 
 def _from_builder(spec: DatasetSpec) -> Rows:
     builder = _builder_class(Path(spec.name))
-    options: dict[str, Any] = {}
+    # The cache of another version of the file is not taken.
+    options: dict[str, Any] = {"hash": sha256(Path(spec.name))}
     if spec.data_dir_suffix:
         options["dataset_dir_suffix"] = spec.data_dir_suffix
     made = builder(config_name=spec.config, cache_dir=spec.cache_dir, **options)
@@ -204,9 +239,11 @@ def _builder_class(path: Path) -> type[DatasetBuilder]:
     """Import a .py file, as the user's own code, and return the one builder in it."""
     if not path.is_file():
         raise FileNotFoundError(f"dataset {path}: there is no such file")
-    module_spec = importlib.util.spec_from_file_location(path.stem, path)
+    name = f"dataset_builder_{path.stem}"  # never the name of a library
+    module_spec = importlib.util.spec_from_file_location(name, path)
     assert module_spec is not None and module_spec.loader is not None
     module = importlib.util.module_from_spec(module_spec)
+    sys.modules[name] = module  # the datasets library looks a builder's module up
     module_spec.loader.exec_module(module)
     builders = [
         member
@@ -235,12 +272,20 @@ def _from_manifest(spec: DatasetSpec) -> Rows:
     audio = [
         _audio_entry(path, number, entry.pop(column, None)) for number, entry in enumerate(entries)
     ]
-    names = dict.fromkeys(name for entry in entries for name in entry)
-    table = pa.table({name: [entry.get(name) for entry in entries] for name in names})
     audio_type = Features({schema.AUDIO: schema.AUDIO_TYPE}).arrow_schema.field(schema.AUDIO).type
-    table = table.append_column(column, pa.array(audio, audio_type))
-    rows = Dataset(InMemoryTable(table))
+    names = dict.fromkeys(name for entry in entries for name in entry)
+    columns = {name: _manifest_column(path, name, entries) for name in names}
+    rows = Dataset(InMemoryTable(pa.table({column: pa.array(audio, audio_type), **columns})))
     return rows.to_iterable_dataset() if spec.streaming else rows
+
+
+def _manifest_column(path: Path, name: str, entries: list[dict[str, Any]]) -> pa.Array:
+    try:
+        return pa.array([entry.get(name) for entry in entries])
+    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+        raise ValueError(
+            f"{path}: column {name!r} holds values of several types: {error}"
+        ) from error
 
 
 def _read_manifest(path: Path) -> list[dict[str, Any]]:
@@ -287,7 +332,11 @@ def _of_split(entries: list[dict[str, Any]], spec: DatasetSpec) -> list[dict[str
             f"dataset {spec.name} has no split {spec.split!r}: its column 'split' holds "
             f"{', '.join(sorted(splits))}"
         )
-    return [entry for entry in entries if str(entry.get("split")) == spec.split]
+    kept = [entry for entry in entries if str(entry.get("split")) == spec.split]
+    logger.info(
+        "%s: %d of %d rows belong to split %s", spec.name, len(kept), len(entries), spec.split
+    )
+    return kept
 
 
 def _audio_entry(manifest: Path, number: int, written: Any) -> dict[str, str | None]:
@@ -311,15 +360,18 @@ def _audio_path(folder: Path, written: str) -> str:
 
 
 def _rename_columns(rows: Rows, spec: DatasetSpec) -> Rows:
+    usual = next((name for name in schema.REFERENCE_NAMES if name in rows.column_names), None)
     wanted = {
         schema.AUDIO: (spec.audio_column, "--audio_column_name"),
-        schema.TEXT: (spec.text_column, "--text_column_name"),
+        schema.TEXT: (spec.text_column or usual, "--text_column_name"),
         schema.ID: (spec.id_column, "--id_column_name"),
         schema.SPEAKER_ID: (spec.speaker_id_column, "--speaker_id_column_name"),
         schema.RECORDING_ID: (spec.recording_id_column, "--recording_id_column_name"),
     }
     for name, (given, flag) in wanted.items():
         rows = _rename_column(rows, spec, name, given, flag)
+    if schema.ID in rows.column_names and not _is_meant_as_id(rows, spec):
+        rows = rows.remove_columns(schema.ID)
     if schema.ID not in rows.column_names:
         return _add_row_ids(rows, spec)
     for name in (schema.ID, schema.SPEAKER_ID, schema.RECORDING_ID):
@@ -334,6 +386,7 @@ def _rename_column(rows: Rows, spec: DatasetSpec, name: str, given: str | None, 
     if given not in columns:
         # A dataset that one of our stages wrote has the contract's names already.
         if name in columns:
+            logger.warning("dataset %s has no column %r: its %r is read", spec, given, name)
             return rows
         raise _missing_column(spec, flag, given, columns)
     if name in columns:
@@ -359,9 +412,22 @@ def _as_text(rows: Rows, name: str) -> Rows:
     return rows.remove_columns(name).add_column(name, column.to_pylist(), feature=Value("string"))
 
 
+def _is_meant_as_id(rows: Rows, spec: DatasetSpec) -> bool:
+    """Tell whether a column that happens to be called `id` names the rows.
+
+    It does where the user says so, in a manifest, and in what our stages wrote. In other datasets
+    it may be the id of a sentence that several speakers read, unless it is unique; in a stream
+    that cannot be seen, and it is believed.
+    """
+    said = spec.id_column is not None or Path(spec.name).suffix in MANIFESTS
+    if said or schema.WHISPER_TRANSCRIPT in rows.column_names or not isinstance(rows, Dataset):
+        return True
+    return _id_that_occurs_twice(rows) is None
+
+
 def _add_row_ids(rows: Rows, spec: DatasetSpec) -> Rows:
     """Name rows by their number: the source's order is then part of what identifies them."""
-    logger.info("dataset %s has no id column: its rows are named by their number", spec)
+    logger.info("dataset %s has no column of unique ids: its rows are named by their number", spec)
     if isinstance(rows, Dataset):
         return rows.add_column(schema.ID, [_row_id(i) for i in range(len(rows))])
     features = Features({schema.ID: Value("string"), **rows.features})
@@ -374,15 +440,13 @@ def _row_id(index: int) -> str:
     return f"row-{index:09d}"
 
 
-def _check_ids(rows: Dataset, spec: DatasetSpec) -> None:
+def _id_that_occurs_twice(rows: Dataset) -> Any:
     seen: set[Any] = set()
     for row_id in rows.select_columns(schema.ID).with_format("arrow")[schema.ID].to_pylist():
         if row_id in seen:
-            raise ValueError(
-                f"dataset {spec}: id {row_id!r} occurs more than once; name a column that is "
-                "unique with --id_column_name"
-            )
+            return row_id
         seen.add(row_id)
+    return None
 
 
 def require_column(rows: Rows, spec: DatasetSpec, name: str, flag: str) -> None:
@@ -469,8 +533,25 @@ def write_card(folder: Path, splits: Mapping[str, Iterable[str]], title: str, bo
 
 def with_split(spec: DatasetSpec, rows: Rows) -> DatasetSpec:
     """Fill in the split and configuration that were found where the user named none."""
-    split = str(rows.split) if getattr(rows, "split", None) else "train"
-    return replace(spec, split=spec.split or split, config=spec.config or DEFAULT_CONFIG)
+    split = spec.split or str(getattr(rows, "split", None) or "train")
+    # A part such as train[:10] is a split of its own, but its name must be that of a file.
+    name = re.sub(r"\W+", "_", split).strip("_")
+    return replace(spec, split=name, config=spec.config or DEFAULT_CONFIG)
+
+
+def refuse_same_split_twice(specs: Sequence[DatasetSpec]) -> None:
+    """Raise ValueError if two datasets would be written to the same files.
+
+    Args:
+        specs: with the configuration and split that `with_split` filled in.
+    """
+    names = [(spec.config, spec.split) for spec in specs]
+    for config, split in names:
+        if names.count((config, split)) > 1:
+            raise ValueError(
+                f"two datasets would both be written as split {split!r} of configuration "
+                f"{config!r}: write them to two output folders"
+            )
 
 
 def read_run_record(name: str) -> dict[str, Any]:
@@ -487,6 +568,9 @@ def read_run_record(name: str) -> dict[str, Any]:
     else:
         try:
             path = Path(hf_hub_download(name, RUN_RECORD, repo_type="dataset"))
+        except LocalEntryNotFoundError as error:
+            logger.warning("the record of %s cannot be fetched: %s", name, error)
+            return {}
         except (EntryNotFoundError, RepositoryNotFoundError, HFValidationError):
             return {}
     return dict(read_json(path)["arguments"])

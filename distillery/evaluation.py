@@ -139,6 +139,7 @@ class Evaluation:
         lines = [
             f"{row_id}: {rate:.1f} % of the {unit}s wrong\n{alignment(ref, pred, unit)}"
             for rate, ref, pred, row_id in sorted(rated, key=lambda r: -r[0])[:NUM_WORST]
+            if rate > 0
         ]
         with replacing(self.predictions_path.with_suffix(".worst.txt")) as temporary:
             temporary.write_text("\n\n".join(lines) + "\n", encoding="utf-8")
@@ -208,7 +209,7 @@ def plan(
         "form": form,
         "model": str(Path(name).resolve()) if Path(name).exists() else name,
         "model_revision": model_args.model_revision,
-        "model_fingerprint": _model_fingerprint(Path(name)),
+        "model_fingerprint": whisper.fingerprint(name),
         "dataset": spec.name,
         "config": spec.config,
         "split": spec.split,
@@ -221,17 +222,6 @@ def plan(
         **algorithm,
     }
     return Evaluation(form, spec, decoding, normalizer, Path(args.output_dir), identity)
-
-
-def _model_fingerprint(folder: Path) -> str | None:
-    """Return a sum that changes when a local model is trained again; None for a Hub id."""
-    if not folder.exists():
-        return None
-    digest = hashlib.sha256()
-    for file in sorted(folder.glob("*.safetensors")):
-        stat = file.stat()
-        digest.update(f"{file.name} {stat.st_size} {stat.st_mtime_ns}".encode())
-    return digest.hexdigest()
 
 
 def reference_of(row: dict[str, Any]) -> str:

@@ -77,7 +77,9 @@ def _check_length(frames: int, rate: int, max_duration_s: float | None) -> None:
     if frames <= 0:
         raise AudioError("holds no samples")
     if frames == UNKNOWN_LENGTH:
-        raise AudioError("does not say how long it is, as a FLAC written to a pipe; encode it again")
+        raise AudioError(
+            "does not say how long it is, as a FLAC written to a pipe; encode it again"
+        )
     if max_duration_s is not None and frames > max_duration_s * rate:
         raise AudioError(
             f"lasts {frames / rate:.2f} s, longer than the model's window of {max_duration_s:g} s"

@@ -5,6 +5,8 @@ from pathlib import Path
 
 from huggingface_hub import HfApi
 
+from distillery.checkpointing import BEST, CHECKPOINTS
+
 logger = logging.getLogger(__name__)
 
 DATASET_FILES = ["README.md", "run.json", "**/*.parquet"]
@@ -49,7 +51,7 @@ def upload(
         repo_type=repo_type,
         folder_path=folder,
         allow_patterns=files,
-        ignore_patterns=["checkpoint-*/**", ".*/**", "best/**"],
+        ignore_patterns=[f"{CHECKPOINTS}/**", f"{BEST}/**", ".*/**"],
         commit_message=message,
     )
     logger.info("uploaded %s to %s", folder, made.url)

@@ -56,7 +56,8 @@ def distillation_loss(
         student_hidden: last decoder states of the student, float (batch, tokens, width).
         student_head: output embedding of the student, float (vocabulary, width).
         targets: int64 (batch, tokens); `IGNORED` rows do not count.
-        weights: weights and temperature; `kl` is unused without a teacher.
+        weights: weights and temperature; without a teacher none is used: the loss is the
+            cross-entropy itself.
         teacher_hidden: the teacher's states for the same decoder inputs, (batch, tokens, width of
             the teacher); None for plain cross-entropy.
         teacher_head: output embedding of the teacher, (vocabulary, width of the teacher).
@@ -69,7 +70,7 @@ def distillation_loss(
     taught = None
     if teacher_hidden is not None:
         taught = teacher_hidden.reshape(-1, teacher_hidden.shape[-1])[valid].detach()
-    total, ce, kl = _ChunkedLoss.apply(
+    total, ce, kl = _ChunkedLoss.apply(  # type: ignore[no-untyped-call]  # torch's own
         rows, student_head, targets.reshape(-1)[valid], taught, teacher_head, weights, chunk_rows
     )
     return LossSums(total, ce, kl, int(valid.sum()))

@@ -136,7 +136,9 @@ def score(
 def alignment(reference: str, prediction: str, unit: Unit) -> str:
     """Return a pair one above the other, its substitutions, deletions and insertions marked."""
     process = jiwer.process_words if unit == "word" else jiwer.process_characters
-    drawn = jiwer.visualize_alignment(process(reference, prediction), show_measures=False)
+    drawn = jiwer.visualize_alignment(
+        process(reference, prediction), show_measures=False, skip_correct=False
+    )
     return str(drawn).split("\n\n", 1)[1].strip("\n")  # without jiwer's own heading
 
 

@@ -14,7 +14,8 @@ from transformers.models.whisper.english_normalizer import (
     BasicTextNormalizer,
     EnglishTextNormalizer,
 )
-from transformers.models.whisper.tokenization_whisper import TO_LANGUAGE_CODE
+
+from distillery.tokens import language_code
 
 VARIANTS = ("auto", "basic", "marks")
 
@@ -53,7 +54,7 @@ class Normalizer:
         return text.strip()
 
 
-class _MarkKeepingTextNormalizer(BasicTextNormalizer):
+class _MarkKeepingTextNormalizer(BasicTextNormalizer):  # type: ignore[misc]
     """Whisper's basic rules, except that the combining marks of letters stay."""
 
     def __init__(self) -> None:
@@ -85,7 +86,7 @@ def normalizer_for(
         raise ValueError(
             f"normalizer variant must be one of {', '.join(VARIANTS)}, got {variant!r}"
         )
-    code = None if language is None else _language_code(language)
+    code = None if language is None else language_code(language)
     if variant == "auto" and code == "en":
         return _english_normalizer(english_spelling or {})
     by_language = variant == "auto" and (code is None or code in MARKED_LANGUAGES)
@@ -101,17 +102,6 @@ def normalizer_for(
 def raw_text(text: str) -> str:
     """Return what was said: `text` without Whisper's `<|...|>` markup, stripped."""
     return _MARKUP.sub("", text).strip()
-
-
-def _language_code(language: str) -> str:
-    name = language.lower()
-    code = TO_LANGUAGE_CODE.get(name, name)
-    if code not in TO_LANGUAGE_CODE.values():
-        raise ValueError(
-            f"unknown language {language!r}: give a Whisper language code such as 'ja', "
-            "or its English name such as 'japanese'"
-        )
-    return code
 
 
 def _english_normalizer(spelling: Mapping[str, str]) -> Normalizer:

@@ -10,7 +10,8 @@ def make_optimizer(
     model: nn.Module, learning_rate: float, weight_decay: float, betas: tuple[float, float]
 ) -> torch.optim.AdamW:
     """Return AdamW over the trainable parameters; biases and layer norms do not decay."""
-    decayed, plain = [], []
+    decayed: list[nn.Parameter] = []
+    plain: list[nn.Parameter] = []
     for parameter in model.parameters():
         if parameter.requires_grad:
             (decayed if parameter.dim() > 1 else plain).append(parameter)
@@ -28,4 +29,5 @@ def make_schedule(
 
     It is not handed to accelerate, whose prepared schedulers step once per process.
     """
-    return get_scheduler(name, optimizer, num_warmup_steps, num_steps)
+    schedule: LRScheduler = get_scheduler(name, optimizer, num_warmup_steps, num_steps)
+    return schedule

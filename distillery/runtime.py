@@ -23,7 +23,7 @@ import transformers
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
 
-from distillery.arguments import RunArguments
+from distillery.arguments import RunArguments, plus_list
 from distillery.shards import RUN_RECORD, read_json, write_json
 
 logger = logging.getLogger(__name__)
@@ -38,6 +38,7 @@ FREE_FLAGS = frozenset(
         "dataloader_num_workers",
         "dataset_cache_dir",
         "ddp_timeout",
+        "gradient_accumulation_steps",  # of a batch's parts, only the product counts
         "hub_model_id",
         "hub_public",
         "logging_steps",
@@ -45,9 +46,11 @@ FREE_FLAGS = frozenset(
         "overwrite_output_dir",
         "output_dir",
         "per_device_eval_batch_size",
+        "per_device_train_batch_size",
         "preprocessing_num_workers",
         "push_to_hub",
         "report_to",
+        "save_dir",
         "save_steps",
         "save_total_limit",
         "wandb_project",
@@ -70,7 +73,7 @@ def make_accelerator(run: RunArguments, output_dir: str, dtype: str) -> Accelera
         mixed_precision=mixed_precision,
         # Without this, several processes on a machine without a GPU would not find each other.
         cpu=not torch.accelerator.is_available(),
-        log_with=run.report_to.split("+") if run.report_to else None,
+        log_with=[name for name in plus_list(run.report_to) if name != "none"] or None,
         project_dir=output_dir,
         kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(seconds=run.ddp_timeout))],
     )
@@ -112,7 +115,8 @@ class Run:
     folder: Path
     stage: str
     arguments: dict[str, Any]
-    inputs: dict[str, str]
+    inputs: dict[str, str | None]
+    remedy: str = "name another folder, or start over with --overwrite_output_dir"
     is_complete: bool = False
     started: float = field(default_factory=time.time)
 
@@ -166,7 +170,7 @@ class Run:
             listed = "\n  ".join(changed)
             raise ValueError(
                 f"--output_dir {self.folder} holds a run of another configuration:\n  {listed}\n"
-                "name another folder, or start over with --overwrite_output_dir"
+                f"{self.remedy}"
             )
 
 
@@ -175,7 +179,7 @@ def open_run(
     folder: str,
     stage: str,
     arguments: Mapping[str, Any],
-    inputs: Mapping[str, str],
+    inputs: Mapping[str, str | None],
     overwrite: bool,
     owned: Sequence[str],
 ) -> Run:

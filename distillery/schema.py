@@ -21,6 +21,9 @@ TRUNCATED = "truncated"  # the teacher ran into the maximum length
 LABELS = "labels"  # final decoder targets, prompt and task prefix included
 INPUT_FEATURES = "input_features"  # log-mel, mels x frames of real audio
 
+# What public speech datasets call the reference, for users who do not say: the first that is there.
+REFERENCE_NAMES = (TEXT, "transcription", "sentence", "transcript")
+
 AUDIO_TYPE = Audio(decode=False)  # a struct of bytes and path
 
 TOKEN_IDS = List(Value("int32"))

@@ -140,5 +140,5 @@ def language_code(language: str) -> str:
     if name in LANGUAGES:
         return name
     if name in TO_LANGUAGE_CODE:
-        return TO_LANGUAGE_CODE[name]
+        return str(TO_LANGUAGE_CODE[name])
     raise ValueError(f"Whisper has no language {language!r}: give a code such as 'ja' or its name")

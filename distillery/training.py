@@ -7,9 +7,10 @@ in which order, updates, checkpoints, evaluation and logs are the same, and are 
 import json
 import logging
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field
+import signal
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import closing, nullcontext
+from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,9 @@ OWNED = (
 )
 MAX_NON_FINITE = 3  # updates in a row
 
+# What a resumed run must keep, however its processes share it; named as a message shows it.
+GLOBAL_BATCH = "per_device_train_batch_size * gradient_accumulation_steps * num_processes"
+
 Teach = Callable[[Tensor, Tensor], Lesson]
 
 
@@ -68,8 +72,8 @@ class Progress:
         step: updates done.
         window: sums since the last log line: loss, CE, KL, tokens.
         best: lowest evaluation metric so far.
-        num_bad: clips left out because they could not be decoded.
-        num_seen: clips asked for.
+        num_bad: clips left out by any process because they could not be decoded.
+        num_seen: clips asked for by all processes.
     """
 
     step: int = 0
@@ -134,11 +138,7 @@ def train(
         decoding_args.language, english_spelling=student.tokenizer.english_spelling_normalizer
     )
     rows, order, ledger = _training_rows(data_args, args, rule, normalizer)
-    plan = BatchPlan(
-        args.per_device_train_batch_size,
-        args.gradient_accumulation_steps,
-        accelerator.num_processes,
-    )
+    plan = batch_plan(accelerator, args)
     num_rows, num_updates = _length(args, plan, order)
     module = StudentStep(student.model, weights)
     optimizer = make_optimizer(
@@ -167,12 +167,22 @@ def train(
     if args.do_train:
         _announce(job, plan, num_updates, num_rows, progress)
         batches = _micro_batches(job, rows, order, plan, progress.step, num_updates, num_rows)
-        finished = _update_until(job, batches, progress, num_updates)
+        with closing(batches):
+            finished = _update_until(job, batches, progress, num_updates)
         if not finished:
             accelerator.end_training()
             raise SystemExit(0)
         _check_bad(progress, data_args.max_bad_fraction)
     _conclude(job, progress, ledger)
+
+
+def batch_plan(accelerator: Accelerator, args: TrainingArguments) -> BatchPlan:
+    """Return how this launch cuts a global batch."""
+    return BatchPlan(
+        args.per_device_train_batch_size,
+        args.gradient_accumulation_steps,
+        accelerator.num_processes,
+    )
 
 
 def _label_rule(
@@ -233,9 +243,13 @@ def _eval_sets(
     limits = TranscriptFilter(
         normalizer=normalizer, max_label_length=rule.max_positions, drop_truncated=False
     )
+    # Read whole even where training rows are streamed: the same rows are needed again and again.
+    specs = [replace(spec, streaming=False) for spec in data_args.eval_specs()]
+    if not specs:
+        raise ValueError("--do_eval needs --eval_dataset_name")
     return [
         EvalSet(str(spec), TrainingRows([usable_rows(spec, rule, limits)[0]], rule))
-        for spec in data_args.eval_specs()
+        for spec in specs
     ]
 
 
@@ -288,22 +302,30 @@ def _micro_batches(
     first_update: int,
     num_updates: int,
     num_rows: int,
-) -> Iterator[Batch]:
-    """Yield this process's micro-batches from an update on."""
+) -> Generator[Batch, None, None]:
+    """Yield this process's micro-batches from an update on; to close it ends its workers."""
     process = job.accelerator.process_index
     if order is None:
         rows.place(plan, first_update, process)
-        return iter(DataLoader(rows, batch_size=None, collate_fn=job.collate))
+        yield from DataLoader(rows, batch_size=None, collate_fn=job.collate)
+        return
     spans = plan.spans(first_update, num_updates, num_rows, process)
-    return iter(
-        DataLoader(
-            rows,
-            batch_sampler=(order[span] for span in spans),
-            collate_fn=job.collate,
-            num_workers=job.run_args.dataloader_num_workers,
-            pin_memory=job.accelerator.device.type == "cuda",
-        )
+    yield from DataLoader(
+        rows,
+        batch_sampler=(order[span] for span in spans),
+        collate_fn=job.collate,
+        num_workers=job.run_args.dataloader_num_workers,
+        worker_init_fn=_outlive_one_sigterm,
+        pin_memory=job.accelerator.device.type == "cuda",
     )
+
+
+def _outlive_one_sigterm(_worker: int) -> None:
+    """Let a worker go on when all processes of a job are told to stop: its owner must save first.
+
+    The owner ends it when it is done.
+    """
+    signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
 
 
 def _tensors(job: Job, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
@@ -332,6 +354,7 @@ def _update_until(job: Job, batches: Iterator[Batch], progress: Progress, num_up
     """Make updates until the last one; return False if SIGTERM asked to stop before."""
     args = job.args
     non_finite = 0
+    saved = progress.step  # the run went on from there, or starts at 0 with nothing to lose
     job.step.train()
     window = torch.tensor(progress.window, dtype=torch.float64)
     if not job.accelerator.is_main_process:
@@ -347,9 +370,10 @@ def _update_until(job: Job, batches: Iterator[Batch], progress: Progress, num_up
     with stop_request() as stop:
         while progress.step < num_updates:
             micro = list(islice(batches, args.gradient_accumulation_steps))
-            num_tokens, stopping = _agree(job, micro, stop)
-            if stopping:
-                _save_checkpoint(job, progress, window)
+            num_tokens, num_seen, num_bad, num_stops = _agree(job, micro, stop)
+            if num_stops:
+                if progress.step > saved:
+                    _save_checkpoint(job, progress, window)
                 logger.info("stopped by SIGTERM at update %d: start again to go on", progress.step)
                 return False
             seed_everything(job.rule.seed, progress.step, job.accelerator.process_index)
@@ -360,7 +384,9 @@ def _update_until(job: Job, batches: Iterator[Batch], progress: Progress, num_up
                 _note_non_finite(micro, progress.step, non_finite)
             else:
                 window += sums
-            _count_bad(micro, progress)
+            progress.num_seen += num_seen
+            progress.num_bad += num_bad
+            _name_bad(micro)
             bar.update()
             last = progress.step == num_updates
             if last or progress.step % job.run_args.logging_steps == 0:
@@ -369,6 +395,7 @@ def _update_until(job: Job, batches: Iterator[Batch], progress: Progress, num_up
                 _evaluate_and_keep_best(job, progress)
             if last or progress.step % args.save_steps == 0:
                 window = _save_checkpoint(job, progress, window)
+                saved = progress.step
     bar.close()
     return True
 
@@ -377,14 +404,17 @@ def _is_due(step: int, every: int | None) -> bool:
     return every is not None and step % every == 0
 
 
-def _agree(job: Job, micro: Sequence[Batch], stop: StopRequest) -> tuple[int, bool]:
-    """Return the tokens of the whole global batch, and whether any process was told to stop."""
-    own = torch.tensor(
-        [sum(batch.num_tokens for batch in micro), int(stop.is_set)],
-        device=job.accelerator.device,
-    )
-    tokens, stops = job.accelerator.reduce(own, "sum").tolist()
-    return int(tokens), bool(stops)
+def _agree(job: Job, micro: Sequence[Batch], stop: StopRequest) -> list[int]:
+    """Return sums over all processes: tokens, clips, undecodable clips, requests to stop."""
+    num_bad = sum(len(batch.bad) for batch in micro)
+    own = [
+        sum(batch.num_tokens for batch in micro),
+        sum(len(batch.ids) for batch in micro) + num_bad,
+        num_bad,
+        int(stop.is_set),
+    ]
+    sums = job.accelerator.reduce(torch.tensor(own, device=job.accelerator.device), "sum")
+    return [int(total) for total in sums.tolist()]
 
 
 def _update(job: Job, micro: Sequence[Batch], num_tokens: int) -> tuple[Tensor, float]:
@@ -426,12 +456,11 @@ def _note_non_finite(micro: Sequence[Batch], step: int, in_a_row: int) -> None:
         )
 
 
-def _count_bad(micro: Sequence[Batch], progress: Progress) -> None:
-    for batch in micro:
-        progress.num_seen += len(batch.ids) + len(batch.bad)
-        progress.num_bad += len(batch.bad)
+def _name_bad(batches: Sequence[Batch]) -> None:
+    for batch in batches:
         for row_id, reason in batch.bad:
-            logger.warning("clip %s %s", row_id, reason)
+            # Other processes than the main one are heard only from this level on.
+            logger.error("clip %s %s", row_id, reason)
 
 
 def _check_bad(progress: Progress, max_bad_fraction: float) -> None:
@@ -446,13 +475,15 @@ def _check_bad(progress: Progress, max_bad_fraction: float) -> None:
 
 
 def _log_losses(job: Job, window: Tensor, progress: Progress, norm: float, bar: tqdm) -> Tensor:
-    """Log the means since the last line; return an empty window."""
+    """Log the means since the last line, if any update counted; return an empty window."""
     total, ce, kl, tokens = job.accelerator.reduce(window, "sum").tolist()
+    if not tokens:  # all were skipped: a loss of 0 would be a lie
+        return window
     values = {
-        "loss": total / max(tokens, 1),
-        "ce": ce / max(tokens, 1),
-        "kl": kl / max(tokens, 1),
-        "grad_norm": norm,
+        "loss": total / tokens,
+        "ce": ce / tokens,
+        "kl": kl / tokens,
+        "grad_norm": norm if math.isfinite(norm) else None,  # JSON has no NaN
         "learning_rate": job.schedule.get_last_lr()[0],
         "tokens": int(tokens),
     }
@@ -461,11 +492,12 @@ def _log_losses(job: Job, window: Tensor, progress: Progress, norm: float, bar: 
     return torch.zeros_like(window)
 
 
-def _log(job: Job, step: int, kind: str, values: dict[str, float]) -> None:
+def _log(job: Job, step: int, kind: str, values: Mapping[str, float | None]) -> None:
     if job.accelerator.is_main_process:
         with (job.run.folder / LOSS_LOG).open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, "kind": kind, **values}) + "\n")
-    job.accelerator.log({f"{kind}/{name}": value for name, value in values.items()}, step=step)
+    known = {f"{kind}/{name}": value for name, value in values.items() if value is not None}
+    job.accelerator.log(known, step=step)
 
 
 def _cut_log(path: Path, step: int) -> None:
@@ -514,7 +546,10 @@ def _evaluate(job: Job, eval_set: EvalSet) -> dict[str, float]:
     step.eval()
     sums = torch.zeros(4, dtype=torch.float64, device=accelerator.device)
     texts: list[tuple[str, str]] = []
+    num_bad = torch.zeros((), dtype=torch.int64, device=accelerator.device)
     for batch in _eval_batches(job, eval_set.rows):
+        _name_bad([batch])
+        num_bad += len(batch.bad)
         if batch.input_features is None:
             continue
         features, inputs, targets = _tensors(job, batch)
@@ -530,8 +565,15 @@ def _evaluate(job: Job, eval_set: EvalSet) -> dict[str, float]:
             texts += [(text, _text(job, transcript.ids)) for text, transcript in pairs]
     step.train()
     total, ce, kl, tokens = accelerator.reduce(sums, "sum").tolist()
-    losses_found = {"loss": total / tokens, "ce": ce / tokens, "kl": kl / tokens}
-    return {**losses_found, **_error_rates(gather_object(texts), job.normalizer)}
+    if not tokens:
+        raise ValueError(f"{eval_set.name}: none of its clips can be decoded")
+    found = {
+        "loss": total / tokens,
+        "ce": ce / tokens,
+        "kl": kl / tokens,
+        "num_bad": int(accelerator.reduce(num_bad, "sum")),
+    }
+    return {**found, **_error_rates(gather_object(texts), job.normalizer)}
 
 
 def _eval_batches(job: Job, rows: TrainingRows) -> Iterator[Batch]:

@@ -1,8 +1,10 @@
 """Loading and saving Whisper checkpoints so that every other program can read them."""
 
+import hashlib
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from huggingface_hub import ModelCardData
@@ -59,6 +61,7 @@ def load_processor(
 ) -> Processor:
     """Load all of a checkpoint but its weights; arguments and errors as for `load`."""
     source = {"revision": revision or "main", "cache_dir": cache_dir}
+    _check_model_type(name_or_path, WhisperConfig.get_config_dict(name_or_path, **source)[0])
     config = WhisperConfig.from_pretrained(name_or_path, **source)
     try:
         generation = GenerationConfig.from_pretrained(name_or_path, **source)
@@ -95,15 +98,36 @@ def load(
         ValueError: it is no Whisper checkpoint, or its parts do not fit each other.
     """
     processor = load_processor(name_or_path, revision, cache_dir)
-    model = WhisperForConditionalGeneration.from_pretrained(
+    model, loading = WhisperForConditionalGeneration.from_pretrained(
         name_or_path,
+        output_loading_info=True,
         dtype=DTYPES[dtype],
         attn_implementation=ATTENTIONS[attention],
         use_safetensors=True,
         revision=revision or "main",
         cache_dir=cache_dir,
     )
+    if loading["missing_keys"]:  # transformers only warns, and makes them up
+        missing = ", ".join(sorted(loading["missing_keys"])[:3])
+        raise ValueError(
+            f"{name_or_path}: {len(loading['missing_keys'])} weights are missing: {missing} …"
+        )
     return Whisper(**vars(processor), model=model)
+
+
+def fingerprint(name_or_path: str) -> str | None:
+    """Return a sum that changes when a local model is trained again; None for a Hub id.
+
+    It covers the weights' sizes and times, not their content.
+    """
+    folder = Path(name_or_path)
+    if not folder.exists():
+        return None
+    digest = hashlib.sha256()
+    for file in sorted(folder.glob("*.safetensors")):
+        stat = file.stat()
+        digest.update(f"{file.name} {stat.st_size} {stat.st_mtime_ns}".encode())
+    return digest.hexdigest()
 
 
 def is_multilingual(generation: GenerationConfig, config: WhisperConfig) -> bool:
@@ -114,6 +138,13 @@ def is_multilingual(generation: GenerationConfig, config: WhisperConfig) -> bool
     """
     stated = getattr(generation, "is_multilingual", None)
     return bool(config.vocab_size != 51864 if stated is None else stated)
+
+
+def _check_model_type(name: str, config: dict[str, Any]) -> None:
+    if config.get("model_type") != "whisper":
+        raise ValueError(
+            f"{name}: not a Whisper checkpoint; its model_type is {config.get('model_type')}"
+        )
 
 
 def _check_shapes(name: str, config: WhisperConfig, processor: Processor) -> None:

@@ -77,6 +77,7 @@ accelerate launch run_short_form_eval.py \
   --dataset_config_name hi+hi_in \
   --dataset_split_name test+test \
   --text_column_name sentence+transcription \
+  --id_column_name path \
   --output_dir "$WORK/eval" \
   --per_device_eval_batch_size 64 \
   --dtype bfloat16 \

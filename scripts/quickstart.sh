@@ -16,6 +16,7 @@ case $out in /*) ;; *) out="$PWD/$out" ;; esac
 
 . "$(dirname "$0")/environment.sh" requirements.txt
 export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
+threads=$(python -c 'import os; print(os.cpu_count())') # accelerate's own default is one
 
 corpus=$out/corpus
 teacher_init=$out/teacher-init
@@ -32,7 +33,8 @@ stage() {
   echo "== $1 ($((SECONDS - started)) s since the start)"
 }
 launch() {
-  accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no "$@"
+  accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
+    --num_cpu_threads_per_process "$threads" "$@"
 }
 
 stage "corpus: speech by espeak-ng"

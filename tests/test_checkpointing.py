@@ -136,7 +136,7 @@ def test_no_whole_checkpoint_is_an_error(tmp_path):
     save_steps(tmp_path, 1, 2)
     for step in (1, 2):
         (checkpoint_path(tmp_path, step) / PROGRESS).write_bytes(b"")
-    with pytest.raises(ValueError, match="none of its 2 checkpoints is whole.*--overwrite_output"):
+    with pytest.raises(ValueError, match=r"none of its 2 checkpoints is whole.*--overwrite_output"):
         newest_checkpoint(tmp_path)
 
 

@@ -101,7 +101,7 @@ def test_only_the_total_carries_a_gradient():
 def test_all_masked_is_zero_with_zero_gradient(taught):
     hidden, head, targets, *teacher = example(masked=2.0)
     sums = distillation_loss(hidden, head, targets, LossWeights(), *(teacher if taught else ()))
-    assert (float(sums.total), float(sums.ce), float(sums.kl), sums.num_tokens) == (0, 0, 0, 0)
+    assert (sums.total.item(), float(sums.ce), float(sums.kl), sums.num_tokens) == (0, 0, 0, 0)
     sums.total.backward()
     assert torch.equal(hidden.grad, torch.zeros_like(hidden))
     assert torch.equal(head.grad, torch.zeros_like(head))

@@ -129,7 +129,7 @@ def test_language_names():
 
 @pytest.mark.parametrize("language", ["klingon", "xx", "", "zh-TW"])
 def test_wrong_language(language):
-    with pytest.raises(ValueError, match=f"unknown language '{language}'"):
+    with pytest.raises(ValueError, match=f"no language '{language}'"):
         normalizer_for(language)
 
 

@@ -118,7 +118,7 @@ class OtherTokenizer:
 @pytest.mark.parametrize("unknown", [None, 0])
 def test_another_models_tokenizer_is_refused(unknown):
     tokenizer = OtherTokenizer({"<|endoftext|>": 0}, unknown)
-    with pytest.raises(ValueError, match="startoftranscript.*not a Whisper tokenizer"):
+    with pytest.raises(ValueError, match=r"startoftranscript.*not a Whisper tokenizer"):
         SpecialTokens.from_tokenizer(tokenizer, is_multilingual=True)
 
 

@@ -59,7 +59,7 @@ FULL_STOP_FROM = 3  # words: whether a sentence ends in "。" must be audible to
 NUM_WORDS_WEIGHTS = (1, 4, 5, 5, 5)  # single words are few: each one tested is one not trained on
 
 MARGINS_S = (0.1, 0.4)  # silence before and after the utterance of a clip
-PAUSES_S = (0.3, 1.0)  # silence between the utterances of a recording
+PAUSES_S = (0.6, 1.4)  # silence between the utterances of a recording
 RECORDING_S = (23.0, 40.0)  # at most: a recording ends up to 3.5 s before its draw
 MIN_CLIP_S = 1.0
 WINDOWS_PER_RECORDING = 12

@@ -1,0 +1,87 @@
+"""Starts a stage script as its users do, in a process of its own."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Mapping
+
+from tiny import REPOSITORY
+
+OFFLINE = {
+    "HF_HUB_OFFLINE": "1",
+    "HF_DATASETS_OFFLINE": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "OMP_NUM_THREADS": "1",
+}
+TIMEOUT_S = 240
+
+
+def launch(
+    script: str,
+    *args: object,
+    processes: int = 0,
+    check: bool = True,
+    env: Mapping[str, str] | None = None,
+) -> subprocess.CompletedProcess[str]:
+    """Run a script of the repository to its end; its output is `.stdout`, errors and log included.
+
+    Args:
+        script: path in the repository.
+        args: its command line.
+        processes: 0 starts it by plain `python`, which is the fastest; 1 and 2 start so many by
+            `accelerate launch`.
+        check: fail, with what it printed, where it exits with an error.
+        env: more environment variables.
+    """
+    done = subprocess.run(
+        command(script, *args, processes=processes),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        cwd=REPOSITORY,
+        env=environment(env),
+        timeout=TIMEOUT_S,
+    )
+    assert not check or done.returncode == 0, done.stdout
+    return done
+
+
+def kill(script: str, target: str, call: int, *args: object) -> None:
+    """Run a script in a process that gets SIGKILL when it is about to call a function again.
+
+    Args:
+        script: path in the repository.
+        target: the function, as `module:name`.
+        call: the how manieth call is the last.
+        args: the script's command line.
+    """
+    done = launch("tests/stage_runs.py", script, target, call, *args, check=False)
+    assert done.returncode == -signal.SIGKILL, done.stdout
+
+
+def command(script: str, *args: object, processes: int = 0) -> list[str]:
+    """Return the command that starts a script in so many processes."""
+    return [sys.executable, *_launcher(processes), script, *map(str, args)]
+
+
+def environment(more: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Return the variables that a started script sees: no network, and the repository's package."""
+    return {**os.environ, **OFFLINE, "PYTHONPATH": str(REPOSITORY), **(more or {})}
+
+
+def _launcher(processes: int) -> list[str]:
+    if processes == 0:
+        return []
+    flags = ["--num_processes", str(processes), "--num_machines", "1"]
+    flags += ["--mixed_precision", "no", "--dynamo_backend", "no"]
+    if processes > 1:
+        flags += ["--multi_gpu", "--main_process_port", str(_free_port())]
+    return ["-m", "accelerate.commands.launch", *flags]
+
+
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])

@@ -1,0 +1,377 @@
+import numpy as np
+import pytest
+from launching import kill
+from stage_runs import loaded, record, run, snapshot, split_rows, talkative_model_folder
+from tiny import load_script, tone_manifest
+
+from distillery import data, schema, whisper
+from distillery.shards import write_json
+
+SCRIPT = "run_data_filtering.py"
+
+# Reference and transcript of each row; a label is the text with what `row` adds.
+TEXTS = [
+    ("right", "ねこがみずをのむ。", "ねこがみずをのむ。"),
+    ("one-of-eight", "ねこがみずをのむ。", "ねこがみずをのま"),
+    ("comma", "せんせいおはよう", "せんせい、おはよう。"),
+    ("wrong", "いぬとさかな", "りんごとたまご"),
+    ("cut", "いぬとさかな", "いぬとさかな"),
+    ("short", "いぬとさかな", "いぬとさかな"),
+    ("long", "いぬとさかな", "いぬとさかな"),
+    ("wordy", "いぬと", "漢字" * 16),
+    ("unsure", "いぬとさかな", "いぬとさかな"),
+    ("loop", "いぬ" * 30, "いぬ" * 30),
+    ("no-reference", None, "いぬとさかな"),
+    ("empty-reference", "。", "いぬとさかな"),
+    ("empty-transcript", "いぬとさかな", "。"),
+    ("silence", "", ""),
+]
+SPECIAL = {
+    "cut": {schema.TRUNCATED: True},
+    "short": {schema.DURATION: 0.1},
+    "long": {schema.DURATION: 3.5},
+    "unsure": {schema.AVG_LOGPROB: -2.5},
+}
+LIMITS = ["--min_duration_in_seconds", 0.2, "--max_duration_in_seconds", 3]
+LIMITS += ["--max_label_length", 70, "--min_avg_logprob", -1, "--max_compression_ratio", 5]
+REASONS = {
+    "truncated": 1,
+    "too_short": 1,
+    "too_long": 1,
+    "too_long_labels": 1,
+    "low_logprob": 1,
+    "high_compression": 1,
+    "empty_reference": 2,
+    "empty_transcript": 1,
+}
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    return tmp_path_factory.mktemp("filtering")
+
+
+@pytest.fixture(scope="module")
+def teacher(root):
+    return talkative_model_folder(root / "teacher")
+
+
+@pytest.fixture(scope="module")
+def processor(teacher):
+    return whisper.load_processor(str(teacher))
+
+
+@pytest.fixture(scope="module")
+def clips(root):
+    """Fourteen clips as undecoded bytes."""
+    folder = tone_manifest(root / "clips" / "clip.jsonl", len(TEXTS), 0.5).parent
+    return [path.read_bytes() for path in sorted(folder.glob("*.flac"))]
+
+
+@pytest.fixture(scope="module")
+def rows(processor, clips):
+    """Labelled rows that give each reason once or twice, with timestamps around each text."""
+    tokens, previous, made = processor.tokens, None, []
+    for (name, text, transcript), content in zip(TEXTS, clips, strict=True):
+        body = processor.tokenizer.encode(transcript, add_special_tokens=False)
+        body = [tokens.timestamp(0), *body, tokens.timestamp(0.4)]
+        ids = [*tokens.prefix("ja", "transcribe", True), *body]
+        row = {
+            schema.ID: name,
+            schema.AUDIO: {"bytes": content, "path": f"{name}.flac"},
+            schema.TEXT: text,
+            schema.DURATION: 0.5,
+            schema.WHISPER_TRANSCRIPT: [*ids, tokens.end_of_text],
+            schema.CONDITION_ON_PREV: previous,
+            schema.AVG_LOGPROB: -0.5,
+            schema.COMPRESSION_RATIO: 1.0,
+            schema.TRUNCATED: False,
+        }
+        made.append({**row, **SPECIAL.get(name, {})})
+        previous = body
+    return made
+
+
+@pytest.fixture(scope="module")
+def labelled(root, rows, teacher):
+    """A dataset as labelling writes it."""
+    return write_labelled(root / "labelled", rows, teacher)
+
+
+def write_labelled(folder, rows, teacher, split="train"):
+    path = data.shard_path(folder, "default", split, 0, 1)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    data.write_parquet(path, rows, data.Features({**schema.source_features(), **label_types()}))
+    data.write_card(folder, {"default": [split]}, "Labels", "")
+    arguments = {"model_name_or_path": str(teacher), "language": "ja", "task": "transcribe"}
+    write_json(folder / "run.json", {"stage": "run_pseudo_labelling", "arguments": arguments})
+    return folder
+
+
+def label_types():
+    return schema.label_features(decode_token_ids=False)
+
+
+def kept(folder):
+    return [row["id"] for row in split_rows(folder)]
+
+
+def dropped(folder):
+    return record(folder)["ledger"]["dropped"]
+
+
+# --- which rows pass -----------------------------------------------------------------------------
+
+
+def test_each_reason_is_counted_and_the_cer_keeps_what_is_close(tmp_path, labelled, capsys):
+    run(SCRIPT, "-d", labelled, "--cer_threshold", 12.5, *LIMITS, "-o", tmp_path)
+    assert kept(tmp_path) == ["right", "one-of-eight", "comma", "silence"]
+    assert dropped(tmp_path) == {**REASONS, "error_rate": 1}
+    assert record(tmp_path)["ledger"]["in"] == len(TEXTS)
+    assert "14 in = 4 out + 10 dropped (empty_reference: 2, " in capsys.readouterr().err
+
+
+def test_the_wer_keeps_little_but_what_is_right(tmp_path, labelled):
+    run(SCRIPT, "-d", labelled, "--wer_threshold", 10, *LIMITS, "-o", tmp_path)
+    assert kept(tmp_path) == ["right", "comma", "silence"]
+    assert dropped(tmp_path) == {**REASONS, "error_rate": 2}
+
+
+def test_without_a_threshold_references_are_not_looked_at(tmp_path, labelled):
+    run(SCRIPT, "-d", labelled, "--keep_truncated", "-o", tmp_path)
+    assert kept(tmp_path) == [name for name, _, _ in TEXTS if name != "wordy"]  # > 96 positions
+    assert dropped(tmp_path) == {"too_long_labels": 1}
+
+
+def test_no_row_passes(tmp_path, labelled):
+    with pytest.raises(ValueError, match=r"no row passes the filter: 14 in = 0 out .*loosen"):
+        run(SCRIPT, "-d", labelled, "--min_duration_in_seconds", 9, "-o", tmp_path)
+    assert record(tmp_path)["status"] == "started"
+    assert not list(tmp_path.glob("default/*"))
+
+
+@pytest.mark.parametrize(
+    ("flags", "suffix"),
+    [
+        (["--wer_threshold", 10], ".wer_10.0"),
+        (["--cer_threshold", 10], ".cer_10.0"),
+        (["--wer_threshold", 5, "--vectorize"], ".wer_5.0.vectorized"),
+        (["--vectorize"], ".vectorized"),
+        ([], ".filtered"),
+    ],
+)
+def test_the_output_is_named_after_the_threshold(tmp_path, rows, teacher, flags, suffix):
+    write_labelled(tmp_path / "labels", rows[:3], teacher)
+    run(SCRIPT, "-d", tmp_path / "labels", *flags)
+    assert {path.name for path in tmp_path.iterdir()} == {"labels", f"labels{suffix}"}
+    assert "right" in kept(tmp_path / f"labels{suffix}")
+
+
+# --- what is written -----------------------------------------------------------------------------
+
+
+def test_columns_types_and_bytes_are_kept(tmp_path, labelled, rows):
+    run(SCRIPT, "-d", labelled, "--cer_threshold", 12.5, *LIMITS, "-o", tmp_path)
+    before, after = (loaded(p, split="train").features for p in (labelled, tmp_path))
+    assert after == {**before, "labels": schema.TOKEN_IDS}
+    wanted = {row["id"]: row for row in rows}
+    for row in split_rows(tmp_path):
+        assert row["labels"]
+        assert row["audio"] == wanted[row["id"]]["audio"]
+        assert row["whisper_transcript"] == wanted[row["id"]]["whisper_transcript"]
+
+
+def chosen(processor, name, *, timestamps, prompt):
+    """The labels of a row, written out."""
+    tokens, encode = processor.tokens, processor.tokenizer.encode
+    names = [row[0] for row in TEXTS]
+
+    def body(transcript):
+        text = encode(transcript, add_special_tokens=False)
+        return [tokens.timestamp(0), *text, tokens.timestamp(0.4)] if timestamps else text
+
+    place = names.index(name)
+    start = [tokens.start_of_transcript, tokens.languages["ja"], tokens.transcribe]
+    start += [] if timestamps else [tokens.no_timestamps]
+    end = [] if name == "cut" else [tokens.end_of_text]
+    before = body(TEXTS[place - 1][2]) if prompt and place else []
+    labels = [*start, *body(TEXTS[place][2]), *end]
+    return [tokens.start_of_prev, *before, *labels] if before else labels
+
+
+@pytest.mark.parametrize("timestamps", [0, 1])
+@pytest.mark.parametrize("prompt", [0, 1])
+def test_labels_are_exact(tmp_path, labelled, processor, timestamps, prompt):
+    flags = ["--timestamp_probability", timestamps, "--condition_on_prev_probability", prompt]
+    run(SCRIPT, "-d", labelled, *flags, "--keep_truncated", "-o", tmp_path)
+    found = {row["id"]: row["labels"] for row in split_rows(tmp_path)}
+    for name in ("right", "one-of-eight", "comma", "wrong", "cut", "short", "silence"):
+        wanted = chosen(processor, name, timestamps=timestamps, prompt=prompt)
+        # A lone character may be several bytes: what is not left of a prompt is cut, not the text.
+        assert len(wanted) <= processor.max_label_length
+        assert found[name] == wanted, name
+
+
+def test_shares_are_drawn_from_the_seed(tmp_path, labelled, processor):
+    def draws(name, seed):
+        flags = ["--timestamp_probability", 0.5, "--condition_on_prev_probability", 0.5]
+        flags += ["--seed", seed, "--keep_truncated", "-o", tmp_path / name]
+        run(SCRIPT, "-d", labelled, *flags)
+        return [
+            (
+                processor.tokens.no_timestamps not in row["labels"],
+                row["labels"][0] == processor.tokens.start_of_prev,
+            )
+            for row in split_rows(tmp_path / name)
+        ]
+
+    first = draws("a", 1)
+    assert first == draws("b", 1)
+    assert first != draws("c", 2)
+    assert len(set(first)) == 4
+
+
+def test_vectorized_rows_hold_the_features_of_their_audio(tmp_path, labelled, processor, rows):
+    flags = ["--vectorize", "--cer_threshold", 12.5, *LIMITS, "-o", tmp_path]
+    run(SCRIPT, "-d", labelled, *flags)
+    audio = {row["id"]: row["audio"] for row in rows}
+    found = split_rows(tmp_path)
+    assert [row["id"] for row in found] == ["right", "one-of-eight", "comma", "silence"]
+    for row in found:
+        assert "audio" not in row
+        wave = load_script(SCRIPT).decode_audio(audio[row["id"]], 16_000)
+        frames = np.array(row["input_features"])
+        assert frames.shape == (80, (len(wave) + 400) // 160)
+        wanted = processor.log_mel.real_frames(wave).numpy()
+        assert np.abs(frames - wanted).max() < 1e-3  # float16
+
+
+def test_transcripts_in_words_give_the_same_labels(tmp_path, rows, teacher, processor):
+    tokens, decode = processor.tokens, processor.tokenizer.decode
+    names = load_script(SCRIPT)
+    texts = [
+        {
+            **row,
+            schema.WHISPER_TRANSCRIPT: decode(
+                row[schema.WHISPER_TRANSCRIPT][3:-1], decode_with_timestamps=True
+            ),
+        }
+        for row in rows[:4]
+    ]
+    assert texts[0][schema.WHISPER_TRANSCRIPT] == "<|0.00|>ねこがみずをのむ。<|0.40|>"
+    assert names.num_text_labels(rows[0][schema.WHISPER_TRANSCRIPT], tokens) > 0
+    folder = tmp_path / "words"
+    path = data.shard_path(folder, "default", "train", 0, 1)
+    path.parent.mkdir(parents=True)
+    types = {**schema.source_features(), **schema.label_features(decode_token_ids=True)}
+    data.write_parquet(path, texts, data.Features(types))
+    data.write_card(folder, {"default": ["train"]}, "Labels", "")
+    flags = ["--timestamp_probability", 1, "--condition_on_prev_probability", 1]
+    # Model and language come by flag: there is no record beside this dataset.
+    flags += ["-m", teacher, "-l", "ja", "-o", tmp_path / "out"]
+    run(SCRIPT, "-d", folder, *flags)
+    for row in split_rows(tmp_path / "out"):
+        assert row["labels"] == chosen(processor, row["id"], timestamps=True, prompt=True)
+
+
+# --- again, killed, in parallel ------------------------------------------------------------------
+
+
+def test_rerun_writes_nothing(tmp_path, labelled, capsys):
+    flags = ["-d", labelled, "--cer_threshold", 12.5, "-o", tmp_path]
+    run(SCRIPT, *flags)
+    before = snapshot(tmp_path)
+    capsys.readouterr()
+    run(SCRIPT, *flags)
+    assert "is complete: nothing to do" in capsys.readouterr().err
+    assert snapshot(tmp_path) == before
+    with pytest.raises(ValueError, match=r"--cer_threshold: 12.5 then, 20.0 now"):
+        run(SCRIPT, *flags, "--cer_threshold", 20)
+    run(SCRIPT, *flags, "--cer_threshold", 100, "--overwrite_output_dir")
+    assert "wrong" in kept(tmp_path)
+
+
+def test_killed_run_goes_on(tmp_path, labelled):
+    flags = ["-d", labelled, "--cer_threshold", 12.5, "--rows_per_shard", 4]
+    run(SCRIPT, *flags, "-o", tmp_path / "whole")
+    out = tmp_path / "killed"
+    # run.json is synced by 2 calls, then shard (2) and seal (2) of each chunk.
+    kill(SCRIPT, "distillery.shards:sync", 9, *flags, "-o", out)
+    work = out / ".filtered" / "default" / "train"
+    assert [path.name for path in work.glob("*.seal.json")] == ["00000.parquet.seal.json"]
+    sealed = snapshot(work)["00000.parquet"]
+    assert not list(out.glob("default/*"))
+
+    run(SCRIPT, *flags, "-o", out)
+    assert snapshot(out)["default/train-00000-of-00004.parquet"] == sealed
+    assert split_rows(out) == split_rows(tmp_path / "whole")
+    assert record(out)["ledger"] == record(tmp_path / "whole")["ledger"]
+    assert not list(out.rglob(".*"))
+
+
+def test_two_workers_write_what_one_writes(tmp_path, labelled):
+    flags = ["-d", labelled, "--cer_threshold", 12.5, "--rows_per_shard", 4, "--vectorize"]
+    run(SCRIPT, *flags, "-o", tmp_path / "one")
+    run(SCRIPT, *flags, "--preprocessing_num_workers", 2, "-o", tmp_path / "two")
+    assert split_rows(tmp_path / "two") == split_rows(tmp_path / "one")
+    assert record(tmp_path / "two")["ledger"] == record(tmp_path / "one")["ledger"]
+
+
+def test_streaming_equals_reading_from_disk(tmp_path, labelled):
+    flags = ["-d", labelled, "--cer_threshold", 12.5]
+    run(SCRIPT, *flags, "-o", tmp_path / "disk")
+    run(SCRIPT, *flags, "--streaming", "-o", tmp_path / "stream")
+    assert split_rows(tmp_path / "stream") == split_rows(tmp_path / "disk")
+
+
+# --- several datasets, bad input -----------------------------------------------------------------
+
+
+def test_two_splits_stay_two_and_one_split_twice_is_refused(tmp_path, rows, teacher):
+    a = write_labelled(tmp_path / "a", rows[:3], teacher)
+    b = write_labelled(tmp_path / "b", rows[:2], teacher, "validation")
+    joined = ["-d", f"{a}+{b}", "--dataset_split_name", "train+validation"]
+    run(SCRIPT, *joined, "-o", tmp_path / "out")
+    dataset = loaded(tmp_path / "out")
+    assert {split: len(dataset[split]) for split in dataset} == {"train": 3, "validation": 2}
+    assert record(tmp_path / "out")["ledger"]["out"] == 5
+
+    c = write_labelled(tmp_path / "c", rows[:2], teacher)
+    with pytest.raises(ValueError, match="would both be written as split 'train'"):
+        run(SCRIPT, "-d", f"{a}+{c}", "-o", tmp_path / "twice")
+
+
+def test_the_rows_are_those_of_this_folder_as_it_is_now(tmp_path, rows, teacher):
+    # The datasets library would take its cached copy of any folder of this name.
+    flags = ["-o", tmp_path / "out", "--overwrite_output_dir"]
+    for folder, some in (("a", rows[:3]), ("b", rows[5:7]), ("a", rows[6:9])):
+        write_labelled(tmp_path / folder / "labels", some, teacher)
+        run(SCRIPT, "-d", tmp_path / folder / "labels", *flags)
+        assert kept(tmp_path / "out") == [row["id"] for row in some if row["id"] != "wordy"]
+
+
+def test_clip_without_sound_is_counted_where_features_are_made(tmp_path, rows, teacher, capsys):
+    noise = {"bytes": b"no sound at all" * 100, "path": "noise.flac"}
+    folder = write_labelled(
+        tmp_path / "labels", [rows[0], {**rows[1], "audio": noise}, rows[2]], teacher
+    )
+    flags = ["-d", folder, "--vectorize", "-o", tmp_path / "out"]
+    with pytest.raises(ValueError, match=r"1 of 3 rows cannot be used \(audio: 1\)"):
+        run(SCRIPT, *flags)
+    assert "clip one-of-eight cannot be decoded" in capsys.readouterr().err
+    run(SCRIPT, *flags, "--max_bad_fraction", 0.4)
+    assert kept(tmp_path / "out") == ["right", "comma"]
+    assert record(tmp_path / "out")["ledger"]["quarantined"] == {"audio": 1}
+
+
+def test_dataset_without_labels_names_its_columns(tmp_path, root, teacher):
+    manifest = root / "clips" / "clip.jsonl"
+    with pytest.raises(
+        ValueError, match=r"no column 'whisper_transcript'; its columns are .*audio"
+    ):
+        run(SCRIPT, "-d", manifest, "-m", teacher, "-l", "ja", "-o", tmp_path)
+
+
+def test_a_multilingual_model_needs_a_language(tmp_path, root, teacher):
+    with pytest.raises(ValueError, match="the model is multilingual and needs a language"):
+        run(SCRIPT, "-d", root / "clips" / "clip.jsonl", "-m", teacher, "-o", tmp_path)

@@ -1,0 +1,139 @@
+import numpy as np
+import pytest
+import soundfile
+from launching import launch
+from stage_runs import run, snapshot, talkative_model_folder, write_manifest
+from tiny import SAMPLE_RATE, SENTENCES, load_script
+
+from distillery import results
+from distillery.arguments import parse
+
+SCRIPT = "run_long_form_eval.py"
+CHUNKED = ["--chunk_length_s", 2]
+DURATIONS_S = (9.0, 1.5, 6.3)  # the model's window is 4 s
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    return tmp_path_factory.mktemp("long-form")
+
+
+@pytest.fixture(scope="module")
+def model(root):
+    return talkative_model_folder(root / "model", seed=1)
+
+
+@pytest.fixture(scope="module")
+def manifest(root):
+    rng = np.random.default_rng(0)
+    entries = []
+    for index, duration_s in enumerate(DURATIONS_S):
+        time_s = np.arange(round(duration_s * SAMPLE_RATE)) / SAMPLE_RATE
+        sweep = 0.3 * np.sin(2 * np.pi * (200 + 150 * time_s * (index + 1)) * time_s)
+        samples = sweep + 0.02 * rng.standard_normal(len(time_s))
+        soundfile.write(root / f"talk-{index}.flac", samples, SAMPLE_RATE)
+        name = f"talk-{index}"
+        entries.append({"id": name, "audio": f"{name}.flac", "text": SENTENCES[index]})
+    return write_manifest(root / "talks.jsonl", entries)
+
+
+@pytest.fixture(scope="module")
+def flags(model, manifest):
+    return [*("-m", model, "-d", manifest, "-l", "ja"), *("--generation_max_length", 24, "-b", 2)]
+
+
+@pytest.fixture(scope="module")
+def evaluated(root, flags):
+    """Both ways of decoding, in one folder."""
+    run(SCRIPT, *flags, "-o", root / "eval")
+    run(SCRIPT, *flags, *CHUNKED, "-o", root / "eval")
+    return root / "eval"
+
+
+def metrics(folder):
+    return results.read_rows(folder / "metric.ja.transcribe.jsonl")
+
+
+def texts(folder, row):
+    found = results.read_predictions(folder / row["predictions"])
+    return {prediction.id: prediction.prediction_raw for prediction in found}
+
+
+def test_sequential_and_chunked_are_two_evaluations(evaluated):
+    rows = metrics(evaluated)
+    assert [row["form"] for row in rows] == ["long_form"] * 2
+    assert [row["long_form"]["chunk_length_s"] for row in rows] == [None, 2.0]
+    for row in rows:
+        assert row["num_rows"] == len(DURATIONS_S)
+        assert row["audio_s"] == pytest.approx(sum(DURATIONS_S), abs=1e-3)
+        assert set(texts(evaluated, row)) == {"talk-0", "talk-1", "talk-2"}
+        assert all(texts(evaluated, row).values())
+    assert texts(evaluated, rows[0]) != texts(evaluated, rows[1])
+
+
+def test_more_windows_give_more_text(evaluated):
+    sequential = texts(evaluated, metrics(evaluated)[0])
+    lengths = {name: len(text) for name, text in sequential.items()}
+    assert lengths["talk-0"] > lengths["talk-1"]  # 9 s against 1.5 s
+    assert lengths["talk-2"] > lengths["talk-1"]
+
+
+def test_same_evaluations_are_not_repeated(evaluated, flags, capsys):
+    before = snapshot(evaluated)
+    run(SCRIPT, *flags, "-o", evaluated)
+    run(SCRIPT, *flags, *CHUNKED, "-o", evaluated)
+    assert capsys.readouterr().err.count("was evaluated before") == 2
+    assert snapshot(evaluated) == before
+
+
+def test_streaming_equals_reading_from_disk(tmp_path, flags, evaluated):
+    run(SCRIPT, *flags, "--streaming", "-o", tmp_path)
+    (row,) = metrics(tmp_path)
+    assert texts(tmp_path, row) == texts(evaluated, metrics(evaluated)[0])
+
+
+def test_two_processes_measure_what_one_measures(tmp_path, flags, evaluated):
+    launch(SCRIPT, *flags, *CHUNKED, "-o", tmp_path, processes=2)
+    (row,), wanted = metrics(tmp_path), metrics(evaluated)[1]
+    assert texts(tmp_path, row) == texts(evaluated, wanted)
+    assert list(texts(tmp_path, row)) == ["talk-0", "talk-2", "talk-1"]  # of rank 0, then of 1
+    for name in ("cer_norm", "wer_norm", "cer_raw", "wer_raw", "num_rows", "audio_s"):
+        assert row[name] == wanted[name]
+
+
+@pytest.mark.parametrize("flag", ["--condition_on_prev_tokens", "--temperature_fallback"])
+def test_other_sequential_settings_run(tmp_path, flags, flag):
+    run(SCRIPT, *flags, flag, "--max_samples", 1, "-o", tmp_path)
+    (row,) = metrics(tmp_path)
+    assert row["long_form"][flag[2:]] is True
+    assert texts(tmp_path, row)["talk-0"]
+
+
+def test_bad_recording_is_named_and_counted(tmp_path, flags, root, capsys):
+    (root / "noise.flac").write_bytes(b"no sound at all" * 100)
+    entries = [
+        {"id": "good", "audio": "talk-1.flac", "text": SENTENCES[1]},
+        {"id": "bad", "audio": "noise.flac", "text": SENTENCES[0]},
+    ]
+    broken = write_manifest(root / "broken.jsonl", entries)
+    with pytest.raises(ValueError, match="1 of 2 clips cannot be used"):
+        run(SCRIPT, *flags, "-d", broken, "-o", tmp_path)
+    assert "recording bad cannot be decoded" in capsys.readouterr().err
+    assert metrics(tmp_path) == []
+    run(SCRIPT, *flags, "-d", broken, "--max_bad_fraction", 0.5, "-o", tmp_path)
+    (row,) = metrics(tmp_path)
+    assert (row["num_rows"], row["num_bad"]) == (1, 1)
+
+
+def test_chunk_beyond_the_window_is_refused(tmp_path, flags):
+    with pytest.raises(ValueError, match=r"--chunk_length_s 30 is more than the .* window of 4 s"):
+        run(SCRIPT, *flags, "--chunk_length_s", 30, "-o", tmp_path)
+
+
+def test_flags_that_contradict_each_other_are_all_reported(capsys):
+    argv = ["-m", "m", "-d", "d", "--chunk_length_s", "2", "--condition_on_prev_tokens"]
+    with pytest.raises(SystemExit):
+        parse(load_script(SCRIPT).GROUPS, [*argv, "--num_beams", "0"])
+    told = capsys.readouterr().err
+    assert "belong to sequential decoding: leave out --chunk_length_s" in told
+    assert "--generation_num_beams must be >= 1, got 0" in told

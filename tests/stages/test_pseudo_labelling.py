@@ -1,0 +1,464 @@
+import json
+from pathlib import Path
+
+import pytest
+import soundfile
+from datasets import Audio
+from launching import kill, launch
+from stage_runs import (
+    english_only,
+    loaded,
+    read_manifest,
+    record,
+    run,
+    snapshot,
+    split_rows,
+    talkative_model_folder,
+    write_manifest,
+)
+from tiny import SENTENCES, load_script, tone_manifest
+
+from distillery import labels, schema, whisper
+
+SCRIPT = "run_pseudo_labelling.py"
+NUM_CLIPS = 10
+LABEL_COLUMNS = {
+    "id": "string",
+    "text": "string",
+    "speaker_id": "string",
+    "recording_id": "string",
+    "duration": "float",
+    "whisper_transcript": "list<item: int32>",
+    "condition_on_prev": "list<item: int32>",
+    "avg_logprob": "float",
+    "compression_ratio": "float",
+    "truncated": "bool",
+}
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    return tmp_path_factory.mktemp("labelling")
+
+
+@pytest.fixture(scope="module")
+def teacher(root):
+    return talkative_model_folder(root / "teacher")
+
+
+@pytest.fixture(scope="module")
+def manifest(root):
+    return tone_manifest(root / "clips" / "clips.jsonl", NUM_CLIPS)
+
+
+@pytest.fixture(scope="module")
+def flags(teacher, manifest):
+    """Three shards of at most four clips, and ids instead of text."""
+    return [
+        *("-m", teacher, "-d", manifest, "-l", "ja", "--return_timestamps"),
+        *("--decode_token_ids", "False", "--max_label_length", 24),
+        *("--rows_per_shard", 4, "-b", 2),
+    ]
+
+
+@pytest.fixture(scope="module")
+def labelled(root, flags):
+    """The dataset of a run that nothing disturbed."""
+    run(SCRIPT, *flags, "-o", root / "labelled")
+    return root / "labelled"
+
+
+@pytest.fixture(scope="module")
+def tokens(teacher):
+    return whisper.load_processor(str(teacher)).tokens
+
+
+def by_id(rows):
+    assert len({row["id"] for row in rows}) == len(rows)
+    return {row["id"]: row for row in rows}
+
+
+# --- what is written -----------------------------------------------------------------------------
+
+
+def test_columns_and_types_are_those_of_the_contract(labelled):
+    dataset = loaded(labelled, split="train")
+    found = {field.name: str(field.type) for field in dataset.features.arrow_schema}
+
+    assert dataset.features["audio"] == Audio(decode=False)
+    assert {name: found[name] for name in LABEL_COLUMNS} == LABEL_COLUMNS
+    assert set(found) == {*LABEL_COLUMNS, "audio"}
+    assert len(sorted(labelled.glob("default/train-*-of-00003.parquet"))) == 3
+    assert not list(labelled.rglob(".*"))
+
+
+def test_audio_is_the_very_bytes_that_came_in(labelled, manifest):
+    rows = by_id(split_rows(labelled))
+    for entry in read_manifest(manifest):
+        row = rows[entry["id"]]
+        assert row["audio"]["bytes"] == (manifest.parent / entry["audio"]).read_bytes()
+        assert row["audio"]["path"] == entry["audio"]
+        assert row["text"] == entry["text"]
+        assert row["duration"] == pytest.approx(entry["duration"], abs=1e-4)
+
+
+def test_transcripts_are_whole_differ_and_are_flagged_where_cut(labelled, tokens):
+    rows = split_rows(labelled)
+    prefix = tokens.prefix("ja", "transcribe", True)
+    assert len({tuple(row["whisper_transcript"]) for row in rows}) == NUM_CLIPS
+    for row in rows:
+        ids = row["whisper_transcript"]
+        assert ids[: len(prefix)] == prefix
+        assert len(ids) <= 24
+        assert labels.has_timestamps(ids, tokens)
+        assert (ids[-1] == tokens.end_of_text) == (not row["truncated"])
+        assert tokens.end_of_text not in ids[:-1]
+        assert row["avg_logprob"] < 0
+        assert row["compression_ratio"] >= 0
+    assert any(row["compression_ratio"] > 0.5 for row in rows)
+    assert {row["truncated"] for row in rows} == {True, False}
+
+
+def test_record_holds_flags_counts_and_scores(labelled):
+    found = record(labelled)
+    assert (found["stage"], found["status"]) == ("run_pseudo_labelling", "complete")
+    assert found["arguments"]["language"] == "ja"
+    assert found["ledger"] == {
+        "in": NUM_CLIPS,
+        "out": NUM_CLIPS,
+        "dropped": {},
+        "quarantined": {},
+    }
+    (scores,) = found["scores"].values()
+    assert scores["num_rows"] == NUM_CLIPS
+    assert scores["cer_norm"] > 0
+
+
+def test_second_start_changes_no_file(labelled, flags, capsys):
+    before = snapshot(labelled)
+    capsys.readouterr()
+    run(SCRIPT, *flags, "-o", labelled)
+    assert "is complete: nothing to do" in capsys.readouterr().err
+    assert snapshot(labelled) == before
+
+
+# --- kills, damage, processes --------------------------------------------------------------------
+
+
+def test_killed_runs_go_on_and_lose_double_and_change_nothing(tmp_path, flags, labelled):
+    out = tmp_path / "killed"
+    work = out / ".labels" / "default" / "train"
+    arguments = (*flags, "-o", out)
+
+    # Files are synced one by one: run.json (2 calls), then shard (2) and seal (2) three times.
+    kill(SCRIPT, "distillery.shards:sync", 9, *arguments)
+    assert sorted(path.name for path in work.glob("[0-9]*")) == [
+        "00000.parquet",
+        "00000.parquet.seal.json",
+        "00001.parquet",  # its seal was not yet there
+    ]
+    first = snapshot(work)["00000.parquet"]
+
+    # Shards 1 and 2, the first file of the dataset, and half of the second.
+    kill(SCRIPT, "distillery.shards:sync", 11, *arguments)
+    assert len(list(work.glob("*.seal.json"))) == 3
+    assert [path.name for path in (out / "default").glob("train-*")] == [
+        "train-00000-of-00003.parquet"
+    ]
+    assert snapshot(work)["00000.parquet"] == first
+    published = snapshot(out)["default/train-00000-of-00003.parquet"]
+    assert record(out)["status"] == "started"
+
+    run(SCRIPT, *arguments)
+    assert snapshot(out)["default/train-00000-of-00003.parquet"] == published
+    assert split_rows(out) == split_rows(labelled)
+    assert record(out)["ledger"] == record(labelled)["ledger"]
+    assert not list(out.rglob(".*")), "half-written files are left"
+
+
+def test_damaged_shard_is_made_again(tmp_path, flags, labelled, monkeypatch):
+    out = tmp_path / "damaged"
+    work = out / ".labels" / "default" / "train"
+    stage = load_script(SCRIPT)
+
+    def stop(*_args):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(stage, "_write_dataset", stop)  # by now, all shards are sealed
+        run(SCRIPT, *flags, "-o", out)
+    before = snapshot(work)
+    shard = work / "00001.parquet"
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2] ^= 1
+    shard.write_bytes(content)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(stage, "_write_dataset", stop)
+        run(SCRIPT, *flags, "-o", out)
+    after = snapshot(work)
+    changed = {name for name in before if before[name] != after[name]}
+    assert changed == {"00001.parquet", "00001.parquet.seal.json"}
+    run(SCRIPT, *flags, "-o", out)
+    assert split_rows(out) == split_rows(labelled)
+
+
+def test_two_processes_write_what_one_writes(tmp_path, flags, labelled):
+    spy = tmp_path / "sitecustomize.py"
+    spy.write_text(
+        "import atexit, os, pathlib\n"
+        "rank = os.environ.get('RANK')\n"
+        f"note = pathlib.Path({str(tmp_path)!r}, f'rank-{{rank}}')\n"
+        "atexit.register(lambda: rank and note.write_text(os.environ['WORLD_SIZE']))\n"
+    )
+    out = tmp_path / "two"
+    launch(SCRIPT, *flags, "-o", out, processes=2, env={"PYTHONPATH": f"{tmp_path}:."})
+    assert {p.name: p.read_text() for p in tmp_path.glob("rank-*")} == {
+        "rank-0": "2",
+        "rank-1": "2",
+    }
+    assert split_rows(out) == split_rows(labelled)
+    assert record(out)["ledger"] == record(labelled)["ledger"]
+
+
+# --- ways to decode ------------------------------------------------------------------------------
+
+
+def test_text_instead_of_ids_keeps_the_timestamps(tmp_path, flags, labelled, teacher, tokens):
+    flags = [*flags, "--decode_token_ids", "True"]
+    run(SCRIPT, *flags, "-o", tmp_path)
+    tokenizer = whisper.load_processor(str(teacher)).tokenizer
+    dataset = loaded(tmp_path, split="train")
+    assert dataset.features["whisper_transcript"].dtype == "string"
+    for text, row in zip(dataset["whisper_transcript"], split_rows(labelled), strict=True):
+        ids = labels.text_ids(row["whisper_transcript"], tokens)
+        assert text.startswith("<|") and "<|endoftext|>" not in text and "<|ja|>" not in text
+        assert text == tokenizer.decode(ids, decode_with_timestamps=True)
+
+
+@pytest.mark.parametrize(
+    ("more", "language", "task", "timestamps"),
+    [
+        (["-l", "French", "-t", "translate"], "fr", "translate", True),
+        (["--no_return_timestamps"], "ja", "transcribe", False),
+        (["--num_beams", 2], "ja", "transcribe", True),
+    ],
+)
+def test_language_task_timestamps_and_beams(
+    tmp_path, flags, labelled, tokens, more, language, task, timestamps
+):
+    if "--no_return_timestamps" in more:
+        flags, more = [flag for flag in flags if flag != "--return_timestamps"], []
+    run(SCRIPT, *flags, *more, "-o", tmp_path)
+    rows = split_rows(tmp_path)
+    prefix = tokens.prefix(language, task, timestamps)
+    assert all(row["whisper_transcript"][: len(prefix)] == prefix for row in rows)
+    assert rows != split_rows(labelled)
+    if "--num_beams" in more:  # of two beams, at least one clip's is likelier than greedy's
+        greedy = by_id(split_rows(labelled))
+        assert any(row["avg_logprob"] > greedy[row["id"]]["avg_logprob"] for row in rows)
+
+
+def test_streaming_equals_reading_from_disk(tmp_path, flags, labelled):
+    run(SCRIPT, *flags, "--streaming", "-o", tmp_path)
+    assert split_rows(tmp_path) == split_rows(labelled)
+    assert loaded(tmp_path, split="train").features == (loaded(labelled, split="train").features)
+
+
+def test_workers_that_decode_change_nothing(tmp_path, flags, labelled):
+    run(SCRIPT, *flags, "--dataloader_num_workers", 1, "-o", tmp_path)
+    assert split_rows(tmp_path) == split_rows(labelled)
+
+
+def test_english_only_model_takes_no_language(tmp_path, flags):
+    model = english_only(talkative_model_folder(tmp_path / "model.en"))
+    with pytest.raises(ValueError, match=r"'ja' was given, but the model is English-only"):
+        run(SCRIPT, *flags, "-m", model, "-o", tmp_path / "refused")
+    flags = [flag for flag in flags if flag not in ("-l", "ja")]
+    run(SCRIPT, *flags, "-m", model, "-o", tmp_path / "out")
+    tokens = whisper.load_processor(str(model)).tokens
+    ids = [row["whisper_transcript"] for row in split_rows(tmp_path / "out")]
+    assert {row[0] for row in ids} == {tokens.start_of_transcript}
+    assert all(tokens.is_timestamp(row[1]) for row in ids)
+
+
+def test_multilingual_model_needs_a_language(tmp_path, flags):
+    flags = [flag for flag in flags if flag not in ("-l", "ja")]
+    with pytest.raises(ValueError, match="the model is multilingual and needs a language"):
+        run(SCRIPT, *flags, "-o", tmp_path / "out")
+
+
+def test_label_length_beyond_the_positions_is_refused(tmp_path, flags):
+    with pytest.raises(ValueError, match=r"--max_label_length 97 is more than the model's 96"):
+        run(SCRIPT, *flags, "--max_label_length", 97, "-o", tmp_path / "out")
+
+
+# --- several datasets, other columns -------------------------------------------------------------
+
+
+def test_two_manifests_become_two_splits(tmp_path, flags, manifest, labelled, teacher):
+    other = tone_manifest(tmp_path / "other" / "other.jsonl", 3, 0.5)
+    names = ["-d", f"{manifest}+{other}", "--dataset_split_name", "train+validation"]
+    run(SCRIPT, *flags, *names, "-o", tmp_path / "out")
+    assert split_rows(tmp_path / "out") == split_rows(labelled)
+    assert len(split_rows(tmp_path / "out", "validation")) == 3
+    assert set(loaded(tmp_path / "out")) == {"train", "validation"}
+
+    # Both splits of one folder go in, and out again under the same names.
+    again = ["-d", tmp_path / "out", "--dataset_split_name", "train+validation", "--streaming"]
+    run(SCRIPT, *flags, *again, "-o", tmp_path / "again")
+    for split in ("train", "validation"):
+        assert split_rows(tmp_path / "again", split) == split_rows(tmp_path / "out", split)
+
+
+def test_two_datasets_of_one_split_name_are_refused(tmp_path, flags, manifest):
+    other = tone_manifest(tmp_path / "other.jsonl", 3, 0.5)
+    with pytest.raises(ValueError, match="would both be written as split 'train'"):
+        run(SCRIPT, *flags, "-d", f"{manifest}+{other}", "-o", tmp_path / "out")
+
+
+def test_audio_alone_is_enough(tmp_path, flags, labelled, manifest):
+    entries = [{"audio": entry["audio"]} for entry in read_manifest(manifest)]
+    bare = write_manifest(manifest.parent / "bare.jsonl", entries)
+    run(SCRIPT, *flags, "-d", bare, "-o", tmp_path)
+    rows = split_rows(tmp_path)
+    assert [row["id"] for row in rows] == [f"row-{i:09d}" for i in range(NUM_CLIPS)]
+    wanted = [row["whisper_transcript"] for row in split_rows(labelled)]
+    assert [row["whisper_transcript"] for row in rows] == wanted
+    assert {row["text"] for row in rows} == {row["condition_on_prev"] for row in rows} == {None}
+    assert list(record(tmp_path)["scores"].values()) == [None]
+
+
+def test_references_of_punctuation_alone_do_not_end_the_run(tmp_path, flags, manifest):
+    entries = [{**entry, "text": "。"} for entry in read_manifest(manifest)[:2]]
+    mute = write_manifest(manifest.parent / "mute.jsonl", entries)
+    run(SCRIPT, *flags, "-d", mute, "-o", tmp_path)
+    assert list(record(tmp_path)["scores"].values()) == [None]
+
+
+def test_missing_column_names_the_columns_there_are(tmp_path, flags, manifest):
+    entries = [{"audio": read_manifest(manifest)[0]["audio"], "note": "x"}]
+    bare = write_manifest(manifest.parent / "noted.jsonl", entries)
+    with pytest.raises(ValueError, match=r"--text_column_name: .* 'words'; its .* audio, note"):
+        run(SCRIPT, *flags, "-d", bare, "--text_column_name", "words", "-o", tmp_path / "a")
+    with pytest.raises(ValueError, match=r"--audio_column_name: .* 'sound'; .* id, audio, text"):
+        run(SCRIPT, *flags, "--audio_column_name", "sound", "-o", tmp_path / "b")
+
+
+def test_previous_window_only_inside_a_recording_and_speaker(tmp_path, flags, manifest, tokens):
+    # Ten clips in shards of four: a pair straddles the border between the first two shards.
+    places = [("a", "x"), ("a", "x"), ("a", "y"), ("b", "y"), ("b", "y"), (None, "y")]
+    places += [(None, "y"), (None, None), (None, None), ("b", None)]
+    entries = [
+        {**entry, "recording_id": recording, "speaker_id": speaker}
+        for entry, (recording, speaker) in zip(read_manifest(manifest), places, strict=True)
+    ]
+    talks = write_manifest(manifest.parent / "talks.jsonl", entries)
+    run(SCRIPT, *flags, "-d", talks, "-o", tmp_path)
+    rows = split_rows(tmp_path)
+    texts = [labels.text_ids(row["whisper_transcript"], tokens) for row in rows]
+    wanted = [None, texts[0], None, None, texts[3], None, texts[5], None, None, None]
+    assert [row["condition_on_prev"] for row in rows] == wanted
+
+
+# --- bad clips -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def broken(manifest):
+    """The manifest with three more clips in the midst: noise, a missing file, one too long."""
+    folder = manifest.parent
+    (folder / "noise.flac").write_bytes(b"no sound at all" * 100)
+    samples, rate = soundfile.read(folder / read_manifest(manifest)[0]["audio"])
+    soundfile.write(folder / "long.flac", list(samples) * 5, rate)
+    entries = read_manifest(manifest)
+    for place, name in ((1, "noise.flac"), (6, "missing.flac"), (7, "long.flac")):
+        entries.insert(place, {"id": name, "audio": name, "text": SENTENCES[0]})
+    return write_manifest(folder / "broken.jsonl", entries)
+
+
+def test_bad_clips_are_named_counted_and_skipped(tmp_path, flags, broken, labelled, capsys):
+    arguments = [*flags, "-d", broken, "-o", tmp_path]
+    with pytest.raises(ValueError, match=r"3 of 13 rows cannot be used.*--max_bad_fraction 0.001"):
+        run(SCRIPT, *arguments)
+    heard = capsys.readouterr().err
+    assert "clip noise.flac cannot be decoded" in heard
+    assert "clip missing.flac file not found" in heard
+    assert "clip long.flac lasts" in heard
+    assert record(tmp_path)["status"] == "started"
+
+    run(SCRIPT, *arguments, "--max_bad_fraction", 0.3)  # goes on from the sealed shards
+    assert record(tmp_path)["ledger"] == {
+        "in": 13,
+        "out": 10,
+        "dropped": {},
+        "quarantined": {"audio": 3},
+    }
+    # Batches are others here, so that the last digits of avg_logprob may differ.
+    undisturbed = by_id(split_rows(labelled))
+    for row in split_rows(tmp_path):
+        wanted = undisturbed[row["id"]]
+        assert row["whisper_transcript"] == wanted["whisper_transcript"]
+        assert row["truncated"] == wanted["truncated"]
+        assert row["avg_logprob"] == pytest.approx(wanted["avg_logprob"], abs=1e-4)
+    assert loaded(tmp_path, split="train")["id"][:] == list(undisturbed)
+
+
+def test_a_dataset_without_one_good_clip(tmp_path, flags, manifest):
+    (manifest.parent / "noise.flac").write_bytes(b"no sound at all" * 100)
+    bad = write_manifest(manifest.parent / "bad.jsonl", [{"id": "x", "audio": "noise.flac"}])
+    with pytest.raises(ValueError, match="1 of 1 rows cannot be used"):
+        run(SCRIPT, *flags, "-d", bad, "-o", tmp_path)
+
+
+# --- other configurations in the same folder -----------------------------------------------------
+
+
+def test_changed_flags_and_content_are_refused_by_name(tmp_path, flags, labelled, manifest):
+    before = snapshot(labelled)
+    with pytest.raises(ValueError, match=r"--generation_num_beams: 1 then, 3 now"):
+        run(SCRIPT, *flags, "--num_beams", 3, "-o", labelled)
+    assert snapshot(labelled) == before
+
+    copy = write_manifest(manifest.parent / "copy.jsonl", read_manifest(manifest)[:2])
+    arguments = [*flags, "-d", copy, "-o", tmp_path]
+    run(SCRIPT, *arguments)
+    write_manifest(copy, read_manifest(manifest)[:3])
+    with pytest.raises(ValueError, match=r"copy.jsonl: its content has changed"):
+        run(SCRIPT, *arguments)
+
+
+def test_a_teacher_that_was_trained_again_is_refused(tmp_path, flags):
+    model = talkative_model_folder(tmp_path / "model")
+    arguments = [*flags, "-m", model, "--max_samples", 2, "-o", tmp_path / "out"]
+    run(SCRIPT, *arguments)
+    talkative_model_folder(model, seed=2)
+    with pytest.raises(ValueError, match=r"model: its content has changed"):
+        run(SCRIPT, *arguments)
+
+
+def test_starting_over_leaves_foreign_files_alone(tmp_path, flags, teacher):
+    run(SCRIPT, *flags, "-o", tmp_path)
+    (tmp_path / "notes.txt").write_text("mine")
+    (tmp_path / "plots").mkdir()
+    (tmp_path / "plots" / "loss.png").write_text("mine too")
+    more = ["--max_samples", 5, "--overwrite_output_dir"]
+    run(SCRIPT, *flags, *more, "-o", tmp_path)
+    assert len(split_rows(tmp_path)) == 5
+    assert len(list(tmp_path.glob("default/*.parquet"))) == 2, "files of the first run are left"
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+    assert (tmp_path / "plots" / "loss.png").read_text() == "mine too"
+
+
+def test_folder_of_another_stage_is_refused_even_to_overwrite(tmp_path, flags):
+    (tmp_path / "run.json").write_text(json.dumps({"stage": "run_distillation"}), "utf-8")
+    with pytest.raises(ValueError, match="holds a run of run_distillation; name another folder"):
+        run(SCRIPT, *flags, "--overwrite_output_dir", "-o", tmp_path)
+    assert Path(tmp_path, "run.json").exists()
+
+
+def test_card_names_every_configuration_and_split(labelled):
+    text = (labelled / "README.md").read_text("utf-8")
+    assert "config_name: default" in text
+    assert "path: default/train-*.parquet" in text
+    assert schema.AUDIO in loaded(labelled, "default", split="train").column_names

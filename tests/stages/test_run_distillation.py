@@ -1,0 +1,224 @@
+"""Distillation as its users run it, but in this process; resuming is in test_resume.py."""
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+from stage_runs import record, run
+from tiny import tiny_model_folder, tiny_tokenizer
+from training_runs import (
+    DISTILLATION,
+    FINETUNING,
+    NUM_ROWS,
+    TEXTS,
+    assert_close_run,
+    manifest,
+    model_folder,
+    poison,
+    record_rows,
+    student_folder,
+    training_log,
+    weights,
+)
+
+from distillery import distillation, whisper
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """Return a folder with a teacher, its student, and labelled rows before and after a filter."""
+    folder = tmp_path_factory.mktemp("distillation")
+    teacher = model_folder(folder / "teacher", 3)
+    student_folder(folder / "student", teacher)
+    said = {"whisper_transcript": lambda i: f"<|0.00|>{TEXTS[i % 5]}<|0.80|>"}
+    labelled = manifest(folder / "labelled.jsonl", **said)
+    flags = ["-m", teacher, "--language", "ja", "--wer_threshold", 10]
+    run("run_data_filtering.py", "-d", labelled, "-o", folder / "filtered", *flags)
+    run("run_data_filtering.py", "-d", labelled, "-o", folder / "features", *flags, "--vectorize")
+    return folder
+
+
+@pytest.fixture
+def distil(place, tmp_path):
+    """Distil the filtered rows, unless flags say otherwise, and return the output folder."""
+
+    def distil(*flags, to="run", rows=place / "filtered"):
+        always = ["-m", place / "student", "--teacher", place / "teacher", "--language", "ja"]
+        always += ["-d", rows, "--logging_steps", 1, "--per_device_train_batch_size", 5]
+        run(DISTILLATION, *always, "-o", tmp_path / to, *flags)
+        return tmp_path / to
+
+    return distil
+
+
+ONE_EPOCH = ["--num_train_epochs", 1]
+
+
+@pytest.fixture
+def lessons(monkeypatch):
+    """Return a list that will hold what the teacher said."""
+    heard = []
+    teach = distillation.Teacher.__call__
+    monkeypatch.setattr(
+        distillation.Teacher,
+        "__call__",
+        lambda self, *args: heard.append(teach(self, *args)) or heard[-1],
+    )
+    return heard
+
+
+def moved(folder, before):
+    """Return the names of the weights that are not what they were, bit for bit."""
+    then = weights(before)
+    return {name for name, tensor in weights(folder).items() if not torch.equal(tensor, then[name])}
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_a_student_follows_its_teacher(distil, place, lessons, frozen):
+    flags = ["--freeze_encoder"] if frozen else []
+    flags += ["--max_steps", 40, "--learning_rate", "5e-3", "--ce_weight", 0]
+    folder = distil(*flags)
+    log = training_log(folder)
+    assert log[-1]["kl"] < log[0]["kl"] / 2
+    assert all(row["loss"] == pytest.approx(row["kl"]) for row in log)
+    assert all((lesson.encoder_states is not None) == frozen for lesson in lessons)
+    encoder = {name for name in weights(folder) if name.startswith("model.encoder.")}
+    assert bool(moved(folder, place / "teacher") & encoder) is not frozen
+    assert not frozen or encoder.isdisjoint(moved(folder, place / "student"))
+    written = record(folder)
+    assert (written["stage"], written["status"]) == ("run_distillation", "complete")
+    assert "following" in (folder / "README.md").read_text("utf-8")
+    assert whisper.load(str(folder)).model.generation_config.language == "ja"
+
+
+def test_a_shared_encoder_gives_the_loss_of_two(distil, monkeypatch):
+    shared = distil(*ONE_EPOCH, "--freeze_encoder", to="shared")
+    monkeypatch.setattr(distillation, "_same_weights", lambda *_: False)
+    assert_close_run(distil(*ONE_EPOCH, "--freeze_encoder", to="two"), shared, 1e-6)
+
+
+def test_the_loss_is_the_weighted_sum_of_its_parts(distil):
+    flags = ["--ce_weight", 0.3, "--kl_weight", 0.7, "--temperature", 3]
+    for row in training_log(distil(*ONE_EPOCH, *flags)):
+        assert row["loss"] == pytest.approx(0.3 * row["ce"] + 0.7 * row["kl"], rel=1e-6)
+        assert row["kl"] > 0
+
+
+def test_a_student_that_is_its_teacher_has_nothing_to_learn_from_it(distil, place, tmp_path):
+    flags = ["-m", place / "teacher", "--teacher", place / "teacher", "--language", "ja"]
+    flags += ["-d", place / "labelled.jsonl", "--max_steps", 1, "-o", tmp_path / "self"]
+    run(DISTILLATION, *flags, "--logging_steps", 1, "--condition_on_prev_probability", 1)
+    (row,) = training_log(tmp_path / "self")
+    assert row["kl"] == pytest.approx(0, abs=1e-6)
+
+
+def test_without_kl_it_is_fine_tuning(distil, place, tmp_path):
+    flags = ["--num_train_epochs", 2, "--learning_rate", "3e-3"]
+    distilled = distil(*flags, "--kl_weight", 0, "--ce_weight", 1)
+    common = ["--language", "ja", "-d", place / "filtered", "--logging_steps", 1]
+    common += ["--per_device_train_batch_size", 5, "-o", tmp_path / "tuned"]
+    run(FINETUNING, "-m", place / "student", *common, *flags)
+    for one, other in zip(training_log(distilled), training_log(tmp_path / "tuned"), strict=True):
+        for name in ("loss", "ce", "grad_norm"):
+            assert one[name] == pytest.approx(other[name], rel=1e-6)
+    theirs = weights(tmp_path / "tuned")
+    assert all(torch.allclose(w, theirs[n], atol=1e-6) for n, w in weights(distilled).items())
+
+
+def test_labels_are_those_of_the_filter_with_and_without_it(distil, place, monkeypatch):
+    seen = record_rows(monkeypatch)
+    distil(*ONE_EPOCH)
+    filtered = list(seen)
+    seen.clear()
+    distil(*ONE_EPOCH, rows=place / "labelled.jsonl", to="unfiltered")
+    assert filtered == seen
+    assert sum(map(len, seen)) == NUM_ROWS
+
+
+def test_stored_features_give_nearly_the_same(distil, place):
+    audio = training_log(distil(*ONE_EPOCH, to="audio"))
+    features = training_log(distil(*ONE_EPOCH, rows=place / "features", to="features"))
+    for one, other in zip(audio, features, strict=True):
+        assert one["loss"] == pytest.approx(other["loss"], rel=1e-3)
+
+
+def test_pseudo_labels_far_from_their_references_are_left_out(distil, tmp_path, monkeypatch):
+    said = {"whisper_transcript": lambda i: TEXTS[0]}
+    seen = record_rows(monkeypatch)
+    folder = distil(*ONE_EPOCH, "--wer_threshold", 0, rows=manifest(tmp_path / "p.jsonl", **said))
+    assert sorted(row["id"] for rows in seen for row in rows) == ["p-0000", "p-0005"]
+    assert record(folder)["ledger"]["dropped"] == {"error_rate": 8}
+
+
+def test_recomputed_activations_change_nothing(distil):
+    plain = distil("--max_steps", 3, to="plain")
+    assert_close_run(distil("--max_steps", 3, "--gradient_checkpointing", to="less"), plain)
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_batch_times_accumulation_is_all_that_counts(distil, frozen):
+    flags = ["--num_train_epochs", 2, "--learning_rate", "3e-3"]
+    flags += ["--freeze_encoder"] if frozen else []
+    whole = distil(*flags, "--per_device_train_batch_size", 8, to="whole")
+    cut = ["--per_device_train_batch_size", 2, "--gradient_accumulation_steps", 4]
+    assert_close_run(distil(*flags, *cut, to="cut"), whole)
+
+
+@pytest.fixture
+def other_precision():
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_bfloat16_is_near_float32(distil, place, other_precision, frozen):
+    flags = ["--max_steps", 3, *(["--freeze_encoder"] if frozen else [])]
+    evaluation = ["--do_eval", "--eval_dataset_name", place / "filtered", "--predict_with_generate"]
+    evaluation += ["--generation_max_length", 12]
+    half = distil(*flags, *evaluation, "--dtype", "bfloat16", to="half")
+    AcceleratorState._reset_state(reset_partial_state=True)
+    full = distil(*flags, to="full")
+    for one, other in zip(training_log(half), training_log(full), strict=True):
+        assert one["ce"] == pytest.approx(other["ce"], rel=0.01)
+        assert one["kl"] == pytest.approx(other["kl"], rel=0.1)
+    assert {tensor.dtype for tensor in weights(half).values()} == {torch.float32}
+    assert training_log(half, "eval")[0]["loss"] > 0
+
+
+def test_an_update_that_is_not_finite_is_skipped(distil, monkeypatch, capsys):
+    poison(monkeypatch, "labelled-0004")
+    folder = distil(*ONE_EPOCH, "--freeze_encoder")
+    assert capsys.readouterr().err.count("its gradient is not finite") == 1
+    assert len(training_log(folder)) == 1
+    assert all(tensor.isfinite().all() for tensor in weights(folder).values())
+
+
+# --- teacher and student that do not fit ----------------------------------------------------------
+
+
+def refused(place, tmp_path, other):
+    flags = ["-m", place / "student", "--teacher", other, "--language", "ja"]
+    flags += ["-d", place / "filtered", "--max_steps", 1, "-o", tmp_path / "run"]
+    with pytest.raises(ValueError) as error:
+        run(DISTILLATION, *flags)
+    return str(error.value)
+
+
+def test_another_window_is_refused(place, tmp_path):
+    other = tiny_model_folder(tmp_path / "other", window_s=2)
+    said = refused(place, tmp_path, other)
+    assert "do not fit: max_source_positions is 100 in the teacher and 50 in the student" in said
+
+
+def test_another_vocabulary_is_refused(place, tmp_path):
+    other = tiny_model_folder(tmp_path / "other", window_s=1, tokenizer=tiny_tokenizer(290))
+    assert "do not fit: vocab_size is" in refused(place, tmp_path, other)
+
+
+def test_wrong_weights_are_named_before_anything_loads(place, tmp_path, capsys):
+    flags = ["-m", place / "student", "-d", place / "filtered", "-o", tmp_path]
+    with pytest.raises(SystemExit):
+        run(DISTILLATION, *flags, "--temperature", 0, "--kl_weight", -1, "--ce_weight", -2)
+    said = capsys.readouterr().err
+    for wrong in ("--temperature", "--kl_weight", "--ce_weight", "--teacher_model_name_or_path"):
+        assert wrong in said

@@ -1,0 +1,506 @@
+"""Fine-tuning as its users run it, but in this process; resuming is in test_resume.py."""
+
+import json
+import math
+import multiprocessing
+from collections import Counter
+
+import pytest
+import soundfile
+import torch
+from accelerate.state import AcceleratorState
+from stage_runs import english_only, read_manifest, record, run, snapshot, write_manifest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tiny import tone_manifest
+from training_runs import (
+    FINETUNING,
+    NUM_ROWS,
+    TEXTS,
+    assert_close_run,
+    assert_same_run,
+    manifest,
+    model_folder,
+    poison,
+    record_rows,
+    training_log,
+    weights,
+)
+from transformers import WhisperForConditionalGeneration, WhisperProcessor
+
+from distillery import data, schema, whisper
+from distillery.checkpointing import find_damage
+
+CHECKPOINT_FILES = {
+    "model.safetensors",
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "vocab.json",
+    "merges.txt",
+    "normalizer.json",
+    "preprocessor_config.json",
+}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("finetuning")
+    model_folder(folder / "model")
+    manifest(folder / "rows.jsonl")
+    return folder
+
+
+@pytest.fixture
+def finetune(place, tmp_path):
+    """Fine-tune on the rows, unless flags say otherwise, and return the output folder."""
+
+    def finetune(*flags, to="run", rows=place / "rows.jsonl", model=place / "model"):
+        always = ["-m", model, "--language", "ja", "--logging_steps", 1]
+        if rows:
+            always += ["-d", rows]
+        run(FINETUNING, *always, "-o", tmp_path / to, *flags)
+        return tmp_path / to
+
+    return finetune
+
+
+def files_in(folder):
+    return {path.name for path in folder.iterdir()}
+
+
+def ids_of(micro_batches):
+    return Counter(row["id"] for rows in micro_batches for row in rows)
+
+
+# --- what comes out -------------------------------------------------------------------------------
+
+
+def test_a_model_learns_and_the_folder_is_whole(finetune, place, capsys):
+    flags = ["--max_steps", 60, "--learning_rate", "1e-2", "--per_device_train_batch_size", 10]
+    folder = finetune(*flags)
+    log = training_log(folder)
+    assert log[-1]["loss"] < log[0]["loss"] / 3
+    assert [row["step"] for row in log] == list(range(1, 61))
+    assert log[0]["learning_rate"] == pytest.approx(1e-2 * 59 / 60)
+    assert all(row["ce"] == row["loss"] and row["kl"] == 0 for row in log)
+
+    assert files_in(folder) >= CHECKPOINT_FILES | {"README.md", "run.json", "train_log.jsonl"}
+    assert files_in(folder / "checkpoint-60") >= CHECKPOINT_FILES
+    model, info = WhisperForConditionalGeneration.from_pretrained(folder, output_loading_info=True)
+    assert not info["missing_keys"]
+    assert model.generation_config.language == "ja"
+    assert model.generation_config.task == "transcribe"
+    assert model.generation_config.lang_to_id and model.generation_config.task_to_id
+    WhisperProcessor.from_pretrained(folder).tokenizer.normalize("it's colour")
+    before = weights(place / "model")
+    assert all(not torch.equal(before[name], w) for name, w in weights(folder).items() if w.any())
+
+    written = record(folder)
+    assert (written["stage"], written["status"]) == ("run_finetuning", "complete")
+    assert (written["updates"], written["num_bad"], written["best"]) == (60, 0, None)
+    assert written["ledger"] == {"in": 10, "out": 10, "dropped": {}, "quarantined": {}}
+    assert written["arguments"]["max_steps"] == 60
+    assert list(written["inputs"]) == [str(place / "rows.jsonl")]
+    card = (folder / "README.md").read_text("utf-8")
+    assert f"Made by `run_finetuning` from `{place / 'model'}`" in card
+
+    kept = snapshot(folder)
+    capsys.readouterr()
+    finetune(*flags)
+    assert snapshot(folder) == kept
+    assert "is complete: nothing to do" in capsys.readouterr().err
+
+
+def test_an_english_only_model_is_trained_without_a_language(tmp_path, place):
+    model = english_only(model_folder(tmp_path / "model"))
+    flags = ["-d", place / "rows.jsonl", "--max_steps", 1, "-o", tmp_path / "run"]
+    with pytest.raises(ValueError, match="English-only"):
+        run(FINETUNING, "-m", model, "--language", "ja", *flags)
+    run(FINETUNING, "-m", model, *flags, "--overwrite_output_dir")
+    settings = json.loads((tmp_path / "run" / "generation_config.json").read_text("utf-8"))
+    assert "language" not in settings
+
+
+def test_a_multilingual_model_needs_a_language(tmp_path, place):
+    flags = ["-m", place / "model", "-d", place / "rows.jsonl", "-o", tmp_path, "--max_steps", 1]
+    with pytest.raises(ValueError, match="needs a language"):
+        run(FINETUNING, *flags)
+
+
+# --- what is learnt -------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def tokens(place):
+    return whisper.load_processor(str(place / "model")).tokens
+
+
+@pytest.fixture
+def tokenizer(place):
+    return whisper.load_processor(str(place / "model")).tokenizer
+
+
+ONE_EPOCH = ["--num_train_epochs", 1]
+
+
+def test_labels_from_plain_text(finetune, tokens, tokenizer, monkeypatch):
+    seen = record_rows(monkeypatch)
+    finetune(*ONE_EPOCH, "--timestamp_probability", 1)
+    for row in (row for rows in seen for row in rows):
+        text = TEXTS[int(row["id"][-4:]) % len(TEXTS)]
+        body = tokenizer.encode(text, add_special_tokens=False)
+        prefix = [tokens.start_of_transcript, tokens.languages["ja"], tokens.transcribe]
+        assert row["labels"] == [*prefix, tokens.no_timestamps, *body, tokens.end_of_text]
+
+
+@pytest.mark.parametrize("share", [0, 1])
+def test_labels_from_text_with_timestamps(finetune, tmp_path, tokens, monkeypatch, share):
+    rows = manifest(tmp_path / "t.jsonl", timed=lambda i: f"<|0.00|>{TEXTS[i % 5]}<|0.80|>")
+    seen = record_rows(monkeypatch)
+    flags = [*ONE_EPOCH, "--text_column_name", "timed", "--timestamp_probability", share]
+    folder = finetune(*flags, rows=rows)
+    labels = [row["labels"] for rows in seen for row in rows]
+    assert len(labels) == NUM_ROWS
+    for ids in labels:
+        assert (tokens.no_timestamps in ids) is not bool(share)
+        assert sum(tokens.is_timestamp(i) for i in ids) == 2 * share
+    # All but <|startoftranscript|> is learnt.
+    assert training_log(folder)[0]["tokens"] == sum(len(ids) - 1 for ids in labels)
+
+
+@pytest.mark.parametrize("as_ids", [True, False])
+def test_labels_from_pseudo_labels(finetune, tmp_path, tokens, tokenizer, monkeypatch, as_ids):
+    def transcript(i):
+        text = f"<|0.00|>{TEXTS[(i + 1) % 5]}<|0.80|>"
+        return tokenizer.encode(text, add_special_tokens=False) if as_ids else text
+
+    rows = manifest(tmp_path / "p.jsonl", whisper_transcript=transcript)
+    seen = record_rows(monkeypatch)
+    finetune(*ONE_EPOCH, rows=rows)
+    for row in (row for rows in seen for row in rows):
+        spoken = TEXTS[(int(row["id"][-4:]) + 1) % 5]
+        assert tokenizer.decode(row["labels"], skip_special_tokens=True).strip() == spoken
+
+
+def test_pseudo_labels_far_from_their_references_are_left_out(finetune, tmp_path, monkeypatch):
+    rows = manifest(tmp_path / "p.jsonl", whisper_transcript=lambda i: TEXTS[0 if i % 2 else i % 5])
+    seen = record_rows(monkeypatch)
+    folder = finetune(*ONE_EPOCH, "--wer_threshold", 10, rows=rows)
+    kept = {f"p-{i:04d}": 1 for i in range(NUM_ROWS) if i % 2 == 0 or i % 5 == 0}
+    assert ids_of(seen) == kept
+    assert record(folder)["ledger"] == {
+        "in": NUM_ROWS,
+        "out": len(kept),
+        "dropped": {"error_rate": NUM_ROWS - len(kept)},
+        "quarantined": {},
+    }
+
+
+def test_labels_longer_than_the_model_are_left_out_and_counted(finetune, tmp_path, monkeypatch):
+    rows = manifest(tmp_path / "long.jsonl", text=lambda i: "ねこ" * (60 if i == 3 else 2))
+    seen = record_rows(monkeypatch)
+    folder = finetune(*ONE_EPOCH, rows=rows)
+    assert "long-0003" not in ids_of(seen)
+    assert record(folder)["ledger"]["dropped"] == {"too_long_labels": 1}
+
+
+# --- how often ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("epochs", "per_row"), [(2, {2: 10}), (1.5, {2: 5, 1: 5}), (0.5, {1: 5})])
+def test_every_row_comes_once_per_epoch_though_the_last_batch_is_short(
+    finetune, monkeypatch, epochs, per_row
+):
+    seen = record_rows(monkeypatch)
+    folder = finetune("--num_train_epochs", epochs, "--per_device_train_batch_size", 3)
+    assert Counter(ids_of(seen).values()) == per_row
+    if epochs >= 1:
+        first = [row["id"] for rows in seen for row in rows][:NUM_ROWS]
+        assert len(set(first)) == NUM_ROWS
+    log = training_log(folder)
+    assert len(log) == math.ceil(NUM_ROWS * epochs / 3)
+    labels = [row["labels"] for rows in seen for row in rows]
+    assert sum(row["tokens"] for row in log) == sum(len(ids) - 1 for ids in labels)
+
+
+def test_several_datasets_are_mixed_by_size_or_by_weight(finetune, place, tmp_path, monkeypatch):
+    other = manifest(tmp_path / "other.jsonl", 5)
+    both = f"{place / 'rows.jsonl'}+{other}"
+    seen = record_rows(monkeypatch)
+    folder = finetune(*ONE_EPOCH, rows=both)
+    assert Counter(name[:-5] for name in ids_of(seen)) == {"rows": 10, "other": 5}
+    assert ids_of(seen).most_common(1)[0][1] == 1
+    assert record(folder)["ledger"]["in"] == 15
+    seen.clear()
+    finetune(*ONE_EPOCH, "--train_dataset_samples", "5+10", rows=both, to="weighted")
+    drawn = Counter(name[:-5] for name in ids_of(seen).elements())
+    assert drawn == {"rows": 5, "other": 10}
+    seen.clear()
+    finetune(*ONE_EPOCH, "--max_train_samples", 3, rows=both, to="few")
+    assert Counter(name[:-5] for name in ids_of(seen)) == {"rows": 3, "other": 3}
+
+
+def test_several_splits_and_text_columns(finetune, tmp_path, monkeypatch, tokenizer):
+    tone_manifest(tmp_path / "two.jsonl", 6)
+    rows = read_manifest(tmp_path / "two.jsonl")
+    for i, row in enumerate(rows):
+        row |= {"split": "ab"[i % 2], "first": "いぬ", "second": "ねこ"}
+    write_manifest(tmp_path / "two.jsonl", rows)
+    seen = record_rows(monkeypatch)
+    flags = ["--train_split_name", "a+b", "--text_column_name", "first+second"]
+    finetune(*ONE_EPOCH, *flags, rows=tmp_path / "two.jsonl")
+    learnt = Counter(
+        (int(row["id"][-4:]) % 2, tokenizer.decode(row["labels"], skip_special_tokens=True))
+        for rows in seen
+        for row in rows
+    )
+    assert learnt == {(0, "いぬ"): 3, (1, "ねこ"): 3}
+
+
+def test_a_stream_can_be_trained_on_and_evaluated(finetune, monkeypatch, place):
+    seen = record_rows(monkeypatch)
+    flags = ["--streaming", "--max_steps", 5, "--per_device_train_batch_size", 4]
+    evaluation = ["--do_eval", "--eval_dataset_name", place / "rows.jsonl"]
+    folder = finetune(*flags)
+    # Shuffled in blocks of many passes: 20 rows of 1,000 need not all differ.
+    assert sum(ids_of(seen).values()) == 20
+    finetune(*flags, *evaluation, to="evaluated")
+    assert training_log(folder) == training_log(folder.parent / "evaluated")
+    assert len(training_log(folder.parent / "evaluated", "eval")) == 1
+
+
+# --- the arithmetic -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("batch", "accumulation"), [(2, 4), (1, 8), (3, 3)])
+def test_batch_times_accumulation_is_all_that_counts(finetune, batch, accumulation):
+    size = batch * accumulation
+    flags = ["--num_train_epochs", 2, "--learning_rate", "3e-3"]
+    whole = finetune(*flags, "--per_device_train_batch_size", size, to="whole")
+    cut = ["--per_device_train_batch_size", batch, "--gradient_accumulation_steps", accumulation]
+    parts = finetune(*flags, *cut, to="parts")
+    assert len({row["tokens"] for row in training_log(whole)}) > 1
+    assert_close_run(parts, whole)
+
+
+def test_recomputed_activations_change_nothing(finetune):
+    plain = finetune("--max_steps", 3, to="plain")
+    assert_close_run(finetune("--max_steps", 3, "--gradient_checkpointing", to="less"), plain)
+
+
+def test_decoding_workers_change_nothing(finetune):
+    plain = finetune("--max_steps", 3, to="plain")
+    assert_same_run(finetune("--max_steps", 3, "--dataloader_num_workers", 2, to="w"), plain)
+
+
+def test_a_frozen_encoder_stays_bit_for_bit(finetune, place):
+    before = weights(place / "model")
+    after = weights(finetune("--max_steps", 2, "--freeze_encoder"))
+    moved = {name for name, tensor in after.items() if not torch.equal(tensor, before[name])}
+    assert moved
+    assert not any(".encoder." in name for name in moved)
+
+
+@pytest.fixture
+def other_precision():
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def test_bfloat16_is_near_float32(finetune, place, other_precision):
+    flags = ["--max_steps", 4, "--learning_rate", "1e-3"]
+    half = finetune(*flags, "--dtype", "bfloat16", to="half")
+    AcceleratorState._reset_state(reset_partial_state=True)
+    full = finetune(*flags, to="full")
+    for one, other in zip(training_log(half), training_log(full), strict=True):
+        assert one["loss"] == pytest.approx(other["loss"], rel=0.01)
+        assert one["loss"] != other["loss"]
+    assert {tensor.dtype for tensor in weights(half).values()} == {torch.float32}
+
+
+# --- evaluation -----------------------------------------------------------------------------------
+
+
+def test_the_best_of_several_evaluations_is_kept(finetune, place, tmp_path):
+    other = manifest(tmp_path / "other.jsonl", 4)
+    flags = ["--do_eval", "--eval_dataset_name", f"{place / 'rows.jsonl'}+{other}"]
+    flags += ["--eval_steps", 2, "--max_steps", 5, "--predict_with_generate"]
+    flags += ["--generation_max_length", 16, "--save_steps", 1, "--metric_for_best_model", "loss"]
+    folder = finetune(*flags, "--learning_rate", "0.05")  # so high that it gets worse, too
+    rows = training_log(folder, "eval")
+    assert [row["step"] for row in rows] == [2, 2, 4, 4, 5, 5]
+    assert {row["kind"] for row in rows} == {f"eval {place / 'rows.jsonl'}", f"eval {other}"}
+    assert all({"loss", "ce", "kl", "wer", "cer"} <= row.keys() for row in rows)
+    means = {step: sum(r["loss"] for r in rows if r["step"] == step) / 2 for step in (2, 4, 5)}
+    best = min(means, key=means.get)
+    assert record(folder)["best"] == pytest.approx(means[best])
+    assert find_damage(folder / "best") is None
+    assert files_in(folder / "best") >= CHECKPOINT_FILES
+    found, wanted = weights(folder / "best"), weights(folder / f"checkpoint-{best}")
+    assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+
+
+def test_evaluation_does_not_change_training(finetune, place):
+    flags = ["--max_steps", 3]
+    plain = finetune(*flags, to="plain")
+    evaluation = ["--do_eval", "--eval_dataset_name", place / "rows.jsonl", "--eval_steps", 1]
+    more = finetune(*flags, *evaluation, "--predict_with_generate", to="more")
+    assert training_log(more) == training_log(plain)
+    assert all(torch.equal(w, weights(plain)[name]) for name, w in weights(more).items())
+
+
+def test_evaluation_alone_leaves_no_model(finetune, place, capsys):
+    flags = ["--no_do_train", "--do_eval", "--eval_dataset_name", place / "rows.jsonl"]
+    folder = finetune(*flags, "--predict_with_generate", "--per_device_eval_batch_size", 3)
+    assert files_in(folder) == {"run.json", "train_log.jsonl"}
+    (row,) = training_log(folder, "")
+    assert row["step"] == 0
+    model = whisper.load(str(place / "model")).model.eval()
+    total = count = 0.0
+    for clip in data.load(data.DatasetSpec(str(place / "rows.jsonl"))):
+        loss, num = plain_loss(place / "model", model, clip)
+        total, count = total + loss, count + num
+    assert row["loss"] == pytest.approx(total / count, rel=1e-5)
+    assert f"{place / 'rows.jsonl'}: " in capsys.readouterr().err
+
+
+def plain_loss(folder, model, clip):
+    """Return the summed cross-entropy of one clip as transformers computes it, and its tokens."""
+    processor = WhisperProcessor.from_pretrained(folder)
+    processor.tokenizer.set_prefix_tokens(language="ja", task="transcribe")
+    samples, rate = soundfile.read(clip[schema.AUDIO]["path"])
+    features = processor.feature_extractor(samples, sampling_rate=rate, return_tensors="pt")
+    ids = processor.tokenizer(clip[schema.TEXT]).input_ids
+    labels = torch.tensor([ids[1:]])
+    with torch.no_grad():
+        logits = model(features.input_features, decoder_input_ids=torch.tensor([ids[:-1]])).logits
+    loss = torch.nn.functional.cross_entropy(logits[0], labels[0], reduction="sum")
+    return float(loss), len(ids) - 1
+
+
+def test_rows_without_references_can_be_evaluated_by_loss_alone(finetune, tmp_path):
+    rows = manifest(tmp_path / "r.jsonl", whisper_transcript=lambda i: "ねこ", text=lambda i: None)
+    flags = ["--no_do_train", "--do_eval", "--eval_dataset_name", rows, "--predict_with_generate"]
+    folder = finetune(*flags)
+    (row,) = training_log(folder, "eval")
+    assert "cer" not in row and row["loss"] > 0
+    flags[0] = "--max_steps=1"
+    with pytest.raises(ValueError, match=r"r\.jsonl has no references.*--metric_for_best_model"):
+        finetune(*flags, to="late")
+    finetune(*flags, "--metric_for_best_model", "loss", to="by_loss")
+
+
+def test_a_bad_evaluation_clip_is_named_and_counted(finetune, tmp_path, capsys):
+    rows = manifest(tmp_path / "e.jsonl", 4)
+    (tmp_path / "e-0002.flac").write_bytes(b"no sound")
+    folder = finetune("--no_do_train", "--do_eval", "--eval_dataset_name", rows)
+    assert training_log(folder, "eval")[0]["num_bad"] == 1
+    assert "clip e-0002 cannot be decoded" in capsys.readouterr().err
+    for path in tmp_path.glob("e-*.flac"):
+        path.write_bytes(b"")
+    with pytest.raises(ValueError, match=r"e\.jsonl: none of its clips can be decoded"):
+        finetune("--no_do_train", "--do_eval", "--eval_dataset_name", rows, to="none")
+
+
+# --- bad input ------------------------------------------------------------------------------------
+
+
+def test_a_clip_that_cannot_be_decoded_is_named_counted_and_left_out(finetune, tmp_path, capsys):
+    rows = manifest(tmp_path / "b.jsonl")
+    (tmp_path / "b-0003.flac").write_bytes(b"no sound")
+    flags = ["--num_train_epochs", 2, "--per_device_train_batch_size", 1]
+    with pytest.raises(ValueError, match=r"2 of 20 clips .* --max_bad_fraction 0\.001 allows"):
+        finetune(*flags, rows=rows)
+    assert capsys.readouterr().err.count("clip b-0003 cannot be decoded") == 2
+    folder = finetune(*flags, "--max_bad_fraction", 0.1, rows=rows)  # goes on, to the same end
+    assert record(folder)["num_bad"] == 2
+    assert record(folder)["updates"] == 20
+    # An update without any row has no gradient, so it is no news, and no fault either.
+    assert len(training_log(folder)) == 18
+
+
+def test_an_update_that_is_not_finite_is_skipped(finetune, monkeypatch, place, capsys):
+    poison(monkeypatch, "rows-0004")
+    flags = ["--per_device_train_batch_size", 5, "--num_train_epochs", 1, "--learning_rate", 0.01]
+    folder = finetune(*flags, "--save_steps", 1)
+    said = [line for line in capsys.readouterr().err.splitlines() if "is skipped" in line]
+    assert len(said) == 1 and "its gradient is not finite" in said[0] and "rows-0004" in said[0]
+    (row,) = training_log(folder)
+    skipped = ({1, 2} - {row["step"]}).pop()
+    before = place / "model" if skipped == 1 else folder / "checkpoint-1"
+    after, kept = weights(folder / f"checkpoint-{skipped}"), weights(before)
+    assert all(torch.equal(after[name], kept[name]) for name in kept)
+    assert all(tensor.isfinite().all() for tensor in weights(folder).values())
+
+
+def test_three_such_updates_in_a_row_stop_the_run(finetune, monkeypatch, place, capsys):
+    poison(monkeypatch, *(f"rows-{i:04d}" for i in range(NUM_ROWS)))
+    with pytest.raises(ValueError, match="3 updates in a row had gradients that are not finite"):
+        finetune("--max_steps", 10, "--per_device_train_batch_size", 2)
+    assert capsys.readouterr().err.count("is skipped") == 3
+
+
+def test_an_error_does_not_hang_where_workers_decode(place, tmp_path):
+    """They outlive one SIGTERM, so they must not outlive the run: its end would wait for them."""
+    flags = ["-m", place / "model", "-d", place / "rows.jsonl", "--language", "ja"]
+    flags += ["--max_steps", 50, "--dataloader_num_workers", 1, "-o", tmp_path]
+    flags += ["--per_device_train_batch_size", 1, "--lr_scheduler_type", "constant"]
+    started = multiprocessing.get_context("fork").Process(target=run_into_nan, args=(flags,))
+    started.start()
+    started.join(60)
+    code = started.exitcode
+    started.kill()
+    assert code == 1
+
+
+def run_into_nan(flags):
+    torch.nn.utils.clip_grad_norm_ = lambda *_args, **_kwargs: torch.tensor(math.nan)
+    run(FINETUNING, *flags)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--streaming"], "--streaming needs --max_steps"),
+        (["--do_eval", "--max_steps", 1], "--do_eval needs --eval_dataset_name"),
+        (["--audio_column_name", "sound"], "--audio_column_name: .*'sound'; its columns are id,"),
+    ],
+)
+def test_flags_that_do_not_fit_are_named(finetune, flags, message):
+    with pytest.raises(ValueError, match=message):
+        finetune(*flags)
+
+
+def test_a_dataset_without_text_names_its_columns(finetune, tmp_path):
+    rows = tone_manifest(tmp_path / "n.jsonl", 2)
+    entries = [{k: v for k, v in row.items() if k != "text"} for row in read_manifest(rows)]
+    write_manifest(rows, entries)
+    for flags, name in (([], "text"), (["--text_column_name", "words"], "words")):
+        with pytest.raises(ValueError, match=f"no column '{name}'; its columns are .*speaker_id"):
+            finetune(*flags, rows=rows, to=name)
+
+
+def test_no_rows_is_an_error(finetune, tmp_path):
+    (tmp_path / "empty.jsonl").write_text("")
+    with pytest.raises(ValueError, match="no rows"):
+        finetune(rows=tmp_path / "empty.jsonl")
+    rows = manifest(tmp_path / "none.jsonl", text=lambda i: None)
+    with pytest.raises(ValueError, match=r"no row is left to learn from: .*empty_reference: 10"):
+        finetune(rows=rows, to="none")
+
+
+# --- trackers -------------------------------------------------------------------------------------
+
+
+def test_trackers_are_off_unless_asked_for(finetune):
+    folder = finetune("--max_steps", 2)
+    assert not list(folder.rglob("events.*"))
+    folder = finetune("--max_steps", 2, "--report_to", "tensorboard", to="tracked")
+    events = list(folder.rglob("events.*"))
+    assert events
+    tags = [
+        tag for event in events for tag in EventAccumulator(str(event)).Reload().Tags()["scalars"]
+    ]
+    assert "train/loss" in tags

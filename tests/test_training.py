@@ -1,0 +1,186 @@
+"""Parts of the training loop; whole runs are in tests/stages."""
+
+import json
+import math
+import random
+from dataclasses import asdict
+from types import SimpleNamespace
+
+import pytest
+
+from distillery import training
+from distillery.arguments import TrainingArguments
+from distillery.collators import Batch
+from distillery.normalizers import normalizer_for
+from distillery.order import BatchPlan, Order
+from distillery.shards import read_json, write_json
+from distillery.training import Progress
+
+# --- how long a run is ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("flags", "plan", "sizes", "wanted"),
+    [
+        ({"max_steps": 5}, BatchPlan(4, 2, 3), (100,), (120, 5)),
+        ({"max_steps": 5}, BatchPlan(4, 2, 3), None, (120, 5)),
+        ({"num_train_epochs": 1}, BatchPlan(4, 1, 1), (10,), (10, 3)),
+        ({"num_train_epochs": 2}, BatchPlan(4, 1, 1), (3, 7), (20, 5)),
+        ({"num_train_epochs": 0.5}, BatchPlan(4, 1, 1), (11,), (6, 2)),
+        ({"num_train_epochs": 3}, BatchPlan(2, 2, 2), (9,), (27, 4)),
+        ({"num_train_epochs": 9, "max_steps": 1}, BatchPlan(2, 1, 1), (9,), (2, 1)),
+    ],
+)
+def test_length(flags, plan, sizes, wanted):
+    order = Order(sizes, None, 0) if sizes else None
+    assert training._length(TrainingArguments(**flags), plan, order) == wanted
+
+
+def test_a_stream_without_max_steps_has_no_length():
+    with pytest.raises(ValueError, match="--streaming needs --max_steps"):
+        training._length(TrainingArguments(), BatchPlan(1, 1, 1), None)
+
+
+@pytest.mark.parametrize("plan", [BatchPlan(3, 1, 1), BatchPlan(2, 2, 2), BatchPlan(7, 1, 2)])
+@pytest.mark.parametrize("epochs", [1, 2.5, 4])
+def test_every_row_is_trained_on_as_often_as_there_are_epochs(plan, epochs):
+    order = Order((8, 5), None, 0)
+    num_rows, num_updates = training._length(
+        TrainingArguments(num_train_epochs=epochs), plan, order
+    )
+    found = [
+        key
+        for process in range(plan.num_processes)
+        for span in plan.spans(0, num_updates, num_rows, process)
+        for key in order[span]
+    ]
+    assert sorted(found) == sorted(order[0:num_rows])
+    counts = [sum(row == index for row, _ in found) for index in range(13)]
+    assert {*counts} == {math.floor(epochs), math.ceil(epochs)}
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_each_process_gets_its_micro_batches_for_every_update(processes):
+    plan = BatchPlan(2, 3, processes)
+    num_rows, num_updates = training._length(
+        TrainingArguments(num_train_epochs=1), plan, Order((17,), None, 0)
+    )
+    for process in range(processes):
+        spans = list(plan.spans(0, num_updates, num_rows, process))
+        assert len(spans) == num_updates * plan.accumulation
+        assert list(plan.spans(1, num_updates, num_rows, process)) == spans[plan.accumulation :]
+
+
+# --- the log -------------------------------------------------------------------------------------
+
+
+def log_of(path, *lines):
+    path.write_text("".join(lines))
+    return path
+
+
+LINES = [json.dumps({"step": step, "kind": "train", "loss": 0.1}) + "\n" for step in (1, 2, 2, 3)]
+
+
+@pytest.mark.parametrize(("step", "kept"), [(0, 0), (1, 1), (2, 3), (3, 4), (9, 4)])
+def test_the_log_is_cut_behind_a_step(tmp_path, step, kept):
+    path = log_of(tmp_path / "log", *LINES)
+    training._cut_log(path, step)
+    assert path.read_text() == "".join(LINES[:kept])
+    assert [p.name for p in tmp_path.iterdir()] == ["log"]
+
+
+def test_a_line_that_a_kill_cut_short_is_forgotten(tmp_path):
+    path = log_of(tmp_path / "log", *LINES[:2], LINES[2][:-5])
+    training._cut_log(path, 2)
+    assert path.read_text() == "".join(LINES[:2])
+    training._cut_log(tmp_path / "none", 2)
+    assert not (tmp_path / "none").exists()
+
+
+@pytest.fixture
+def accelerator():
+    return SimpleNamespace(is_main_process=True)
+
+
+def test_without_a_checkpoint_the_log_of_a_killed_run_is_forgotten(tmp_path, accelerator):
+    path = log_of(tmp_path / training.LOSS_LOG, *LINES, '{"step": 4, "ki')
+    assert training._resume(tmp_path, None, None, accelerator) == Progress()
+    assert path.read_text() == ""
+
+
+# --- progress ------------------------------------------------------------------------------------
+
+
+def test_progress_comes_back_exactly(tmp_path):
+    rng = random.Random(0)
+    for _ in range(50):
+        window = [rng.uniform(-1, 1) * 10 ** rng.randint(-12, 12) for _ in range(4)]
+        progress = Progress(rng.randrange(10**9), window, rng.random() / 3, 5, 7)
+        write_json(tmp_path / "progress.json", asdict(progress))
+        assert Progress(**read_json(tmp_path / "progress.json")) == progress
+
+
+def test_two_runs_do_not_share_a_window():
+    Progress().window[0] = 1.0
+    assert Progress() == Progress(0, [0.0] * 4, None, 0, 0)
+
+
+# --- bad clips and bad gradients -----------------------------------------------------------------
+
+
+def batch(ids, bad=()):
+    return Batch(list(ids), ["" for _ in ids], [(b, "is broken") for b in bad], None, None, None)
+
+
+def test_bad_clips_are_named(caplog):
+    training._name_bad([batch("ab", "c"), batch("d"), batch("", "e")])
+    assert [record.getMessage() for record in caplog.records] == [
+        "clip c is broken",
+        "clip e is broken",
+    ]
+
+
+@pytest.mark.parametrize("is_set", [False, True])
+def test_processes_agree_on_sums(is_set):
+    job = SimpleNamespace(
+        accelerator=SimpleNamespace(device="cpu", reduce=lambda own, how: 2 * own)
+    )
+    micro = [batch("ab", "c"), batch("d")]
+    stop = SimpleNamespace(is_set=is_set)
+    assert training._agree(job, micro, stop) == [0, 8, 2, 2 * is_set]
+
+
+def test_too_many_bad_clips_are_an_error():
+    progress = Progress(num_bad=2, num_seen=5)
+    training._check_bad(progress, 0.4)
+    with pytest.raises(ValueError, match=r"2 of 5 clips .* --max_bad_fraction 0.39"):
+        training._check_bad(progress, 0.39)
+
+
+def test_the_rows_of_a_gradient_that_is_not_finite_are_named(caplog):
+    training._note_non_finite([batch("ab"), batch("c")], 7, 1)
+    assert "update 7 is skipped" in caplog.text
+    assert "['a', 'b', 'c']" in caplog.text
+    training._note_non_finite([batch("a")], 8, 2)
+    with pytest.raises(ValueError, match="3 updates in a row"):
+        training._note_non_finite([batch("a")], 9, 3)
+
+
+@pytest.mark.parametrize(
+    ("step", "every", "wanted"), [(4, 2, True), (5, 2, False), (5, None, False), (1, 1, True)]
+)
+def test_when_something_is_due(step, every, wanted):
+    assert training._is_due(step, every) is wanted
+
+
+# --- scores while training -----------------------------------------------------------------------
+
+
+def test_error_rates_are_normalised_percent():
+    pairs = [("ねこ。", "ねこ"), ("いぬとさかな", "いぬとさかに"), ("", "うるさい")]
+    found = training._error_rates(pairs, normalizer_for("ja"))
+    assert found["cer"] == pytest.approx(100 / 8)
+    assert found["wer"] == pytest.approx(50)
+    assert training._error_rates([], normalizer_for("ja")) == {}
+    assert training._error_rates([("", "x")], normalizer_for("ja")) == {}
