@@ -96,6 +96,9 @@ def _reason(row: Mapping[str, Any], rule: LabelRule, limits: TranscriptFilter) -
     learnt = _learnt(row)
     if learnt is None:
         return FilterReason.EMPTY_REFERENCE
+    stored = row.get(schema.LABELS)
+    if stored is not None and len(stored) - 1 > rule.max_positions:  # prompts cannot be cut here
+        return FilterReason.TOO_LONG_LABELS
     body = rule.body(learnt)
     # At its longest, with all timestamps: whether they are kept is drawn for each epoch.
     timestamps = has_timestamps(body, rule.tokens)
@@ -106,7 +109,7 @@ def _reason(row: Mapping[str, Any], rule: LabelRule, limits: TranscriptFilter) -
         num_label_tokens=len(longest) + 1,
         duration_s=row.get(schema.DURATION),
         # Where labels are stored, the filter has had its say.
-        truncated=bool(row.get(schema.TRUNCATED)) and row.get(schema.LABELS) is None,
+        truncated=bool(row.get(schema.TRUNCATED)) and stored is None,
     )
 
 

@@ -587,6 +587,7 @@ def _eval_batches(job: Job, rows: TrainingRows) -> Iterator[Batch]:
             batch_sampler=keys,
             collate_fn=job.collate,
             num_workers=job.run_args.dataloader_num_workers,
+            worker_init_fn=_outlive_one_sigterm,
         )
     )
 

@@ -149,6 +149,18 @@ def test_pseudo_labels_far_from_their_references_are_left_out(distil, tmp_path, 
     assert record(folder)["ledger"]["dropped"] == {"error_rate": 8}
 
 
+def test_stored_labels_that_their_prompt_makes_too_long_are_left_out(distil, place, tmp_path):
+    start = whisper.load_processor(str(place / "student")).tokens
+    text = [start.start_of_transcript, start.languages["ja"], start.transcribe, 5, 300]
+    prompted = {0: 92, 1: 91}  # 96 positions hold 97 labels, as the last is not read
+    rows = manifest(
+        tmp_path / "s.jsonl",
+        labels=lambda i: [*([start.start_of_prev] + [5] * prompted[i] if i < 2 else []), *text],
+    )
+    folder = distil(*ONE_EPOCH, rows=rows)
+    assert record(folder)["ledger"]["dropped"] == {"too_long_labels": 1}
+
+
 def test_recomputed_activations_change_nothing(distil):
     plain = distil("--max_steps", 3, to="plain")
     assert_close_run(distil("--max_steps", 3, "--gradient_checkpointing", to="less"), plain)
