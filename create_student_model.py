@@ -18,10 +18,10 @@ from pathlib import Path
 
 import torch
 
-from distillery import hub, whisper
+from distillery import whisper
 from distillery.arguments import at_least, flag, flags_of, one_of, parse, required
 from distillery.checkpointing import sealed_folder
-from distillery.runtime import Run, set_up_logging
+from distillery.runtime import Run, publish, set_up_logging
 from distillery.student import make_student, spaced_layers
 
 logger = logging.getLogger(__name__)
@@ -83,9 +83,7 @@ def main(args: StudentArguments) -> None:
             student.num_parameters() / 1e6,
             teacher.num_parameters / 1e6,
         )
-    if args.push_to_hub:
-        repo_id = args.hub_model_id or folder.resolve().name
-        hub.upload(folder, repo_id, "model", hub.MODEL_FILES, args.hub_public, "Initial student")
+    publish(run, args, "model")
 
 
 def _is_done(run: Run) -> bool:

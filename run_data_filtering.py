@@ -28,7 +28,7 @@ import numpy as np
 from datasets import Dataset, Features, List, Value
 from tqdm.auto import tqdm
 
-from distillery import data, hub, schema, whisper
+from distillery import data, schema, whisper
 from distillery.arguments import (
     DataArguments,
     OutputArguments,
@@ -39,13 +39,14 @@ from distillery.arguments import (
     known_language,
     one_of,
     parse,
+    plus_list,
     within,
 )
 from distillery.features import AudioError, LogMel, decode_audio
 from distillery.filters import TranscriptFilter
 from distillery.labels import LabelRule, num_text_labels, plain_text
 from distillery.normalizers import VARIANTS, normalizer_for
-from distillery.runtime import Run, make_accelerator, open_run
+from distillery.runtime import Run, make_accelerator, open_run, publish
 from distillery.shards import Ledger, read_seal, write_sealed
 from distillery.tokens import TASKS
 
@@ -162,14 +163,12 @@ def main(
             for spec, rows in splits.items()
         }
         _finish(run, ledgers, data_args.max_bad_fraction, work)
-    if output_args.push_to_hub or output_args.hub_model_id:
-        repo_id = output_args.hub_model_id or run.folder.resolve().name
-        hub.upload(
-            run.folder, repo_id, "dataset", hub.DATASET_FILES, output_args.hub_public, "Labels"
-        )
+    publish(run, output_args, "dataset")
 
 
 def _default_output(dataset_name: str, args: FilterArguments) -> str:
+    if len(plus_list(dataset_name)) > 1:
+        raise ValueError("--output_dir must be given where several datasets are filtered")
     local = Path(dataset_name).exists()
     parts = [dataset_name.rstrip("/") if local else dataset_name.rsplit("/", 1)[-1]]
     if args.wer_threshold is not None:

@@ -23,7 +23,7 @@ A killed run goes on from its newest whole checkpoint when it is started again; 
 
 from dataclasses import dataclass
 
-from distillery import checkpointing, data, hub, whisper
+from distillery import whisper
 from distillery.arguments import (
     DecodingArguments,
     ModelArguments,
@@ -39,8 +39,8 @@ from distillery.arguments import (
 )
 from distillery.distillation import Teacher
 from distillery.losses import LossWeights
-from distillery.runtime import make_accelerator, open_run
-from distillery.training import GLOBAL_BATCH, OWNED, batch_plan, train
+from distillery.runtime import make_accelerator, publish
+from distillery.training import load_student, open_training, train
 
 
 @dataclass(frozen=True)
@@ -91,27 +91,21 @@ def main(
         output_args,
         run_args,
     )
-    run = open_run(
+    name, teacher_name = model_args.model_name_or_path, distillation_args.teacher_model_name_or_path
+    run = open_training(
         accelerator,
-        output_args.output_dir,
         "run_distillation",
-        flags | {GLOBAL_BATCH: batch_plan(accelerator, training_args).global_size},
-        {str(spec): data.fingerprint(spec) for spec in data_args.train_specs()},
-        output_args.overwrite_output_dir,
-        OWNED,
+        flags,
+        [name, teacher_name],
+        data_args,
+        training_args,
+        output_args,
     )
     if not run.is_complete:
-        student = whisper.load_student(
-            model_args.model_name_or_path,
-            checkpointing.newest_checkpoint(run.folder),
-            model_args.attn_type,
-            training_args.freeze_encoder,
-            training_args.gradient_checkpointing,
-        )
+        student = load_student(accelerator, model_args, training_args, run)
         teacher = whisper.load(
-            distillation_args.teacher_model_name_or_path, model_args.dtype, model_args.attn_type
+            teacher_name, model_args.dtype, model_args.attn_type, cache_dir=model_args.cache_dir
         )
-        student.model.to(accelerator.device)
         teacher.model.to(accelerator.device)
         train(
             accelerator,
@@ -128,9 +122,8 @@ def main(
             run_args,
             run,
         )
-    if output_args.push_to_hub and accelerator.is_main_process:
-        repo_id = output_args.hub_model_id or run.folder.resolve().name
-        hub.upload(run.folder, repo_id, "model", hub.MODEL_FILES, output_args.hub_public, "Model")
+    if accelerator.is_main_process:
+        publish(run, output_args, "model")
 
 
 if __name__ == "__main__":

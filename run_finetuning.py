@@ -19,7 +19,6 @@ On a laptop:
 A killed run goes on from its newest whole checkpoint when it is started again; SIGTERM saves one.
 """
 
-from distillery import checkpointing, data, hub, whisper
 from distillery.arguments import (
     DecodingArguments,
     ModelArguments,
@@ -31,8 +30,8 @@ from distillery.arguments import (
     parse,
 )
 from distillery.losses import LossWeights
-from distillery.runtime import make_accelerator, open_run
-from distillery.training import GLOBAL_BATCH, OWNED, batch_plan, train
+from distillery.runtime import make_accelerator, publish
+from distillery.training import load_student, open_training, train
 
 GROUPS = (
     ModelArguments,
@@ -55,39 +54,30 @@ def main(
     """Train, or go on training."""
     accelerator = make_accelerator(run_args, output_args.output_dir, model_args.dtype)
     flags = flags_of(model_args, data_args, decoding_args, training_args, output_args, run_args)
-    run = open_run(
+    run = open_training(
         accelerator,
-        output_args.output_dir,
         "run_finetuning",
-        flags | {GLOBAL_BATCH: batch_plan(accelerator, training_args).global_size},
-        {str(spec): data.fingerprint(spec) for spec in data_args.train_specs()},
-        output_args.overwrite_output_dir,
-        OWNED,
+        flags,
+        [model_args.model_name_or_path],
+        data_args,
+        training_args,
+        output_args,
     )
     if not run.is_complete:
-        model = whisper.load_student(
-            model_args.model_name_or_path,
-            checkpointing.newest_checkpoint(run.folder),
-            model_args.attn_type,
-            training_args.freeze_encoder,
-            training_args.gradient_checkpointing,
-        )
-        model.model.to(accelerator.device)
-        weights = LossWeights()
+        model = load_student(accelerator, model_args, training_args, run)
         train(
             accelerator,
             model,
             None,
-            weights,
+            LossWeights(),
             data_args,
             decoding_args,
             training_args,
             run_args,
             run,
         )
-    if output_args.push_to_hub and accelerator.is_main_process:
-        repo_id = output_args.hub_model_id or run.folder.resolve().name
-        hub.upload(run.folder, repo_id, "model", hub.MODEL_FILES, output_args.hub_public, "Model")
+    if accelerator.is_main_process:
+        publish(run, output_args, "model")
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ from datasets import Features, Value
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-from distillery import data, hub, labels, schema, transcription, whisper
+from distillery import data, labels, schema, transcription, whisper
 from distillery.arguments import (
     DataArguments,
     DecodingArguments,
@@ -46,7 +46,7 @@ from distillery.collators import PROBLEM, WindowCollator, Windows
 from distillery.filters import compression_ratio
 from distillery.metrics import Scores, score
 from distillery.normalizers import normalizer_for, raw_text
-from distillery.runtime import Run, make_accelerator, open_run
+from distillery.runtime import Run, make_accelerator, open_run, publish
 from distillery.shards import Ledger, read_seal, remove_leftovers, replacing, write_sealed
 
 logger = logging.getLogger(__name__)
@@ -131,11 +131,8 @@ def main(
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
             _finish(run, splits, teacher, decoding, data_args.max_bad_fraction)
-    if accelerator.is_main_process and (output_args.push_to_hub or output_args.hub_model_id):
-        repo_id = output_args.hub_model_id or run.folder.resolve().name
-        hub.upload(
-            run.folder, repo_id, "dataset", hub.DATASET_FILES, output_args.hub_public, "Labels"
-        )
+    if accelerator.is_main_process:
+        publish(run, output_args, "dataset")
     accelerator.end_training()
 
 

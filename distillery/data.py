@@ -189,8 +189,10 @@ def _cache_dir(spec: DatasetSpec) -> str | None:
     folder = Path(spec.name)
     if not folder.is_dir():
         return spec.cache_dir
-    state = hashlib.sha256(str(folder.resolve()).encode() + _folder_state(folder)).hexdigest()
-    return str(Path(spec.cache_dir or HF_DATASETS_CACHE) / f"folder-{state[:16]}")
+    state = hashlib.sha256(str(folder.resolve()).encode() + _folder_state(folder))
+    for path in sorted(path for path in folder.rglob("*") if path.suffix in DATA_FILES):
+        state.update(str(path.stat().st_mtime_ns).encode())
+    return str(Path(spec.cache_dir or HF_DATASETS_CACHE) / f"folder-{state.hexdigest()[:16]}")
 
 
 def _undecoded(rows: Rows, spec: DatasetSpec) -> Rows:

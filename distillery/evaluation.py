@@ -109,7 +109,8 @@ class Evaluation:
         Raises:
             ValueError: too many clips could not be used, or an id occurs twice.
         """
-        good = [row for row in heard if row.problem is None]
+        # In the order of their ids, whichever process heard them.
+        good = sorted((row for row in heard if row.problem is None), key=lambda row: row.id)
         _check_complete(heard, good, max_bad_fraction, str(self.spec))
         scores = score([h.reference for h in good], [h.prediction for h in good], self.normalizer)
         results.write_predictions(self.predictions_path, map(self._prediction, good))

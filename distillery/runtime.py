@@ -23,6 +23,7 @@ import transformers
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
 
+from distillery import hub
 from distillery.arguments import RunArguments, plus_list
 from distillery.shards import RUN_RECORD, read_json, write_json
 
@@ -258,3 +259,22 @@ def stop_request() -> Iterator[StopRequest]:
         yield request
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def publish(run: Run, args: Any, repo_type: str) -> None:
+    """Upload what a run made, where its flags ask for it.
+
+    A dataset is uploaded as soon as a repository is named for it, as the commands of
+    kotoba-whisper have it; a model wants `--push_to_hub`.
+
+    Args:
+        run: the finished run.
+        args: has the flags `push_to_hub`, `hub_model_id` and `hub_public`.
+        repo_type: `model` or `dataset`.
+    """
+    named = repo_type == "dataset" and args.hub_model_id
+    if args.push_to_hub or named:
+        repo_id = args.hub_model_id or run.folder.resolve().name
+        files = hub.MODEL_FILES if repo_type == "model" else hub.DATASET_FILES
+        message = f"Made by {run.stage}"
+        hub.upload(run.folder, repo_id, repo_type, files, args.hub_public, message)

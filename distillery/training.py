@@ -27,6 +27,8 @@ from tqdm.auto import tqdm
 from distillery import checkpointing, data, whisper
 from distillery.arguments import (
     DecodingArguments,
+    ModelArguments,
+    OutputArguments,
     RunArguments,
     TrainDataArguments,
     TrainingArguments,
@@ -41,7 +43,7 @@ from distillery.metrics import CharacterErrorRate, WordErrorRate
 from distillery.normalizers import Normalizer, normalizer_for
 from distillery.optim import make_optimizer, make_schedule
 from distillery.order import BatchPlan, Order
-from distillery.runtime import Run, StopRequest, seed_everything, stop_request
+from distillery.runtime import Run, StopRequest, open_run, seed_everything, stop_request
 from distillery.shards import RUN_RECORD, Ledger, read_json, replacing, write_json
 from distillery.tokens import language_code
 from distillery.transcription import Decoding, transcribe_windows
@@ -52,11 +54,13 @@ LOSS_LOG = "train_log.jsonl"
 OWNED = (
     checkpointing.CHECKPOINTS,
     checkpointing.BEST,
+    f"{checkpointing.BEST}.tmp",
     LOSS_LOG,
     "README.md",
     "model*.safetensors*",
 )
 MAX_NON_FINITE = 3  # updates in a row
+STOPPED = 143  # exit status of a run that SIGTERM stopped, as the shell has it: 128 + 15
 
 # What a resumed run must keep, however its processes share it; named as a message shows it.
 GLOBAL_BATCH = "per_device_train_batch_size * gradient_accumulation_steps * num_processes"
@@ -109,6 +113,61 @@ class Job:
     args: TrainingArguments
     run_args: RunArguments
     run: Run
+
+
+def open_training(
+    accelerator: Accelerator,
+    stage: str,
+    flags: Mapping[str, Any],
+    models: Sequence[str],
+    data_args: TrainDataArguments,
+    args: TrainingArguments,
+    output_args: OutputArguments,
+) -> Run:
+    """Take the output folder for a training run, as `open_run` does.
+
+    Args:
+        accelerator: of this launch.
+        stage: the stage's name.
+        flags: all flags.
+        models: checkpoints that the run starts from; local ones must stay as they are.
+        data_args, args, output_args: groups of those flags.
+    """
+    plan = batch_plan(accelerator, args)
+    datasets = {str(spec): data.fingerprint(spec) for spec in data_args.train_specs()}
+    return open_run(
+        accelerator,
+        output_args.output_dir,
+        stage,
+        {**flags, GLOBAL_BATCH: plan.global_size},
+        {**datasets, **{name: whisper.fingerprint(name) for name in models}},
+        output_args.overwrite_output_dir,
+        OWNED,
+    )
+
+
+def load_student(
+    accelerator: Accelerator, model_args: ModelArguments, args: TrainingArguments, run: Run
+) -> whisper.Whisper:
+    """Load the model to be trained, from the run's newest checkpoint where there is one.
+
+    Its weights are float32, whatever the computation's number type: AdamW on bfloat16 weights
+    loses small updates.
+    """
+    checkpoint = checkpointing.newest_checkpoint(run.folder)
+    student = whisper.load(
+        str(checkpoint or model_args.model_name_or_path),
+        "float32",
+        model_args.attn_type,
+        None if checkpoint else model_args.model_revision,
+        model_args.cache_dir,
+    )
+    if args.freeze_encoder:
+        student.model.model.encoder.requires_grad_(False)
+    if args.gradient_checkpointing:
+        student.model.gradient_checkpointing_enable({"use_reentrant": False})
+    student.model.to(accelerator.device)
+    return student
 
 
 def train(
@@ -171,7 +230,7 @@ def train(
             finished = _update_until(job, batches, progress, num_updates)
         if not finished:
             accelerator.end_training()
-            raise SystemExit(0)
+            raise SystemExit(STOPPED)  # not 0: a recipe must not go on with this model
         _check_bad(progress, data_args.max_bad_fraction)
     _conclude(job, progress, ledger)
 
@@ -379,11 +438,13 @@ def _update_until(job: Job, batches: Iterator[Batch], progress: Progress, num_up
             seed_everything(job.rule.seed, progress.step, job.accelerator.process_index)
             sums, norm = _update(job, micro, num_tokens)
             progress.step += 1
-            non_finite = 0 if math.isfinite(norm) else non_finite + 1
-            if non_finite:
-                _note_non_finite(micro, progress.step, non_finite)
-            else:
+            if math.isfinite(norm):
+                non_finite = 0
                 window += sums
+            elif job.accelerator.scaler is None:
+                # With float16 an overflow is no fault: the gradient scaler finds its scale by it.
+                non_finite += 1
+                _note_non_finite(micro, progress.step, non_finite)
             progress.num_seen += num_seen
             progress.num_bad += num_bad
             _name_bad(micro)
@@ -438,8 +499,8 @@ def _update(job: Job, micro: Sequence[Batch], num_tokens: int) -> tuple[Tensor, 
         sums[:3] += torch.stack(parts).double()
         sums[3] += losses.num_tokens
     norm = float(accelerator.clip_grad_norm_(job.step.parameters(), job.args.max_grad_norm))
-    # With float16 the gradient scaler looks for overflow itself, and lowers its scale.
-    if math.isfinite(norm) or accelerator.mixed_precision == "fp16":
+    # With float16 the gradient scaler skips the update itself, and lowers its scale.
+    if math.isfinite(norm) or accelerator.scaler is not None:
         job.optimizer.step()
     job.schedule.step()
     job.optimizer.zero_grad()
@@ -526,7 +587,7 @@ def _evaluate_and_keep_best(job: Job, progress: Progress) -> None:
         _log(job, progress.step, f"eval {eval_set.name}", found)
         logger.info("update %d, %s: %s", progress.step, eval_set.name, _rounded(found))
     mean = sum(values) / len(values)
-    if progress.best is None or mean < progress.best:
+    if math.isfinite(mean) and (progress.best is None or mean < progress.best):
         progress.best = mean
         if job.accelerator.is_main_process:
             with checkpointing.sealed_folder(job.run.folder / checkpointing.BEST) as folder:
@@ -631,6 +692,7 @@ def _save_checkpoint(job: Job, progress: Progress, window: Tensor) -> Tensor:
             state = {
                 "optimizer": job.optimizer.state_dict(),
                 "schedule": job.schedule.state_dict(),
+                "scaler": accelerator.scaler.state_dict() if accelerator.scaler else None,
             }
             torch.save(state, folder / checkpointing.OPTIMIZER)
             write_json(folder / checkpointing.PROGRESS, asdict(progress))
@@ -653,6 +715,8 @@ def _resume(
     state = torch.load(checkpoint / checkpointing.OPTIMIZER, map_location="cpu", weights_only=True)
     optimizer.load_state_dict(state["optimizer"])
     schedule.load_state_dict(state["schedule"])
+    if accelerator.scaler:
+        accelerator.scaler.load_state_dict(state["scaler"])
     progress = Progress(**read_json(checkpoint / checkpointing.PROGRESS))
     if accelerator.is_main_process:
         _cut_log(folder / LOSS_LOG, progress.step)

@@ -118,13 +118,14 @@ def load(
 def fingerprint(name_or_path: str) -> str | None:
     """Return a sum that changes when a local model is trained again; None for a Hub id.
 
-    It covers the weights' sizes and times, not their content.
+    It covers names, sizes and times of the files that decide what the model writes.
     """
     folder = Path(name_or_path)
     if not folder.exists():
         return None
     digest = hashlib.sha256()
-    for file in sorted(folder.glob("*.safetensors")):
+    settings = [folder / name for name in ("config.json", "generation_config.json")]
+    for file in sorted([*folder.glob("*.safetensors"), *filter(Path.exists, settings)]):
         stat = file.stat()
         digest.update(f"{file.name} {stat.st_size} {stat.st_mtime_ns}".encode())
     return digest.hexdigest()
@@ -215,28 +216,3 @@ def keep_generation_settings(config: GenerationConfig) -> None:
     loaded, and `lang_to_id`, `task_to_id` and the rest are gone.
     """
     config._from_model_config = False
-
-
-def load_student(
-    name_or_path: str,
-    checkpoint: Path | None,
-    attention: str,
-    freeze_encoder: bool,
-    gradient_checkpointing: bool,
-) -> Whisper:
-    """Load a model to be trained: float32 weights, and only what learns requires a gradient.
-
-    Args:
-        name_or_path: the model that training starts from.
-        checkpoint: a checkpoint of the same run to go on from, or None.
-        attention: a key of `ATTENTIONS`.
-        freeze_encoder: whether the encoder stays as it is.
-        gradient_checkpointing: whether activations are computed again in the backward pass.
-    """
-    # AdamW on bfloat16 weights loses small updates, so a bfloat16 checkpoint is widened.
-    student = load(str(checkpoint or name_or_path), "float32", attention)
-    if freeze_encoder:
-        student.model.model.encoder.requires_grad_(False)
-    if gradient_checkpointing:
-        student.model.gradient_checkpointing_enable({"use_reentrant": False})
-    return student

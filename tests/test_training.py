@@ -7,14 +7,16 @@ from dataclasses import asdict
 from types import SimpleNamespace
 
 import pytest
+import torch
 
-from distillery import training
-from distillery.arguments import TrainingArguments
+from distillery import checkpointing, training, whisper
+from distillery.arguments import ModelArguments, TrainingArguments
 from distillery.collators import Batch
 from distillery.normalizers import normalizer_for
 from distillery.order import BatchPlan, Order
 from distillery.shards import read_json, write_json
 from distillery.training import Progress
+from tiny import tiny_model_folder
 
 # --- how long a run is ---------------------------------------------------------------------------
 
@@ -184,3 +186,59 @@ def test_error_rates_are_normalised_percent():
     assert found["wer"] == pytest.approx(50)
     assert training._error_rates([], normalizer_for("ja")) == {}
     assert training._error_rates([("", "x")], normalizer_for("ja")) == {}
+
+
+# --- the model to be trained ---------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tiny_model_folder(tmp_path_factory.mktemp("model"))
+
+
+def student_of(folder, run_folder, freeze_encoder=True, gradient_checkpointing=False):
+    return training.load_student(
+        SimpleNamespace(device=torch.device("cpu")),
+        ModelArguments(model_name_or_path=str(folder)),
+        TrainingArguments(
+            freeze_encoder=freeze_encoder, gradient_checkpointing=gradient_checkpointing
+        ),
+        SimpleNamespace(folder=run_folder),
+    )
+
+
+def trainable(model):
+    return {name for name, p in model.named_parameters() if p.requires_grad}
+
+
+def test_the_student_is_widened_and_its_encoder_frozen(folder, tmp_path):
+    half = whisper.load(str(folder), "bfloat16")
+    whisper.save(half.model, half.tokenizer, half.feature_extractor, tmp_path / "half")
+    student = student_of(tmp_path / "half", tmp_path)
+    assert {p.dtype for p in student.model.parameters()} == {torch.float32}
+    names = trainable(student.model)
+    assert names == {n for n, _ in student.model.named_parameters() if ".encoder." not in n}
+    assert "model.decoder.embed_tokens.weight" in names
+
+
+def test_the_encoder_is_trained_too(folder, tmp_path):
+    student = student_of(folder, tmp_path, freeze_encoder=False)
+    everything = {name for name, _ in student.model.named_parameters()}
+    # Whisper's own: the encoder's positions are sinusoids.
+    assert everything - trainable(student.model) <= {"model.encoder.embed_positions.weight"}
+    assert not student.model.model.decoder.gradient_checkpointing
+
+
+def test_the_student_goes_on_from_a_checkpoint(folder, tmp_path):
+    other = whisper.load(str(folder))
+    with torch.no_grad():
+        other.model.model.decoder.layer_norm.weight.fill_(7)
+    with checkpointing.sealed_folder(checkpointing.checkpoint_path(tmp_path, 3)) as temporary:
+        whisper.save(other.model, other.tokenizer, other.feature_extractor, temporary)
+    student = student_of(folder, tmp_path)
+    assert float(student.model.model.decoder.layer_norm.weight.detach().mean()) == 7
+
+
+def test_gradient_checkpointing(folder, tmp_path):
+    student = student_of(folder, tmp_path, gradient_checkpointing=True)
+    assert student.model.model.decoder.gradient_checkpointing

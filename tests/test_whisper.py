@@ -148,42 +148,6 @@ def test_an_english_only_checkpoint(copied):
     assert not whisper.load(str(copied)).tokens.is_multilingual
 
 
-def trainable(model):
-    return {name for name, p in model.named_parameters() if p.requires_grad}
-
-
-def test_load_student_widens_and_freezes(folder, tmp_path):
-    half = whisper.load(str(folder), "bfloat16")
-    whisper.save(half.model, half.tokenizer, half.feature_extractor, tmp_path)
-    student = whisper.load_student(str(tmp_path), None, "sdpa", True, False)
-    assert {p.dtype for p in student.model.parameters()} == {torch.float32}
-    names = trainable(student.model)
-    # Whisper's own: the encoder's positions are sinusoids.
-    assert names == {n for n, _ in student.model.named_parameters() if ".encoder." not in n}
-    assert "model.decoder.embed_tokens.weight" in names
-
-
-def test_load_student_trains_the_encoder_too(folder):
-    student = whisper.load_student(str(folder), None, "sdpa", False, False)
-    everything = {name for name, _ in student.model.named_parameters()}
-    assert everything - trainable(student.model) <= {"model.encoder.embed_positions.weight"}
-    assert not student.model.model.decoder.gradient_checkpointing
-
-
-def test_load_student_goes_on_from_a_checkpoint(folder, copied):
-    other = whisper.load(str(copied))
-    with torch.no_grad():
-        other.model.model.decoder.layer_norm.weight.fill_(7)
-    whisper.save(other.model, other.tokenizer, other.feature_extractor, copied)
-    student = whisper.load_student(str(folder), copied, "sdpa", True, False)
-    assert float(student.model.model.decoder.layer_norm.weight.detach().mean()) == 7
-
-
-def test_gradient_checkpointing(folder):
-    student = whisper.load_student(str(folder), None, "sdpa", True, True)
-    assert student.model.model.decoder.gradient_checkpointing
-
-
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_check_finite_names_the_weight(folder, value, dtype):

@@ -52,14 +52,14 @@ WORDS = (
 )
 # fmt: on
 VOICES = ("ja", "ja+m1", "ja+m2", "ja+m3", "ja+m7", "ja+f1", "ja+f2", "ja+f4")
-RATES_WPM = (155, 220)
+RATES_WPM = (180, 240)
 PITCHES = (30, 70)
 PEAKS = (0.3, 0.9)
 FULL_STOP_FROM = 3  # words: whether a sentence ends in "。" must be audible to be learnt
 NUM_WORDS_WEIGHTS = (1, 4, 5, 5, 5)  # single words are few: each one tested is one not trained on
 
 MARGINS_S = (0.1, 0.4)  # silence before and after the utterance of a clip
-PAUSES_S = (0.6, 1.4)  # silence between the utterances of a recording
+PAUSES_S = (0.7, 1.2)  # silence between the utterances of a recording
 RECORDING_S = (23.0, 40.0)  # at most: a recording ends up to 3.5 s before its draw
 MIN_CLIP_S = 1.0
 WINDOWS_PER_RECORDING = 12
@@ -532,7 +532,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--num_test", type=int, default=150, help="test clips (150)")
     parser.add_argument("--num_long", type=int, default=8, help="long test recordings (8)")
     parser.add_argument("--num_windows", type=int, help="training windows (as many as --num_train)")
-    parser.add_argument("--window_s", type=float, default=4.0, help="their length in seconds (4)")
+    parser.add_argument("--window_s", type=float, default=3.0, help="their length in seconds (3)")
     parser.add_argument("--seed", type=int, default=0, help="of every random choice (0)")
     parsed = parser.parse_args(arguments)
     if parsed.num_windows is None:

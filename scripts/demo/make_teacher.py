@@ -25,6 +25,7 @@ from distillery.schema import TEXT
 
 ENCODER_POSITIONS_PER_S = 50  # Whisper's: 100 mel frames a second, halved by the second convolution
 FEED_FORWARD_RATIO = 3  # Whisper has 4; every million parameters costs the demonstration time
+INIT_STD = 0.05  # with Whisper's 0.02 so small a model takes longer to find what to attend to
 
 
 def new_model(
@@ -54,6 +55,7 @@ def new_model(
         decoder_ffn_dim=FEED_FORWARD_RATIO * d_model,
         max_source_positions=window_s * ENCODER_POSITIONS_PER_S,
         max_target_positions=max_target_positions,
+        init_std=INIT_STD,
         suppress_tokens=settings["suppress_tokens"],
         begin_suppress_tokens=settings["begin_suppress_tokens"],
         **{name: settings[name] for name in ids},
@@ -92,7 +94,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     add("--encoder_layers", type=int, default=2, help="(2)")
     add("--decoder_layers", type=int, default=4, help="(4)")
     add("--d_model", type=int, default=128, help="width, a multiple of the 4 heads (128)")
-    add("--window_s", type=int, default=4, help="seconds of audio that the encoder takes (4)")
+    add("--window_s", type=int, default=3, help="seconds of audio that the encoder takes (3)")
     add("--max_target_positions", type=int, default=96, help="most decoder tokens (96)")
     add("--vocab_size", type=int, default=330, help="tokens but the special ones (330)")
     add("--seed", type=int, default=0, help="of the weights (0)")

@@ -16,7 +16,7 @@ from distillery.shards import replacing
 from distillery.training import LOSS_LOG
 
 matplotlib.use("agg")  # a machine without a screen
-from matplotlib import pyplot  # noqa: E402  (the backend is chosen before)
+from matplotlib import pyplot
 
 FIGURES = ["cer_norm", "wer_norm", "cer_raw", "wer_raw", "num_parameters", "rtfx"]
 COLUMNS = ["model", "role", "test_set", *FIGURES]

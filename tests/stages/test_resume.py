@@ -185,7 +185,7 @@ def test_evaluation_and_the_best_model_survive(runs, tmp_path):
 def test_sigterm_saves_and_no_update_is_lost(runs, tmp_path, monkeypatch, call):
     args = runs.to(DISTILLATION, tmp_path)
     code = run_in_child(DISTILLATION, "distillery.training:_update", call, TERMINATE, *args)
-    assert code == 0
+    assert code == training.STOPPED
     assert find_damage(tmp_path / f"checkpoint-{call}") is None
     done = []
     update = training._update
@@ -209,7 +209,7 @@ def test_sigterm_while_a_checkpoint_is_saved_does_not_save_it_twice(runs, tmp_pa
     for step in (3, 6):
         with pytest.raises(SystemExit) as stopped:
             run(FINETUNING, *args)
-        assert stopped.value.code == 0
+        assert stopped.value.code == training.STOPPED
         assert saves.pop() == step and not saves
     run(FINETUNING, *args)
     assert_same_run(tmp_path, runs.whole(FINETUNING))
@@ -219,7 +219,7 @@ def test_sigterm_stops_workers_that_decode_audio_no_sooner_than_the_run(runs, tm
     """A scheduler sends the signal to every process of the job at once."""
     args = runs.to(FINETUNING, tmp_path, "--dataloader_num_workers", 2)
     code = run_in_child(FINETUNING, "distillery.training:_update", 3, TERMINATE, *args)
-    assert code == 0
+    assert code == training.STOPPED
     assert steps_of(tmp_path) == [3]
     run(FINETUNING, *args)
     assert_same_run(tmp_path, runs.whole(FINETUNING))
