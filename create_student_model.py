@@ -50,6 +50,9 @@ class StudentArguments:
         ]
 
 
+GROUPS = (StudentArguments,)
+
+
 def main(args: StudentArguments) -> None:
     """Make the student, check that it runs, and save it."""
     set_up_logging()
@@ -131,4 +134,4 @@ def _check_forward(student: whisper.WhisperForConditionalGeneration) -> None:
 
 
 if __name__ == "__main__":
-    main(*parse((StudentArguments,), description=__doc__))
+    main(*parse(GROUPS, description=__doc__))

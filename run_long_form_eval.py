@@ -38,7 +38,7 @@ from distillery.arguments import (
 from distillery.evaluation import EvaluationArguments, Heard
 from distillery.features import AudioError, Waveform, decode_audio
 from distillery.labels import plain_text
-from distillery.runtime import make_accelerator
+from distillery.runtime import load_model, make_accelerator
 from distillery.transcription import Decoding, transcribe_in_chunks, transcribe_sequentially
 
 logger = logging.getLogger(__name__)
@@ -99,34 +99,20 @@ def main(
 ) -> None:
     """Evaluate the model on each dataset in turn."""
     accelerator = make_accelerator(run_args, args.output_dir, model_args.dtype)
-    datasets = evaluation.specs_with_references(data_args)
-    model = whisper.load(
-        model_args.model_name_or_path,
-        model_args.dtype,
-        model_args.attn_type,
-        model_args.model_revision,
-        model_args.cache_dir,
-    )
+    model = load_model(model_args, accelerator)
     _check_chunk(long_args, model)
-    model.model.to(accelerator.device).eval()
-    found = []
-    for spec, rows in datasets:
-        one = evaluation.plan(
+    evaluation.evaluate_each(
+        accelerator,
+        model,
+        data_args,
+        run_args,
+        lambda spec: evaluation.plan(
             "long_form", spec, model, model_args, decoding_args, args, long_form=vars(long_args)
-        )
-        row = one.earlier()
-        accelerator.wait_for_everyone()  # all have looked before one of them writes
-        if row is None:
-            transcribe = _algorithm(model, one.decoding, long_args, args)
-            heard, wall_s = _transcribe(rows, transcribe, model, accelerator)
-            if accelerator.is_main_process:
-                row = one.conclude(heard, wall_s, model.num_parameters, data_args.max_bad_fraction)
-        else:
-            logger.info("%s was evaluated before: %s", spec, one.metrics_path)
-        found.append(row)
-    if accelerator.is_main_process:
-        evaluation.report(accelerator, run_args, [row for row in found if row is not None])
-    accelerator.end_training()
+        ),
+        lambda one, rows: _transcribe(
+            rows, _algorithm(model, one.decoding, long_args, args), model, accelerator
+        ),
+    )
 
 
 def _check_chunk(args: LongFormArguments, model: whisper.Whisper) -> None:

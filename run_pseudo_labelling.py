@@ -46,7 +46,7 @@ from distillery.collators import PROBLEM, WindowCollator, Windows
 from distillery.filters import compression_ratio
 from distillery.metrics import Scores, score
 from distillery.normalizers import normalizer_for, raw_text
-from distillery.runtime import Run, make_accelerator, open_run, publish
+from distillery.runtime import Run, load_model, make_accelerator, open_run, publish
 from distillery.shards import Ledger, read_seal, remove_leftovers, replacing, write_sealed
 
 logger = logging.getLogger(__name__)
@@ -112,14 +112,7 @@ def main(
         owned=[WORK_FOLDER, "README.md", "*/*.parquet"],
     )
     if not run.is_complete:
-        teacher = whisper.load(
-            model_args.model_name_or_path,
-            model_args.dtype,
-            model_args.attn_type,
-            model_args.model_revision,
-            model_args.cache_dir,
-        )
-        teacher.model.to(accelerator.device).eval()
+        teacher = load_model(model_args, accelerator)
         decoding = _decoding(decoding_args, labelling_args, teacher)
         splits = [_Split(spec, data.load(spec), run.folder) for spec in specs]
         data.refuse_same_split_twice([split.spec for split in splits])

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -240,6 +241,41 @@ def report(accelerator: Accelerator, run_args: RunArguments, rows: list[results.
         for index, row in enumerate(rows):
             figures = {k: v for k, v in row.items() if isinstance(v, int | float)}
             accelerator.log({f"{row['form']}/{k}": v for k, v in figures.items()}, step=index)
+
+
+def evaluate_each(
+    accelerator: Accelerator,
+    model: whisper.Whisper,
+    data_args: DataArguments,
+    run_args: RunArguments,
+    plan_one: Callable[[data.DatasetSpec], Evaluation],
+    transcribe: Callable[[Evaluation, data.Rows], tuple[list[Heard], float]],
+) -> None:
+    """Evaluate on each dataset in turn, unless the same was done before, and report.
+
+    Args:
+        accelerator: of this launch.
+        model: the model.
+        data_args, run_args: the flags.
+        plan_one: puts together what identifies the evaluation on a dataset.
+        transcribe: returns all rows, heard by all processes, and the seconds it took.
+    """
+    found = []
+    for spec, rows in specs_with_references(data_args):
+        one = plan_one(spec)
+        row = one.earlier()
+        accelerator.wait_for_everyone()  # all have looked before one of them writes
+        if row is not None:
+            logger.info("%s was evaluated before: %s", spec, one.metrics_path)
+        else:
+            heard, wall_s = transcribe(one, rows)
+            if accelerator.is_main_process:
+                bad = data_args.max_bad_fraction
+                row = one.conclude(heard, wall_s, model.num_parameters, bad)
+        found.append(row)
+    if accelerator.is_main_process:
+        report(accelerator, run_args, [row for row in found if row is not None])
+    accelerator.end_training()
 
 
 def specs_with_references(data_args: DataArguments) -> list[tuple[data.DatasetSpec, data.Rows]]:

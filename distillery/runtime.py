@@ -23,8 +23,8 @@ import transformers
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
 
-from distillery import hub
-from distillery.arguments import RunArguments, plus_list
+from distillery import hub, whisper
+from distillery.arguments import ModelArguments, RunArguments, plus_list
 from distillery.shards import RUN_RECORD, read_json, write_json
 
 logger = logging.getLogger(__name__)
@@ -95,6 +95,19 @@ def set_up_logging(speaks: bool = True) -> None:
     datasets.utils.logging.set_verbosity_error()
     datasets.disable_progress_bars()
     transformers.logging.disable_progress_bar()
+
+
+def load_model(model_args: ModelArguments, accelerator: Accelerator) -> whisper.Whisper:
+    """Load the model that a stage runs but does not train, on this process's device."""
+    model = whisper.load(
+        model_args.model_name_or_path,
+        model_args.dtype,
+        model_args.attn_type,
+        model_args.model_revision,
+        model_args.cache_dir,
+    )
+    model.model.to(accelerator.device).eval()
+    return model
 
 
 def seed_everything(*parts: int) -> None:

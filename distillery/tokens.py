@@ -118,7 +118,7 @@ class SpecialTokens:
 
     def _language_id(self, language: str | None) -> int:
         if language is None:
-            raise ValueError("the model is multilingual: name a language with --language")
+            raise ValueError("the model is multilingual and needs a language: see --language")
         code = language_code(language)
         if code not in self.languages:
             raise ValueError(f"the model's tokenizer has no language {language!r}")

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -140,21 +141,16 @@ def transcribe_sequentially(
         The ids of the text with its timestamps, without prefix.
     """
     model, extractor = whisper.model, whisper.feature_extractor
+    rate, window = extractor.sampling_rate, whisper.log_mel.window_samples
     inputs = extractor(
-        waveform,
-        sampling_rate=extractor.sampling_rate,
+        # The last window reaches beyond the recording. Transformers fills it up with zeros, which
+        # are loud in log-mel: a model that was never shown that writes something. Silence it knows.
+        np.pad(waveform, (0, window)),
+        sampling_rate=rate,
         truncation=False,
-        padding="longest",
         return_attention_mask=True,
         return_tensors="pt",
     )
-    if inputs.input_features.shape[-1] <= whisper.log_mel.num_frames:
-        inputs = extractor(
-            waveform,
-            sampling_rate=extractor.sampling_rate,
-            return_attention_mask=True,
-            return_tensors="pt",
-        )
     fallback = (
         {
             "temperature": temperatures,
@@ -165,17 +161,19 @@ def transcribe_sequentially(
         if len(temperatures) > 1
         else {}
     )
-    sequences = model.generate(
+    found = model.generate(
         inputs.input_features.to(model.device, model.dtype),
         attention_mask=inputs.attention_mask.to(model.device),
         return_timestamps=True,
         num_beams=decoding.num_beams,
         condition_on_prev_tokens=condition_on_prev_tokens,
         max_new_tokens=decoding.max_length - _num_prefix(whisper, decoding),
+        return_segments=True,
         **fallback,
         **prompt_arguments(whisper.tokens, decoding),
     )
-    return [int(i) for i in sequences[0].tolist()]
+    inside = [s for s in found["segments"][0] if float(s["start"]) < len(waveform) / rate]
+    return [int(i) for segment in inside for i in segment["tokens"].tolist()]
 
 
 def transcribe_in_chunks(

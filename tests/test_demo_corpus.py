@@ -101,7 +101,7 @@ def test_audio_is_what_the_manifest_says(corpus, rows):
             assert row["language"] == "ja"
     assert all(1.0 <= row["duration"] <= 3.0 for row in rows["train"] + rows["test"])
     assert all(20.0 <= row["duration"] <= 40.0 for row in rows["long"])
-    assert all(row["duration"] == 4.0 for row in rows["windows"])
+    assert all(row["duration"] == 3.0 for row in rows["windows"])
 
 
 def test_no_test_sentence_is_trained_on(rows):
@@ -134,7 +134,7 @@ def test_long_segments_are_speech_between_pauses(corpus, rows):
         parts = row["segments"]
         assert row["text"] == "".join(part["text"] for part in parts)
         for part, following in pairwise(parts):
-            assert 0.299 <= following["start"] - part["end"] <= 1.001
+            assert 0.699 <= following["start"] - part["end"] <= 1.201
             first, last = int(part["start"] * 16000), int(part["end"] * 16000)
             assert np.abs(samples[first:last]).max() > 0.2
             assert not samples[last + 32 : int(following["start"] * 16000) - 32].any()
@@ -150,7 +150,9 @@ def test_windows_start_in_silence_and_end_as_whisper_was_trained(corpus, rows):
         samples, _ = soundfile.read(corpus / row["audio"])
         assert not samples[16 : max(16, int(marks[0] * 16000) - 320)].any()
         assert re.sub(r"<\|.*?\|>", "", row["timestamped_text"]) == row["text"]
-        if len(marks) % 2:
+        if row["timestamped_text"] == "<|0.00|>":
+            assert not samples.any()
+        elif len(marks) % 2:
             cut_off += 1
             assert row["timestamped_text"].endswith(f"<|{marks[-1]:.2f}|>")
             assert np.abs(samples[int(marks[-1] * 16000) :]).max() > 1e-3
@@ -191,7 +193,7 @@ def test_teacher_is_a_whole_checkpoint_that_generates(corpus, tmp_path):
     assert settings.lang_to_id["<|ja|>"] == loaded.tokens.languages["ja"]
     assert settings.no_timestamps_token_id == loaded.tokens.no_timestamps
     assert settings.max_length == loaded.model.config.max_target_positions == 96
-    features = torch.randn(1, 80, 400, generator=torch.Generator().manual_seed(0))
+    features = torch.randn(1, 80, 300, generator=torch.Generator().manual_seed(0))
     for timestamps in (True, False):
         ids = loaded.model.generate(
             features, language="ja", task="transcribe", return_timestamps=timestamps

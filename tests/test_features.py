@@ -1,4 +1,5 @@
 import io
+import itertools
 import struct
 
 import numpy as np
@@ -136,6 +137,7 @@ FLIPPED = bytes([*FLAC[:9000], FLAC[9000] ^ 0xFF, *FLAC[9001:]])
         (claiming(FLAC, 0), "does not say how long it is"),
         (claiming(FLAC, 2**36 - 1), "cannot be decoded"),
     ],
+    ids=itertools.count(),  # pytest would name the cases by their bytes
 )
 def test_unusable_content_is_named(content, reason):
     with pytest.raises(AudioError, match=reason) as error:

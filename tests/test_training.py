@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from tiny import tiny_model_folder
 
 from distillery import checkpointing, training, whisper
 from distillery.arguments import ModelArguments, TrainingArguments
@@ -16,7 +17,6 @@ from distillery.normalizers import normalizer_for
 from distillery.order import BatchPlan, Order
 from distillery.shards import read_json, write_json
 from distillery.training import Progress
-from tiny import tiny_model_folder
 
 # --- how long a run is ---------------------------------------------------------------------------
 

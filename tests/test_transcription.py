@@ -289,3 +289,25 @@ def test_a_chunk_that_holds_the_recording_is_a_window(model):
     transcribe = transcribe_in_chunks(model, GREEDY, 4.0, None, 2)
     assert transcribe(wave) == expected != ""
     assert transcribe(wave) == expected  # and again, with the same function
+
+
+def test_sequential_decoding_hears_silence_behind_the_end(model, monkeypatch):
+    heard = {}
+
+    def generate(input_features, **options):
+        heard.update(options, features=input_features)
+        starts = (0.0, 0.49, 0.5, 1.2)  # seconds; the recording lasts 0.5
+        segments = [
+            {"start": torch.tensor(start), "tokens": torch.tensor([n, 70 + n])}
+            for n, start in enumerate(starts)
+        ]
+        return {"segments": [segments]}
+
+    monkeypatch.setattr(model.model, "generate", generate)
+    ids = transcribe_sequentially(model, noise(0.5), GREEDY, False, (0.0,))
+    assert ids == [0, 70, 1, 71]
+    window = model.log_mel.num_frames
+    silence = heard["features"][0, :, -window + 2 :]  # two frames reach back into the sound
+    assert heard["features"].shape[-1] == heard["attention_mask"].sum() == 50 + window
+    assert (silence == silence.min()).all()
+    assert heard["features"][0, :, :50].max() > silence.max()

@@ -61,6 +61,7 @@ def tiny_model_folder(
         decoder_layers=decoder_layers,
         d_model=d_model,
         window_s=window_s,
+        init_std=0.02,
         seed=seed,
     )
     extractor = WhisperFeatureExtractor(feature_size=80, chunk_length=window_s)

@@ -21,6 +21,7 @@ from transformers import (
 )
 
 from distillery import vocabulary, whisper
+from distillery.checkpointing import find_damage, sealed_folder
 from distillery.schema import TEXT
 
 ENCODER_POSITIONS_PER_S = 50  # Whisper's: 100 mel frames a second, halved by the second convolution
@@ -38,6 +39,7 @@ def new_model(
     window_s: int,
     num_mels: int = 80,
     max_target_positions: int = 96,
+    init_std: float = INIT_STD,
     seed: int = 0,
 ) -> WhisperForConditionalGeneration:
     """Return a Whisper model with random weights that fits a tokenizer, ready to generate."""
@@ -55,7 +57,7 @@ def new_model(
         decoder_ffn_dim=FEED_FORWARD_RATIO * d_model,
         max_source_positions=window_s * ENCODER_POSITIONS_PER_S,
         max_target_positions=max_target_positions,
-        init_std=INIT_STD,
+        init_std=init_std,
         suppress_tokens=settings["suppress_tokens"],
         begin_suppress_tokens=settings["begin_suppress_tokens"],
         **{name: settings[name] for name in ids},
@@ -104,6 +106,9 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
 def main(arguments: list[str] | None = None) -> None:
     """Train the tokenizer and save the checkpoint."""
     parsed = parse_arguments(arguments)
+    if parsed.output_dir.exists() and find_damage(parsed.output_dir) is None:
+        print(f"{parsed.output_dir}: the checkpoint is there already")
+        return
     try:
         texts = read_texts(parsed.corpus / "train.jsonl")
         tokenizer = vocabulary.train_tokenizer(texts, parsed.vocab_size)
@@ -121,7 +126,8 @@ def main(arguments: list[str] | None = None) -> None:
     extractor = WhisperFeatureExtractor(
         feature_size=model.config.num_mel_bins, chunk_length=parsed.window_s
     )
-    whisper.save(model, tokenizer, extractor, parsed.output_dir)
+    with sealed_folder(parsed.output_dir) as temporary:
+        whisper.save(model, tokenizer, extractor, temporary)
     millions = model.num_parameters() / 1e6
     print(f"{parsed.output_dir}: {millions:.2f} M parameters, {len(tokenizer)} tokens")
 

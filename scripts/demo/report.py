@@ -40,10 +40,10 @@ def main(arguments: list[str] | None = None) -> None:
         temporary.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     table = markdown_table(rows, COLUMNS)
     with replacing(args.output_dir / "results.md") as temporary:
-        temporary.write_text(table + "\n", encoding="utf-8")
+        temporary.write_text(table, encoding="utf-8")
     _plot_losses(models, args.output_dir / "losses.png")
     print(table)
-    print(f"\nalso in {args.output_dir}: results.jsonl, results.md, losses.png")
+    print(f"also in {args.output_dir}: results.jsonl, results.md, losses.png")
 
 
 def _rows_of(role: str, model: Path, measured: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -71,13 +71,6 @@ def test_sequential_and_chunked_are_two_evaluations(evaluated):
     assert texts(evaluated, rows[0]) != texts(evaluated, rows[1])
 
 
-def test_more_windows_give_more_text(evaluated):
-    sequential = texts(evaluated, metrics(evaluated)[0])
-    lengths = {name: len(text) for name, text in sequential.items()}
-    assert lengths["talk-0"] > lengths["talk-1"]  # 9 s against 1.5 s
-    assert lengths["talk-2"] > lengths["talk-1"]
-
-
 def test_same_evaluations_are_not_repeated(evaluated, flags, capsys):
     before = snapshot(evaluated)
     run(SCRIPT, *flags, "-o", evaluated)
@@ -96,7 +89,7 @@ def test_two_processes_measure_what_one_measures(tmp_path, flags, evaluated):
     launch(SCRIPT, *flags, *CHUNKED, "-o", tmp_path, processes=2)
     (row,), wanted = metrics(tmp_path), metrics(evaluated)[1]
     assert texts(tmp_path, row) == texts(evaluated, wanted)
-    assert list(texts(tmp_path, row)) == ["talk-0", "talk-2", "talk-1"]  # of rank 0, then of 1
+    assert list(texts(tmp_path, row)) == ["talk-0", "talk-1", "talk-2"]  # whoever heard them
     for name in ("cer_norm", "wer_norm", "cer_raw", "wer_raw", "num_rows", "audio_s"):
         assert row[name] == wanted[name]
 

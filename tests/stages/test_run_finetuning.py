@@ -101,7 +101,7 @@ def test_a_model_learns_and_the_folder_is_whole(finetune, place, capsys):
     assert (written["updates"], written["num_bad"], written["best"]) == (60, 0, None)
     assert written["ledger"] == {"in": 10, "out": 10, "dropped": {}, "quarantined": {}}
     assert written["arguments"]["max_steps"] == 60
-    assert list(written["inputs"]) == [str(place / "rows.jsonl")]
+    assert list(written["inputs"]) == [str(place / "rows.jsonl"), str(place / "model")]
     card = (folder / "README.md").read_text("utf-8")
     assert f"Made by `run_finetuning` from `{place / 'model'}`" in card
 
