@@ -9,10 +9,10 @@ strict alternation; memory is the growth of the process's peak, each in a proces
 
 import argparse
 import multiprocessing
-import resource
 import statistics
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -74,12 +74,18 @@ def run(loss: Callable[..., Tensor], inputs: tuple[Tensor, ...]) -> tuple[float,
     return seconds, student.grad, head.grad
 
 
+def peak_memory() -> int:
+    """Return this process's peak resident memory in bytes (Linux)."""
+    status = Path("/proc/self/status").read_text(encoding="ascii")
+    return 1024 * next(int(x.split()[1]) for x in status.splitlines() if x.startswith("VmHWM"))
+
+
 def peak_growth(loss: Callable[..., Tensor], args: argparse.Namespace, queue: Any) -> None:
     """Send by how many bytes one run raises this process's peak memory."""
     inputs = make_inputs(args)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = peak_memory()
     run(loss, inputs)
-    queue.put((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
+    queue.put(peak_memory() - before)
 
 
 def measure_memory(loss: Callable[..., Tensor], args: argparse.Namespace) -> float:
