@@ -45,7 +45,7 @@ from distillery.arguments import (
 from distillery.features import AudioError, LogMel, decode_audio
 from distillery.filters import TranscriptFilter
 from distillery.labels import LabelRule, num_text_labels, plain_text
-from distillery.normalizers import VARIANTS, normalizer_for
+from distillery.normalizers import VARIANTS
 from distillery.runtime import Run, make_accelerator, open_run, publish
 from distillery.shards import Ledger, read_seal, write_sealed
 from distillery.tokens import TASKS
@@ -217,11 +217,7 @@ def _work(args: FilterArguments, labelled: dict[str, Any], seed: int) -> _Work:
         seed=seed,
     )
     processor.tokens.prefix(language, rule.task, True)  # fails by name if they do not fit
-    normalizer = normalizer_for(
-        language,
-        english_spelling=processor.tokenizer.english_spelling_normalizer,
-        variant=args.normalizer,
-    )
+    normalizer = processor.normalizer(language, rule.task, args.normalizer)
     logger.info("texts are compared under the normaliser %s", normalizer.id)
     return _Work(
         rule,

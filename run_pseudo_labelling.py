@@ -45,7 +45,7 @@ from distillery.arguments import (
 from distillery.collators import PROBLEM, WindowCollator, Windows
 from distillery.filters import compression_ratio
 from distillery.metrics import Scores, score
-from distillery.normalizers import normalizer_for, raw_text
+from distillery.normalizers import raw_text
 from distillery.runtime import Run, load_model, make_accelerator, open_run, publish
 from distillery.shards import Ledger, read_seal, remove_leftovers, replacing, write_sealed
 
@@ -393,7 +393,7 @@ def _scores(
         for row in _read_labels(path)
         if row[schema.TEXT] and not row[PROBLEM]
     ]
-    normalizer = normalizer_for(decoding.language)
+    normalizer = teacher.normalizer(decoding.language, decoding.task)
     comparable = any(normalizer(reference) for reference, _ in pairs)
     if not comparable or decoding.task != "transcribe":
         return None

@@ -22,7 +22,7 @@ from distillery.arguments import (
     one_of,
 )
 from distillery.metrics import Unit, alignment, pair_error_rate, score
-from distillery.normalizers import VARIANTS, Normalizer, normalizer_for, raw_text
+from distillery.normalizers import VARIANTS, Normalizer, raw_text
 from distillery.runtime import code_commit, versions
 from distillery.shards import replacing
 from distillery.tokens import language_code
@@ -201,11 +201,7 @@ def plan(
         min(args.generation_max_length, model.max_label_length),
     )
     model.tokens.prefix(decoding.language, decoding.task, False)  # fails by name if they misfit
-    normalizer = normalizer_for(
-        decoding.language if model.tokens.is_multilingual else "en",
-        english_spelling=model.tokenizer.english_spelling_normalizer,
-        variant=args.normalizer,
-    )
+    normalizer = model.normalizer(decoding.language, decoding.task, args.normalizer)
     name = model_args.model_name_or_path
     identity = {
         "form": form,

@@ -40,7 +40,7 @@ from distillery.filters import TranscriptFilter
 from distillery.labels import IGNORED, LabelRule, plain_text
 from distillery.losses import LossWeights
 from distillery.metrics import CharacterErrorRate, WordErrorRate
-from distillery.normalizers import Normalizer, normalizer_for
+from distillery.normalizers import Normalizer
 from distillery.optim import make_optimizer, make_schedule
 from distillery.order import BatchPlan, Order
 from distillery.runtime import Run, StopRequest, open_run, seed_everything, stop_request
@@ -193,9 +193,7 @@ def train(
         run: the run's folder and record, which is completed here.
     """
     rule = _label_rule(student, decoding_args, args, run_args.seed)
-    normalizer = normalizer_for(
-        decoding_args.language, english_spelling=student.tokenizer.english_spelling_normalizer
-    )
+    normalizer = student.normalizer(decoding_args.language, decoding_args.task)
     rows, order, ledger = _training_rows(data_args, args, rule, normalizer)
     plan = batch_plan(accelerator, args)
     num_rows, num_updates = _length(args, plan, order)

@@ -17,7 +17,8 @@ from transformers import (
 )
 
 from distillery.features import LogMel
-from distillery.tokens import SpecialTokens
+from distillery.normalizers import Normalizer, normalizer_for
+from distillery.tokens import TRANSCRIBE, SpecialTokens
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -42,6 +43,23 @@ class Processor:
     tokens: SpecialTokens
     log_mel: LogMel
     max_label_length: int
+
+    def normalizer(self, language: str | None, task: str, variant: str = "auto") -> Normalizer:
+        """Return the normaliser for what the model writes.
+
+        That is English where the model knows no other language, and where it translates.
+
+        Args:
+            language: what is spoken.
+            task: `transcribe` or `translate`.
+            variant: as in `normalizer_for`.
+        """
+        foreign = self.tokens.is_multilingual and task == TRANSCRIBE
+        return normalizer_for(
+            language if foreign else "en",
+            english_spelling=self.tokenizer.english_spelling_normalizer,
+            variant=variant,
+        )
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@ import io
 import itertools
 import struct
 
+import librosa
 import numpy as np
 import pytest
 import soundfile
@@ -250,3 +251,18 @@ def test_only_real_frames_are_stored():
     log_mel = LogMel(WhisperFeatureExtractor(chunk_length=30))
     assert log_mel.real_frames(noise(RATE)).shape == (80, 102)
     assert log_mel.real_frames(noise(30 * RATE)).shape == (80, 3000)
+
+
+@pytest.mark.parametrize("mels", [80, 128])
+def test_log_mel_is_what_librosa_computes(mels):
+    """Whisper's features by their definition, with another library's transform and filters."""
+    extractor = WhisperFeatureExtractor(feature_size=mels, chunk_length=3)
+    wave = noise(24_000)
+    padded = np.pad(wave, (0, extractor.n_samples - len(wave)))
+    power = np.abs(librosa.stft(padded, n_fft=400, hop_length=160, pad_mode="reflect")) ** 2
+    bands = librosa.filters.mel(sr=16_000, n_fft=400, n_mels=mels) @ power[:, :-1]
+    decades = np.log10(np.maximum(bands, 1e-10))
+    wanted = (np.maximum(decades, decades.max() - 8) + 4) / 4
+    found = LogMel(extractor)([wave])[0].numpy()
+    assert found.shape == wanted.shape == (mels, 300)
+    np.testing.assert_allclose(found, wanted, atol=2e-5)
