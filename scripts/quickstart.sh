@@ -86,6 +86,8 @@ python create_student_model.py \
   --save_dir "$student_init"
 
 stage "distillation: the student follows the teacher"
+# Fewer updates are too few: with 700 for the teacher and 450 here, the student's CER was 3.0 points
+# above its teacher's; with 800 and 500 it was 0.3 and 0.8 in two runs.
 launch run_distillation.py \
   --model_name_or_path "$student_init" \
   --teacher_model_name_or_path "$teacher" \
