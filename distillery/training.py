@@ -227,6 +227,7 @@ def train(
         with closing(batches):
             finished = _update_until(job, batches, progress, num_updates)
         if not finished:
+            accelerator.wait_for_everyone()  # who leaves first can leave the others hanging
             accelerator.end_training()
             raise SystemExit(STOPPED)  # not 0: a recipe must not go on with this model
         _check_bad(progress, data_args.max_bad_fraction)
@@ -744,4 +745,5 @@ def _conclude(job: Job, progress: Progress, ledger: Ledger | None) -> None:
         whisper.write_card(job.run.folder, _card(job))
         results = {"updates": progress.step, "best": progress.best, "num_bad": progress.num_bad}
         job.run.finish(**results, ledger=ledger.to_dict() if ledger else None)
+    job.accelerator.wait_for_everyone()
     job.accelerator.end_training()
