@@ -125,7 +125,6 @@ def test_an_earlier_result_is_completed_without_a_model(tmp_path):
 
 
 def test_words_of_japanese(tmp_path):
-    pytest.importorskip("fugashi", reason="the extra 'japanese' is not installed")
     heard = [Heard("1", "明日は、晴れです。", "明日は雨です", 1.0), Heard("2", "。", "はい", 1.0)]
     row = evaluation_of(tmp_path, with_words=True).conclude(heard, 2.0, 7, 0.0)
     assert row["wer_words"] == 25.0  # 明日 は 晴れ です

@@ -163,7 +163,6 @@ def test_texts_for_raw_rates():
 
 
 def test_japanese_words():
-    pytest.importorskip("fugashi", reason="the extra 'japanese' is not installed")
     words = japanese_words()
     assert words("木曜日停戦会談は終了しました") == "木曜 日 停戦 会談 は 終了 し まし た"
     assert words("na") == "na"
