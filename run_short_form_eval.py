@@ -61,6 +61,8 @@ def main(
         lambda spec: evaluation.plan("short_form", spec, model, model_args, decoding_args, args),
         lambda one, rows: _transcribe(one, rows, model, args, run_args, accelerator),
     )
+    if accelerator.is_main_process:
+        evaluation.write_page(args)
 
 
 def _transcribe(

@@ -21,16 +21,15 @@ from distillery.arguments import (
     flag,
     one_of,
 )
-from distillery.metrics import Unit, alignment, pair_error_rate, score
+from distillery.metrics import alignment, score
 from distillery.normalizers import VARIANTS, Normalizer, raw_text
+from distillery.report import gather, unit_of, worst, write_report
 from distillery.runtime import code_commit, versions
 from distillery.shards import replacing
 from distillery.tokens import language_code
 from distillery.transcription import Decoding
 
 logger = logging.getLogger(__name__)
-
-NUM_WORST = 50  # utterances that are shown aligned
 
 
 @dataclass(frozen=True)
@@ -44,6 +43,11 @@ class EvaluationArguments:
     )
     normalizer: str = flag(
         "auto", f"How texts are normalised before they are scored: {', '.join(VARIANTS)}."
+    )
+    html: str | None = flag(
+        None,
+        "File for a page about all results in --output_dir, such as 'report.html': tables, bars, "
+        "the worst utterances aligned and, where the audio is in local files, heard.",
     )
 
     def problems(self) -> list[str]:
@@ -125,6 +129,11 @@ class Evaluation:
             "wall_s": round(wall_s, 3),
             "rtfx": audio_s / wall_s,
             "predictions": str(self.predictions_path.relative_to(self.folder)),
+            "columns": {
+                schema.AUDIO: self.spec.audio_column,
+                schema.TEXT: self.spec.text_column,
+                schema.ID: self.spec.id_column,
+            },
             "versions": versions(),
             "commit": code_commit(),
         }
@@ -135,13 +144,11 @@ class Evaluation:
 
     def _write_worst(self, good: list[Heard]) -> None:
         """Write the worst utterances, aligned with their references, for a person to read."""
-        unit: Unit = "char" if "no-spaces" in self.normalizer.id else "word"
-        pairs = [(self.normalizer(h.reference), self.normalizer(h.prediction), h.id) for h in good]
-        rated = [(pair_error_rate(ref, pred, unit), ref, pred, i) for ref, pred, i in pairs if ref]
+        unit = unit_of(self.normalizer.id)
         lines = [
-            f"{row_id}: {rate:.1f} % of the {unit}s wrong\n{alignment(ref, pred, unit)}"
-            for rate, ref, pred, row_id in sorted(rated, key=lambda r: -r[0])[:NUM_WORST]
-            if rate > 0
+            f"{p.id}: {rate:.1f} % of the {unit}s wrong\n"
+            f"{alignment(p.reference_norm, p.prediction_norm, unit)}"
+            for rate, p in worst(map(self._prediction, good), unit)
         ]
         with replacing(self.predictions_path.with_suffix(".worst.txt")) as temporary:
             temporary.write_text("\n\n".join(lines) + "\n", encoding="utf-8")
@@ -237,6 +244,13 @@ def report(accelerator: Accelerator, run_args: RunArguments, rows: list[results.
         for index, row in enumerate(rows):
             figures = {k: v for k, v in row.items() if isinstance(v, int | float)}
             accelerator.log({f"{row['form']}/{k}": v for k, v in figures.items()}, step=index)
+
+
+def write_page(args: EvaluationArguments) -> None:
+    """Write the page of --html, if it was asked for."""
+    if args.html is not None:
+        write_report(args.html, gather(Path(args.output_dir)))
+        logger.info("report: %s", args.html)
 
 
 def evaluate_each(
