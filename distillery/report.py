@@ -7,34 +7,28 @@ in an output folder, the newest of each evaluation.
 import math
 import os
 import re
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 from urllib.parse import quote
 
 import jinja2
 from markupsafe import Markup
 
-from distillery import data, schema
+from distillery import data, schema, tables
 from distillery.metrics import AlignedRun, ErrorCounts, Unit, aligned_runs, pair_error_rate
 from distillery.normalizers import raw_text
-from distillery.results import Prediction, Row, read_predictions, read_rows
+from distillery.results import Prediction, Row, read_folder, read_predictions
 from distillery.shards import replacing
 from distillery.tokens import language_code
 
 NUM_WORST = 50  # utterances of an evaluation that are shown aligned
 
-# What the seeds' four tables hold, and the rate over words that a Japanese analyser finds.
-RATES = {
-    "cer_norm": "CER",
-    "wer_norm": "WER",
-    "cer_raw": "Raw CER",
-    "wer_raw": "Raw WER",
-    "wer_words": "WER of analysed words",
-}
+# The four tables, and the rate over words as a Japanese analyser cuts them.
+RATES = {**tables.TITLES, "wer_words": "WER of analysed words"}
 OUTLIER = 5  # bars that are so many times longer than the next one are cut off
 
 # What an evaluation yields; the other items of a row say what was evaluated, and how.
@@ -44,8 +38,6 @@ _FIGURES = frozenset(
     | {"versions", "commit", "columns"}
 )
 _NAMED_ELSEWHERE = frozenset({"form", "model", "dataset", "config", "split", "postprocessing"})
-
-_Key = TypeVar("_Key", bound=Hashable)
 
 
 @dataclass(frozen=True)
@@ -66,19 +58,15 @@ class Entry:
 
 
 def gather(folder: Path) -> list[Entry]:
-    """Return the newest result of every evaluation in an output folder.
+    """Return the results that the tables of an output folder are made of.
 
     Raises:
         ValueError: the folder has no results, or a file in it is damaged.
     """
-    newest: dict[str, Row] = {}
-    for path in sorted(folder.glob("metric.*.jsonl")):
-        newest |= {row["predictions"]: row for row in read_rows(path)}
-    if not newest:
-        raise ValueError(f"{folder}: there are no results (metric.*.jsonl) to report")
-    sources = {_source(row) for row in newest.values()}
+    rows = tables.newest(read_folder(folder))
+    sources = {_source(row) for row in rows}
     clips = {spec: _local_clips(spec) for spec in sources}
-    return [_entry(folder, row, *clips[_source(row)]) for row in newest.values()]
+    return [_entry(folder, row, *clips[_source(row)]) for row in rows]
 
 
 def write_report(path: str | os.PathLike[str], entries: Sequence[Entry]) -> None:
@@ -287,7 +275,7 @@ class _Page:
     def baseline_name(self, baseline: Mapping[str, Any]) -> str:
         """Return what the page calls a baseline, or its own name if its result is elsewhere."""
         named = {r.row["predictions"]: r.model for r in self.results}
-        return named.get(baseline["predictions"]) or _tail(1)(baseline["model"])
+        return str(named.get(baseline["predictions"], baseline["model"]))
 
     def cell(self, model: str, test_set: str) -> _Result | None:
         """Return a model's result on a test set."""
@@ -326,59 +314,29 @@ class _Page:
 
 
 def _results(entries: Sequence[Entry], folder: Path) -> list[_Result]:
-    """Name the results; those of one model on one test set by the settings that differ."""
+    """Name the results as the tables do, but models and datasets without their folders."""
     rows = [entry.row for entry in entries]
-    models = _shortest([row["model"] for row in rows], [_tail(1), _tail(2), str])
-    test_sets = _shortest([_test_set(row) for row in rows], [_stem, _stem_and_split, " ".join])
-    named = [(_model_name(models, row), test_sets[_test_set(row)]) for row in rows]
-    results = []
-    for entry, name in zip(entries, named, strict=True):
-        alike = [row for row, other in zip(rows, named, strict=True) if other == name]
-        variant = _differing(entry.row, alike)
-        results.append(_Result(entry, f"{name[0]}{variant}", name[1], folder))
-    return results
+    models = _shortest([row["model"] for row in rows])
+    datasets = _shortest([row["dataset"] for row in rows])
+    short = [
+        {**row, "model": models[row["model"]], "dataset": datasets[row["dataset"]]} for row in rows
+    ]
+    names = zip(entries, tables.distinct_names(short), tables.set_names(short), strict=True)
+    return [_Result(entry, model, test_set, folder) for entry, model, test_set in names]
 
 
-def _model_name(names: Mapping[str, str], row: Row) -> str:
-    """Return a model's name with its post-processing, written as in the seeds' tables."""
-    steps = row.get("postprocessing") or []
-    return names[row["model"]] + (f" ({' + '.join(steps)})" if steps else "")
+def _shortest(names: Iterable[str]) -> dict[str, str]:
+    """Return the shortest ends of paths or Hub ids that tell them apart, of files the stems."""
+    parts = {name: _without_suffix(Path(name)).parts for name in names}
+    for length in range(1, 1 + max(map(len, parts.values()), default=0)):
+        short = {name: "/".join(all_parts[-length:]) for name, all_parts in parts.items()}
+        if len(set(short.values())) == len(short):
+            return short
+    return {name: name for name in parts}
 
 
-def _test_set(row: Row) -> tuple[str, ...]:
-    return (row["dataset"], row.get("config") or "", row.get("split") or "")
-
-
-def _stem(test_set: tuple[str, ...]) -> str:
-    path = Path(test_set[0])
-    return path.stem if path.suffix in (*data.MANIFESTS, ".py") else path.name
-
-
-def _stem_and_split(test_set: tuple[str, ...]) -> str:
-    return " ".join([_stem(test_set), *test_set[1:]])
-
-
-def _tail(num_parts: int) -> Callable[[str], str]:
-    return lambda path: "/".join(Path(path).parts[-num_parts:])
-
-
-def _shortest(keys: Iterable[_Key], forms: Iterable[Callable[[Any], str]]) -> dict[_Key, str]:
-    """Name things by the first of several forms that tells them all apart, or by the last."""
-    unique = dict.fromkeys(keys)
-    names: dict[_Key, str] = {}
-    for form in forms:
-        names = {key: form(key) for key in unique}
-        if len(set(names.values())) == len(unique):
-            break
-    return names
-
-
-def _differing(row: Row, alike: Sequence[Row]) -> str:
-    """Return the settings of a row that others of its name have not, in square brackets."""
-    others = [_settings(other) for other in alike]
-    mine = _settings(row)
-    keys = [key for key in mine if len({other.get(key) for other in others}) > 1]
-    return f" [{', '.join(f'{key} {mine[key]}' for key in keys)}]" if keys else ""
+def _without_suffix(path: Path) -> Path:
+    return path.with_suffix("") if path.suffix in (*data.MANIFESTS, ".py") else path
 
 
 def _settings(row: Row) -> dict[str, str]:
