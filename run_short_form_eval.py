@@ -137,6 +137,8 @@ def main(
         )
     if short_args.pretty_table and accelerator.is_main_process:
         sys.stdout.write(tables.error_tables(results.read_folder(args.output_dir)))
+    if accelerator.is_main_process:
+        evaluation.write_page(args)
 
 
 def _score_files(
@@ -224,8 +226,6 @@ def _steps(
         ),
         lambda one, rows: _transcribe(one, rows, model, args, short_args, run_args, accelerator),
     )
-    if accelerator.is_main_process:
-        evaluation.write_page(args)
 
 
 def _transcribe(
