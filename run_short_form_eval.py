@@ -192,15 +192,13 @@ def _evaluate_models(
 ) -> None:
     """Evaluate the baselines and then the model, with one model in memory at a time."""
     how = (decoding_args, args, short_args, run_args, accelerator)
-    baselines = []
+    baselines: list[results.Row] = []
     for name in plus_list(short_args.baseline):
         own_args = replace(model_args, model_name_or_path=name, model_revision=None)
         model = load_model(own_args, accelerator)
-        rows = evaluation.measure_each(
-            accelerator, model, data_args, *_steps(model, own_args, *how)
-        )
-        baselines.append(rows)
-        del model
+        steps = _steps(model, own_args, *how)
+        baselines += evaluation.measure_each(accelerator, model, data_args, *steps)
+        del model, steps
         release_memory()
     model = load_model(model_args, accelerator)
     steps = _steps(model, model_args, *how)

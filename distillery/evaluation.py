@@ -408,7 +408,7 @@ def evaluate_each(
     run_args: RunArguments,
     plan_one: Callable[[data.DatasetSpec], Evaluation],
     transcribe: Callable[[Evaluation, data.Rows], tuple[list[Heard], float]],
-    baselines: Sequence[Sequence[results.Row]] = (),
+    baselines: Sequence[results.Row] = (),
 ) -> None:
     """Evaluate on each dataset in turn, unless the same was done before, and report.
 
@@ -418,11 +418,11 @@ def evaluate_each(
         data_args, run_args: the flags.
         plan_one: puts together what identifies the evaluation on a dataset.
         transcribe: returns all rows, heard by all processes, and the seconds it took.
-        baselines: what `measure_each` returned for each model to compare with.
+        baselines: results of the models to compare with, from `measure_each`.
     """
     found = measure_each(accelerator, model, data_args, plan_one, transcribe, baselines)
     if accelerator.is_main_process:
-        report(accelerator, run_args, [row for rows in (*baselines, found) for row in rows])
+        report(accelerator, run_args, [*baselines, *found])
     accelerator.end_training()
 
 
@@ -432,7 +432,7 @@ def measure_each(
     data_args: DataArguments,
     plan_one: Callable[[data.DatasetSpec], Evaluation],
     transcribe: Callable[[Evaluation, data.Rows], tuple[list[Heard], float]],
-    baselines: Sequence[Sequence[results.Row]] = (),
+    baselines: Sequence[results.Row] = (),
 ) -> list[results.Row]:
     """Evaluate on each dataset in turn, unless the same was done before, without a report.
 
@@ -443,9 +443,10 @@ def measure_each(
         On the main process one row for each dataset; on the others none.
     """
     found = []
-    for index, (spec, rows) in enumerate(specs_with_references(data_args)):
-        rivals = tuple(model_rows[index] for model_rows in baselines if model_rows)
-        one = replace(plan_one(spec), baselines=rivals)
+    for spec, rows in specs_with_references(data_args):
+        place = (spec.name, spec.config, spec.split)
+        rivals = [b for b in baselines if (b["dataset"], b["config"], b["split"]) == place]
+        one = replace(plan_one(spec), baselines=tuple(rivals))
         row = one.earlier()
         accelerator.wait_for_everyone()  # all have looked before one of them writes
         if row is None:

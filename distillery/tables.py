@@ -13,7 +13,7 @@ TITLES = {"cer_norm": "CER", "wer_norm": "WER", "cer_raw": "Raw CER", "wer_raw":
 SETTINGS = (
     *("language", "task", "timestamps", "num_beams", "max_length", "normalizer"),
     *("model_revision", "dtype", "attention", "max_rows", "chunk_length_s", "long_form"),
-    "assistant_model",
+    *("algorithm", "assistant_model"),
 )
 
 
@@ -75,7 +75,7 @@ def distinct_names(rows: Sequence[Row]) -> list[str]:
         name, own = _model_name(row), _settings(row)
         rivals = [other for other in by_model[name] if other["set"] == _test_set(row)]
         differing = [k for k in SETTINGS if any(other[k] != own[k] for other in rivals)]
-        chosen = ", ".join(f"{key}={own[key]}" for key in differing)
+        chosen = ", ".join(f"{key}={own[key]}" for key in differing if own[key] is not None)
         names.append(f"{name} ({chosen})" if chosen else name)
     return names
 
