@@ -68,7 +68,9 @@ class EvaluationArguments:
     def problems(self) -> list[str]:
         """Return what is wrong with the values."""
         missing = self.japanese_words and not all(map(importlib.util.find_spec, WORD_PACKAGES))
+        is_folder = self.html is not None and Path(self.html).is_dir()
         return [
+            *([f"--html {self.html} is a folder: name a file"] if is_folder else []),
             *([f"--japanese_words: {JAPANESE_WORDS_HINT}"] if missing else []),
             *at_least(self, "per_device_eval_batch_size", 1),
             *at_least(self, "generation_max_length", 8),
