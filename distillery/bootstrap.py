@@ -11,10 +11,10 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
+from distillery.metrics import Counts
+
 NUM_DRAWS = 1000
 PERCENTILES = (2.5, 97.5)  # 95 % of the draws lie between
-
-Counts = NDArray[np.int64]
 
 
 def rate_intervals(counts: Mapping[str, Counts], seed: int = 0) -> dict[str, list[float]]:

@@ -33,8 +33,9 @@ def compare(
     pairs = [(row, by_id[row.id]) for row in ours if row.id in by_id]
     if not pairs:
         raise ValueError("the model and its baseline have no row in common")
-    first = tally([pair[0] for pair in pairs], normalizer)
-    second = tally([pair[1] for pair in pairs], normalizer)
+    first = tally([own for own, _ in pairs], normalizer)
+    # The same references under the same normaliser, which the baseline's file may not have.
+    second = tally([_as_written_by(other, own, normalizer) for own, other in pairs], normalizer)
     own, base = vars(first.scores()), vars(second.scores())
     return {
         "num_rows": len(pairs),
@@ -42,6 +43,12 @@ def compare(
         "error_difference": {name: own[name] - base[name] for name in RATES},
         "error_difference_ci": difference_intervals(first.counts, second.counts),
     }
+
+
+def _as_written_by(theirs: Prediction, ours: Prediction, normalizer: Normalizer) -> Prediction:
+    """Return our row with their prediction."""
+    text = theirs.prediction_raw
+    return ours._replace(prediction_norm=normalizer(text), prediction_raw=text)
 
 
 def ratio(ours: float | None, theirs: float | None) -> float | None:

@@ -6,6 +6,7 @@ import json
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -166,6 +167,7 @@ class Evaluation:
             **self.identity,
             **figures,
             "wer_words": None,
+            "word_segmenter": None,
             "baselines": [],
             **self._extras(predictions, rtfx),
             "num_bad": len(heard) - len(good),
@@ -211,6 +213,8 @@ class Evaluation:
                 *((words(r.reference_norm), words(r.prediction_norm)) for r in scored), strict=True
             )
             found["wer_words"] = word_errors(said, written).error_rate
+            names = (name.replace("_", "-") for name in WORD_PACKAGES)
+            found["word_segmenter"] = " ".join(f"{name} {version(name)}" for name in names)
         if self.baselines:
             found["baselines"] = [self._against(row, predictions, rtfx) for row in self.baselines]
         return found

@@ -93,7 +93,7 @@ def read_folder(folder: str | os.PathLike[str]) -> list[Row]:
     """
     rows = [row for path in sorted(Path(folder).glob("metric.*.jsonl")) for row in read_rows(path)]
     if not rows:
-        raise ValueError(f"--output_dir {folder} holds no result: no file metric.*.jsonl has a row")
+        raise ValueError(f"{folder} holds no result: it has no file metric.*.jsonl with a row")
     return rows
 
 

@@ -34,6 +34,11 @@ def test_rows_are_joined_by_id():
     assert -50 <= low < high <= 0
 
 
+def test_what_the_baseline_was_normalised_by_does_not_matter():
+    other = [row._replace(reference_norm="", prediction_norm="?") for row in THEIRS]
+    assert compare(OURS, other, JAPANESE) == compare(OURS, THEIRS, JAPANESE)
+
+
 def test_a_baseline_without_errors_has_no_ratio():
     right = predictions({"a": ("ねこ", "ねこ")})
     found = compare(right, right, JAPANESE)

@@ -1,6 +1,7 @@
 import hashlib
 import importlib.util
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -129,6 +130,7 @@ def test_words_of_japanese(tmp_path):
     heard = [Heard("1", "明日は、晴れです。", "明日は雨です", 1.0), Heard("2", "。", "はい", 1.0)]
     row = evaluation_of(tmp_path, with_words=True).conclude(heard, 2.0, 7, 0.0)
     assert row["wer_words"] == 25.0  # 明日 は 晴れ です
+    assert re.fullmatch(r"fugashi [\d.]+ unidic-lite [\d.]+", row["word_segmenter"])
     assert row["wer_norm"] == 100.0
 
 

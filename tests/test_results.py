@@ -252,7 +252,7 @@ def test_files_that_cannot_be_scored(tmp_path, content, message):
 
 
 def test_rows_of_a_folder(tmp_path):
-    with pytest.raises(ValueError, match=f"--output_dir {tmp_path} holds no result"):
+    with pytest.raises(ValueError, match=f"{tmp_path} holds no result"):
         read_folder(tmp_path)
     append_row(tmp_path / "metric.ja.transcribe.jsonl", ROWS[1])
     append_row(tmp_path / "metric.en.translate.jsonl", ROWS[0])

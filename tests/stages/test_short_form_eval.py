@@ -1,3 +1,5 @@
+import weakref
+
 import pytest
 from launching import kill, launch
 from stage_runs import (
@@ -16,6 +18,7 @@ from distillery.collators import WindowCollator
 from distillery.data import DatasetSpec, load
 from distillery.metrics import score
 from distillery.normalizers import normalizer_for
+from distillery.runtime import load_model
 from distillery.transcription import Decoding, transcribe_windows
 
 SCRIPT = "run_short_form_eval.py"
@@ -26,7 +29,7 @@ COLUMNS = {
     *("max_rows", "dataset_fingerprint", "dtype", "attention", "decoding", "normalizer"),
     *("postprocessing", "chunk_length_s"),
     *("cer_norm", "wer_norm", "cer_raw", "wer_raw", "num_rows", "num_empty_references"),
-    *("ci", "edits", "by_duration", "wer_words", "baselines"),
+    *("ci", "edits", "by_duration", "wer_words", "word_segmenter", "baselines"),
     *("num_bad", "num_parameters", "audio_s", "wall_s", "rtfx", "predictions"),
     *("columns", "versions", "commit"),
 }
@@ -244,11 +247,21 @@ def test_english_only_model_takes_no_other_language(tmp_path, flags, manifest):
     assert row["decoding"]["language"] is None
 
 
-def test_baselines_are_evaluated_on_the_same_rows(tmp_path, flags, manifest, evaluated):
+def test_baselines_are_evaluated_on_the_same_rows(tmp_path, flags, manifest, monkeypatch):
     other = tone_manifest(tmp_path / "other.jsonl", 3, 0.5)
     first, second = (talkative_model_folder(tmp_path / name / "model", seed=s) for name, s in PAIR)
     arguments = [*flags, "-d", f"{manifest}+{other}", "-o", tmp_path / "eval"]
+    loaded = []
+
+    def load_alone(*how):
+        assert [model for model in loaded if model() is not None] == []
+        model = load_model(*how)
+        loaded.append(weakref.ref(model.model))
+        return model
+
+    monkeypatch.setattr(load_script(SCRIPT), "load_model", load_alone)
     run(SCRIPT, *arguments, "--baseline", f"{first}+{second}")
+    assert len(loaded) == 3
     rows = metrics(tmp_path / "eval")
     sets = [str(manifest), str(other)]
     assert [(row["model"], row["dataset"]) for row in rows] == [
