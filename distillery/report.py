@@ -260,8 +260,8 @@ class _Page:
     @property
     def hours(self) -> float:
         """Audio of the test sets, each counted once."""
-        longest = {r.test_set: r.row.get("audio_s") or 0.0 for r in self.results}
-        return sum(longest.values()) / 3600
+        longest_s = [max(r.row.get("audio_s") or 0 for r in self.of(t)) for t in self.test_sets]
+        return sum(longest_s) / 3600
 
     def of(self, test_set: str, key: str | None = None) -> list[_Result]:
         """Return the results on a test set, or those that have a certain item."""
@@ -290,12 +290,12 @@ class _Page:
     def axis(self, rate: str, test_set: str) -> _Axis:
         """Return a scale for the rates on a test set, intervals included."""
         results = self.of(test_set, rate)
-        return _axis([max([r.row[rate], *_ci(r.row, rate)]) for r in results])
+        return _axis_for([max([r.row[rate], *_ci(r.row, rate)]) for r in results])
 
     def duration_axis(self, test_set: str) -> _Axis:
         """Return a scale for the rates by duration on a test set."""
         results = self.of(test_set, "by_duration")
-        return _axis([b[r.main_rate] for r in results for b in r.row["by_duration"]])
+        return _axis_for([b[r.main_rate] for r in results for b in r.row["by_duration"]])
 
     def durations(self, test_set: str) -> list[tuple[dict[str, Any], list[dict[str, Any] | None]]]:
         """Return the ranges of durations on a test set, each with what every model got there."""
@@ -359,7 +359,7 @@ def _ci(row: Row, rate: str) -> list[float]:
     return (row.get("ci") or {}).get(rate) or []
 
 
-def _axis(values: Iterable[float]) -> _Axis:
+def _axis_for(values: Iterable[float]) -> _Axis:
     """Return a round scale for values; those far above at least half of them do not count.
 
     A model that loops has an error rate of several hundred percent, a good one of five, which

@@ -218,7 +218,7 @@ def test_names_say_what_was_added_and_what_differs():
     ],
 )
 def test_axis_is_round_and_starts_at_zero(values, ticks):
-    axis = report._axis(values)
+    axis = report._axis_for(values)
     assert axis.ticks == ticks
     assert axis.end == pytest.approx(ticks[-1])
 
