@@ -11,7 +11,7 @@ from distillery import schema
 LAYERS = {
     "core": "schema tokens labels segments normalizers metrics filters vocabulary order",
     "torch": "losses student collators optim features whisper transcription distillation",
-    "io": "data shards checkpointing hub results reazonspeech downloads examples",
+    "io": "data archives manifests layouts shards checkpointing hub results reazonspeech downloads examples",
     "app": "arguments runtime training evaluation",
 }
 LAYER_OF = {name: layer for layer, names in LAYERS.items() for name in names.split()}
