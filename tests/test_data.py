@@ -208,7 +208,7 @@ def test_any_other_missing_column_is_named_with_its_flag(tmp_path, fields, flag)
 @pytest.mark.parametrize("value", [None, "", 3])
 def test_a_row_without_audio_is_named(tmp_path, value):
     path = manifest(tmp_path / "m.jsonl", [{}, {"audio": value}])
-    with pytest.raises(ValueError, match="row 2 names no audio file"):
+    with pytest.raises(ValueError, match="line 2: column .audio. names no audio file"):
         loaded(path)
 
 
