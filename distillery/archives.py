@@ -35,6 +35,12 @@ def is_archive(path: Path) -> bool:
     return path.name.endswith(SUFFIXES)
 
 
+def is_compressed(path: Path) -> bool:
+    """Tell whether a file is compressed by gzip, going by its content."""
+    with path.open("rb") as file:
+        return file.read(len(_GZIP_MAGIC)) == _GZIP_MAGIC
+
+
 class _BoundedFile(io.BufferedReader):
     """A file that refuses the huge reads that a forged header can ask of tarfile."""
 
@@ -120,9 +126,7 @@ def open_archive(path: Path, max_bytes: int) -> Iterator[Archive]:
         DamagedFileError: what is read is no tar archive, or is cut, or has a broken header.
     """
     with path.open("rb", buffering=0) as raw:
-        is_compressed = raw.read(len(_GZIP_MAGIC)) == _GZIP_MAGIC
-        raw.seek(0)
-        content = gzip.GzipFile(fileobj=raw) if is_compressed else raw
+        content = gzip.GzipFile(fileobj=raw) if is_compressed(path) else raw
         try:
             file = _BoundedFile(content)  # type: ignore[arg-type]  # GzipFile has what it takes
             with tarfile.open(fileobj=file, mode="r:") as tar:

@@ -40,7 +40,8 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
 )
 
-from distillery import manifests, schema
+from distillery import filetrees, layouts, manifests, schema
+from distillery.layouts import choose
 from distillery.manifests import NEMO_AUDIO, Manifest
 from distillery.shards import RUN_RECORD, read_json, replacing, sha256
 
@@ -125,13 +126,15 @@ def load(spec: DatasetSpec) -> Rows:
 def fingerprint(spec: DatasetSpec) -> str:
     """Return a sum that changes when the dataset's files do.
 
-    Of a manifest it covers the text; of a folder the names and sizes of its files and their last
-    bytes, where Parquet keeps its statistics, so that a copy has the same sum; of a Hub id only
-    the id.
+    Of a manifest it covers the text; of a folder or an archive of audio the names and sizes of
+    the files and the contents of the texts; of a folder in the Hub's layout names, sizes and last
+    bytes, where Parquet keeps its statistics; of a Hub id only the id. A copy has the same sum.
     """
     path = Path(spec.name)
     digest = hashlib.sha256(str(spec).encode())
-    if path.is_file():
+    if layouts.is_layout(path):
+        digest.update(filetrees.fingerprint(path))
+    elif path.is_file():
         digest.update(sha256(path).encode())
     elif path.is_dir():
         digest.update(_folder_state(path))
@@ -159,6 +162,8 @@ def _source(spec: DatasetSpec) -> Rows:
         return _from_builder(spec)
     if (path / "dataset_info.json").exists() or (path / "dataset_dict.json").exists():
         return _from_save_to_disk(spec)
+    if layouts.is_layout(path):
+        return layouts.load(path, spec.config, spec.split, spec.streaming, spec.cache_dir)
     looks_local = path.is_absolute() or spec.name.startswith(".")
     if not path.exists() and (looks_local or spec.name.count("/") != 1):
         raise FileNotFoundError(
@@ -169,10 +174,13 @@ def _source(spec: DatasetSpec) -> Rows:
 
 
 def _from_hub_layout(spec: DatasetSpec) -> Rows:
-    config = spec.config or _only(
-        "configuration", get_dataset_config_names(spec.name), DEFAULT_CONFIG, spec
+    config = spec.config or choose(
+        "configuration", None, get_dataset_config_names(spec.name), DEFAULT_CONFIG, spec.name
     )
-    split = spec.split or _only("split", get_dataset_split_names(spec.name, config), None, spec)
+    # A split that is named may be a part of one, such as train[:10].
+    split = spec.split or choose(
+        "split", None, get_dataset_split_names(spec.name, config), None, spec.name
+    )
     return load_dataset(
         spec.name, config, split=split, streaming=spec.streaming, cache_dir=_cache_dir(spec)
     )
@@ -202,22 +210,10 @@ def _undecoded(rows: Rows, spec: DatasetSpec) -> Rows:
     return rows
 
 
-def _only(what: str, names: list[str], preferred: str | None, spec: DatasetSpec) -> str:
-    """Return the only name there is, or the preferred one."""
-    if preferred in names:
-        return str(preferred)
-    if len(names) == 1:
-        return names[0]
-    raise ValueError(f"dataset {spec.name} has several {what}s: name one of {', '.join(names)}")
-
-
 def _from_save_to_disk(spec: DatasetSpec) -> Rows:
     loaded = load_from_disk(spec.name)
     if isinstance(loaded, DatasetDict):
-        split = spec.split or _only("split", list(loaded), None, spec)
-        if split not in loaded:
-            raise ValueError(f"dataset {spec.name} has no split {split!r}: {', '.join(loaded)}")
-        loaded = loaded[split]
+        loaded = loaded[choose("split", spec.split, list(loaded), None, spec.name)]
     return loaded.to_iterable_dataset() if spec.streaming else loaded
 
 

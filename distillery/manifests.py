@@ -111,7 +111,7 @@ class Manifest:
             entries = self._of_split(entries)
         while batch := list(islice(entries, BATCH_ROWS)):
             written = [self._audio_file(line, row, audio_column) for line, row in batch]
-            columns = {audio_column: _audio_array([folders.locate(name) for name in written])}
+            columns = {audio_column: audio_array([folders.locate(name) for name in written])}
             for name in _names(batch):
                 if name != audio_column:
                     columns[name] = self._column(name, batch, kinds)
@@ -174,7 +174,8 @@ def _names(batch: Sequence[Entry]) -> list[str]:
     return list(dict.fromkeys(name for _, row in batch for name in row))
 
 
-def _audio_array(paths: list[str]) -> pa.StructArray:
+def audio_array(paths: list[str]) -> pa.StructArray:
+    """Return a column of audio that is given by its paths."""
     absent = pa.nulls(len(paths), pa.binary())
     return pa.StructArray.from_arrays([absent, pa.array(paths)], names=["bytes", "path"])
 
