@@ -42,7 +42,7 @@ from huggingface_hub.errors import (
 
 from distillery import filetrees, layouts, manifests, schema
 from distillery.layouts import choose
-from distillery.manifests import NEMO_AUDIO, Manifest
+from distillery.manifests import Manifest
 from distillery.shards import RUN_RECORD, read_json, replacing, sha256
 
 logger = logging.getLogger(__name__)
@@ -259,7 +259,7 @@ def _from_manifest(spec: DatasetSpec) -> Rows:
     if column not in manifest.columns:
         raise _missing_column(spec, "--audio_column_name", column, manifest.columns)
     rows = manifest.stream(column) if spec.streaming else manifest.rows(column)
-    return rows.rename_column(column, spec.audio_column) if column == NEMO_AUDIO else rows
+    return rows if column == spec.audio_column else rows.rename_column(column, spec.audio_column)
 
 
 def _rename_columns(rows: Rows, spec: DatasetSpec) -> Rows:

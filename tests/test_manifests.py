@@ -8,7 +8,7 @@ import pytest
 import tiny
 from datasets import Value
 
-from distillery import data
+from distillery import data, manifests
 from distillery.data import DatasetSpec, load
 
 SOUND = b"never decoded here"
@@ -276,3 +276,192 @@ def test_what_is_not_there_is_named(name):
         FileNotFoundError, match=f"dataset {Path(name) if '.' in name[1:] else name}"
     ):
         loaded(name)
+
+
+# --- streams: the same rows, one batch at a time -------------------------------------------------
+
+
+@pytest.fixture
+def small_batches(monkeypatch):
+    monkeypatch.setattr(manifests, "BATCH_ROWS", 2)
+    monkeypatch.setattr(manifests, "_BLOCK", 16)
+
+
+ROWS = [
+    {"audio": f"clips/{i}.wav", "text": None if i == 1 else f'"{i}", あ ] }}', "id": f"c{i}"}
+    for i in range(7)
+]
+TABLE = "id,audio,text\n" + "".join(
+    f"c{i},clips/{i}.wav," + ("" if i == 1 else f'"""{i}"", あ ] }}"') + "\n" for i in range(7)
+)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("m.jsonl", "\n".join(map(json.dumps, ROWS))),
+        ("m.json", json.dumps(ROWS)),
+        ("m.json", json.dumps(ROWS, ensure_ascii=False, indent=4)),
+        ("m.csv", TABLE),
+    ],
+)
+def test_batches_are_not_seen_in_the_rows(tmp_path, small_batches, name, text, streaming):
+    rows = list(loaded(written(tmp_path / name, text), streaming=streaming))
+    assert [row["id"] for row in rows] == [f"c{i}" for i in range(7)]
+    assert [row["text"] or "" for row in rows] == [row["text"] or "" for row in ROWS]
+    assert rows[6]["audio"] == {"bytes": None, "path": str(tmp_path / "clips" / "6.wav")}
+
+
+def test_a_stream_reads_no_further_than_it_is_asked(tmp_path, small_batches):
+    path = manifest(tmp_path / "m.jsonl", [{"text": str(i)} for i in range(4)])
+    path.write_text(path.read_text("utf-8") + "damage\n", "utf-8")
+    rows = iter(loaded(path, streaming=True))
+    assert [next(rows)["text"] for _ in range(4)] == ["0", "1", "2", "3"]
+    with pytest.raises(ValueError, match=r"m\.jsonl, line 5: not JSON"):
+        next(rows)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_split_of_a_stream(tmp_path, small_batches, streaming, caplog):
+    caplog.set_level(logging.INFO)
+    path = manifest(
+        tmp_path / "m.jsonl", [{"split": "train" if i % 3 else "test", "n": i} for i in range(9)]
+    )
+    rows = loaded(path, split="test", streaming=streaming)
+    assert [row["n"] for row in rows] == [0, 3, 6]
+    assert "3 of 9 rows belong to split test" in caplog.text
+    with pytest.raises(ValueError, match="no split 'dev': its column 'split' holds test, train"):
+        loaded(path, split="dev", streaming=streaming)
+
+
+def test_columns_and_types_that_come_late(tmp_path, small_batches):
+    path = manifest(
+        tmp_path / "m.jsonl", [{"n": 1, "text": None}, {"n": 2}, {"n": 2.5, "note": "x"}]
+    )
+    rows = loaded(path)
+    assert list(rows["n"]) == [1.0, 2.0, 2.5]
+    assert list(rows["note"]) == [None, None, "x"]
+    with pytest.raises(ValueError, match=r"line 3: column 'note' is not in the first 2 rows"):
+        list(loaded(path, streaming=True))
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("late", ["x", [1], {"a": 1}])
+def test_a_type_that_changes_late_is_an_error(tmp_path, small_batches, streaming, late):
+    path = manifest(tmp_path / "m.jsonl", [{"n": 1}, {"n": 2}, {"n": late}])
+    with pytest.raises(ValueError, match=r"m\.jsonl: .*values of several types"):
+        list(loaded(path, streaming=streaming))
+
+
+def test_a_column_that_starts_empty_may_hold_texts_later(tmp_path, small_batches):
+    path = manifest(tmp_path / "m.jsonl", [{"text": None}, {"text": None}, {"text": "x"}])
+    assert [row["text"] for row in loaded(path, streaming=True)] == [None, None, "x"]
+
+
+# --- damage --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("m.jsonl", b'{"audio": "a"}\n{"audio": "\xff"}', "line 2: not UTF-8"),
+        ("m.jsonl", b"\xef\xbb\xbf\xff", "line 1: not UTF-8"),
+        ("m.jsonl", b"[" * 100_000, "line 1: not JSON"),
+        ("m.jsonl", b'{"audio": "a", "n": 1' + b"0" * 30 + b"}", "'n' holds .* lines 1 and 1"),
+        ("m.jsonl", b'{"audio": "a", "text": "\\ud800"}', "'text' holds .* lines 1 and 1"),
+        ("m.json", b'[{"audio": "a"},\n\n {"audio": }]', "line 3: not JSON"),
+        ("m.json", b'[{"audio": "a"},\n {"audio": "b"}', "line 2: not JSON"),
+        ("m.json", b'[{"audio": "a"},\n {"audio": "b', "line 2: not JSON"),
+        ("m.json", b'[{"audio": "a"},\n "b"]', "line 2: not a JSON object"),
+        ("m.json", b'[{"audio": "a"}]\n]', "line 1: not JSON: more follows"),
+        ("m.json", b'[{"audio": "a"},\n {"audio": "\xff"}]', "line 2: not UTF-8"),
+        ("m.csv", b"audio,text\na,x\na,\xff\n", "line 3: not UTF-8"),
+        ("m.csv", b'audio,text\na,"x" y\n', "line 2: .*quotes doubled"),
+        ("m.tsv", b'audio\ttext\na\t"x\na\ty\n', "line 3: .*quotes doubled"),
+        ("m.csv", b"audio,text,text\na,x,y\n", "line 1: a column is in the header twice"),
+        ("m.csv", b"audio,text\n\na,x,y\n", "line 3: more fields"),
+        ("m.jsonl", b'{"audio": "a"}\n\n{"audio": 1}\n', "line 3: column 'audio' names no audio"),
+    ],
+)
+def test_damage_is_one_error_with_file_and_line(tmp_path, name, content, message, streaming):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=rf"{name}.*{message}"):
+        list(loaded(tmp_path / name, streaming=streaming))
+
+
+# --- NeMo's manifests ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_nemo_needs_no_flag(tmp_path, streaming):
+    entry = {"audio_filepath": "clips/a.wav", "duration": 1.5, "text": "x", "offset": 0.0}
+    (tmp_path / "m.json").write_text(json.dumps(entry) + "\n", "utf-8")
+    (row,) = loaded(tmp_path / "m.json", streaming=streaming)
+    assert row["audio"]["path"] == str(tmp_path / "clips" / "a.wav")
+    assert (row["text"], row["duration"]) == ("x", 1.5)
+    assert "audio_filepath" not in row
+
+
+def test_the_name_that_is_given_goes_before_nemos(tmp_path):
+    entry = {"audio": "a.wav", "audio_filepath": "n.wav"}
+    path = written(tmp_path / "m.jsonl", json.dumps(entry))
+    assert loaded(path)[0]["audio"]["path"].endswith("a.wav")
+    (row,) = loaded(path, audio_column="audio_filepath")
+    assert row["audio"]["path"].endswith("n.wav")
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("offset", [3.2, -1, "0.5", "late", True, [0]])
+def test_a_row_that_is_a_part_of_a_file_is_refused(tmp_path, offset, streaming):
+    path = manifest(tmp_path / "m.jsonl", [{"offset": 0}, {"offset": offset}])
+    with pytest.raises(ValueError, match=r"m\.jsonl, line 2: column 'offset' is .*part of a file"):
+        loaded(path, streaming=streaming)
+
+
+@pytest.mark.parametrize("offset", [None, 0, 0.0, "", "0", "0.0"])
+def test_a_row_from_the_start_of_a_file_is_not(tmp_path, offset):
+    assert len(loaded(manifest(tmp_path / "m.jsonl", [{"offset": offset}]))) == 1
+
+
+# --- where the audio is, without a look at each file ---------------------------------------------
+
+
+@pytest.fixture
+def looks(monkeypatch):
+    found = []
+    is_file = Path.is_file
+    monkeypatch.setattr(Path, "is_file", lambda path: found.append(path) or is_file(path))
+    return found
+
+
+def test_a_folder_is_looked_for_once(tmp_path, looks):
+    (tmp_path / "clips").mkdir()
+    (tmp_path / "clips" / "0.wav").write_bytes(SOUND)
+    path = tmp_path / "m.csv"
+    path.write_text("audio\n" + "".join(f"/old/place/clips/{i}.wav\n" for i in range(5000)))
+    rows = loaded(path)
+    assert rows[4999]["audio"]["path"] == str(tmp_path / "clips" / "4999.wav")
+    assert len([file for file in looks if file.suffix == ".wav"]) == 4
+
+
+def test_a_folder_that_is_nowhere_is_not_looked_for_again_and_again(tmp_path, looks):
+    path = tmp_path / "m.csv"
+    path.write_text("audio\n" + "".join(f"gone/{i}.wav\n" for i in range(5000)))
+    assert loaded(path)[4999]["audio"]["path"] == str(tmp_path / "gone" / "4999.wav")
+    assert len([file for file in looks if file.suffix == ".wav"]) == 2 * manifests.MAX_MISSES
+
+
+def test_a_missing_file_does_not_hide_its_folder(tmp_path):
+    (tmp_path / "clips").mkdir()
+    (tmp_path / "clips" / "b.wav").write_bytes(SOUND)
+    path = tmp_path / "m.csv"
+    path.write_text("audio\nold/clips/a.wav\nold/clips/b.wav\n")
+    assert loaded(path)[1]["audio"]["path"] == str(tmp_path / "clips" / "b.wav")
+
+
+def test_what_is_no_name_of_a_file_is_left_to_the_decoder(tmp_path):
+    long = "x" * 5000
+    (row,) = loaded(written(tmp_path / "m.csv", f"audio\n{long}\n"))
+    assert row["audio"]["path"] == str(tmp_path / long)
