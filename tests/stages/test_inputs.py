@@ -1,12 +1,11 @@
 """The README's commands for each kind of input, over data made here with the names that it uses."""
 
-import gzip
 import io
 import json
-import tarfile
 
 import pytest
 import soundfile
+from corpora import pack, spread
 from datasets import Dataset, DatasetDict
 from loopback import clip_name, flac, tar
 from stage_runs import record, run, split_rows, talkative_model_folder
@@ -23,64 +22,46 @@ JOINED = next(words for words in COMMANDS if "labelled/joined" in words)
 FIRST = next(words for words in COMMANDS if "labelled/jsonl" in words)
 
 
-def put(root, files):
-    for name, content in files.items():
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).write_bytes(content if isinstance(content, bytes) else content.encode())
-
-
-def packed(root, *names):
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w") as archive:
-        for name in names:
-            archive.add(root / name, name)
-    return buffer.getvalue()
-
-
 def make_sources(root):
     """Write every source that the README's section names, and a teacher."""
     talkative_model_folder(root / "teacher")
     lines = [
         {"id": f"a{i}", "audio": f"clips/a{i}.flac", "text": "was gesagt wurde"} for i in range(3)
     ]
-    nemo = [{"audio_filepath": "clips/a0.flac", "duration": 0.1, "text": "wort"}]
+    nemo = {"audio_filepath": "clips/a0.flac", "duration": 0.1, "text": "wort"}
     libri = "LibriSpeech/{0}/{1}/7/{1}-7"
     tables = {
         name: "client_id\tpath\tsentence\n" + "".join(f"s\tc{i}.mp3\tSatz.\n" for i in rows)
         for name, rows in {"validated": [0, 1, 2], "train": [0, 1], "dev": [2]}.items()
     }
-    put(
-        root,
-        {
-            **{f"clips/a{i}.flac": flac(i) for i in range(3)},
-            "speech.jsonl": "".join(json.dumps(line) + "\n" for line in lines),
-            "speech.csv": "audio,words\nclips/a0.flac,wort\n",
-            "nemo_manifest.json": "".join(json.dumps(line) + "\n" for line in nemo),
-            "recordings/monday/greeting.flac": flac(3),
-            "recordings/monday/greeting.txt": "guten morgen",
-            "recordings/noise.flac": flac(4),
-            **{
-                libri.format(split, speaker) + suffix: content
-                for split, speaker in [("dev-clean", 84), ("train-clean-100", 19)]
-                for suffix, content in [
-                    ("-0000.flac", flac(speaker)),
-                    (".trans.txt", f"{speaker}-7-0000 GO ON"),
-                ]
-            },
-            **{f"cv-corpus/de/clips/c{i}.mp3": flac(10 + i) for i in range(3)},
-            **{f"cv-corpus/de/{name}.tsv": table for name, table in tables.items()},
-            "cv-corpus/ga-IE/clips/c0.mp3": flac(20),
-            "cv-corpus/ga-IE/validated.tsv": "client_id\tpath\tsentence\ns\tc0.mp3\tTá.\n",
+    files = {
+        **{f"clips/a{i}.flac": flac(i) for i in range(3)},
+        "speech.jsonl": "".join(json.dumps(line) + "\n" for line in lines).encode(),
+        "speech.csv": b"audio,words\nclips/a0.flac,wort\n",
+        "nemo_manifest.json": json.dumps(nemo).encode(),
+        "recordings/monday/greeting.flac": flac(3),
+        "recordings/monday/greeting.txt": b"guten morgen",
+        "recordings/noise.flac": flac(4),
+        **{
+            libri.format(split, speaker) + suffix: content
+            for split, speaker in [("dev-clean", 84), ("train-clean-100", 19)]
+            for suffix, content in [
+                ("-0000.flac", flac(speaker)),
+                (".trans.txt", f"{speaker}-7-0000 GO ON".encode()),
+            ]
         },
-    )
-    put(
-        root,
-        {
-            "recordings.tar.gz": gzip.compress(packed(root, "recordings")),
-            "dev-clean.tar.gz": gzip.compress(packed(root, "LibriSpeech/dev-clean")),
-            "cv-corpus.tar": packed(root, "cv-corpus"),
-        },
-    )
+        **{f"cv-corpus/de/clips/c{i}.mp3": flac(10 + i) for i in range(3)},
+        **{f"cv-corpus/de/{name}.tsv": table.encode() for name, table in tables.items()},
+        "cv-corpus/ga-IE/clips/c0.mp3": flac(20),
+        "cv-corpus/ga-IE/validated.tsv": "client_id\tpath\tsentence\ns\tc0.mp3\tTá.\n".encode(),
+    }
+    spread(root, files)
+    for name, start in {
+        "recordings.tar.gz": "recordings/",
+        "dev-clean.tar.gz": "LibriSpeech/dev-clean/",
+        "cv-corpus.tar": "cv-corpus/",
+    }.items():
+        pack(root / name, {path: files[path] for path in files if path.startswith(start)})
     row = {schema.ID: "s0", schema.AUDIO: {"bytes": flac(30), "path": "s0.flac"}}
     DatasetDict({"test": Dataset.from_list([row])}).save_to_disk(root / "saved")
     make_reazonspeech(root)
