@@ -11,8 +11,8 @@ from distillery import schema
 LAYERS = {
     "core": "schema tokens labels segments normalizers metrics filters vocabulary order bootstrap",
     "torch": "losses student collators optim features whisper transcription distillation",
-    "io": "data shards checkpointing hub results reazonspeech downloads examples comparison tables "
-    "report",
+    "io": "data archives filetrees manifests layouts examples shards checkpointing hub results "
+    "reazonspeech downloads comparison tables report",
     "app": "arguments runtime training evaluation",
 }
 LAYER_OF = {name: layer for layer, names in LAYERS.items() for name in names.split()}
@@ -35,6 +35,7 @@ HOMONYMS = {
     "run_data_filtering": {"audio"},
     "training": {"best"},
     "transcription": {"text"},
+    "layouts": {"text"},
 }
 SPECIAL_TOKEN = re.compile(r"<\|[a-z.0-9]+\|>")
 CHECKPOINT_FOLDER = re.compile(r"checkpoint-(\d|\*|\{|$)|^best$")
