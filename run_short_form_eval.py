@@ -11,12 +11,19 @@ On a laptop:
 
     accelerate launch run_short_form_eval.py -m my-student -d my_test.jsonl --language ja -o eval
 
+Punctuated by rules, and with timestamps fitted to the sound, as kotoba-whisper v1.1 does it:
+
+    accelerate launch run_short_form_eval.py -m my-student -d my_test.jsonl --language ja -o eval \
+        -p rules -s
+
 An evaluation that was made before, of the same model on the same rows, is shown and not repeated.
 """
 
 import logging
 import time
 from collections.abc import Iterator
+from dataclasses import replace
+from itertools import zip_longest
 from typing import Any
 
 from accelerate import Accelerator
@@ -29,37 +36,51 @@ from distillery.arguments import (
     DataArguments,
     DecodingArguments,
     ModelArguments,
+    PostprocessingArguments,
     RunArguments,
     parse,
 )
 from distillery.collators import PROBLEM, WindowCollator, Windows
 from distillery.evaluation import Evaluation, EvaluationArguments, Heard
-from distillery.labels import plain_text
+from distillery.postprocessing import Postprocessor
 from distillery.runtime import load_model, make_accelerator
 from distillery.transcription import transcribe_windows
 
 logger = logging.getLogger(__name__)
 
-GROUPS = (ModelArguments, DataArguments, DecodingArguments, EvaluationArguments, RunArguments)
+GROUPS = (
+    ModelArguments,
+    DataArguments,
+    DecodingArguments,
+    PostprocessingArguments,
+    EvaluationArguments,
+    RunArguments,
+)
 
 
 def main(
     model_args: ModelArguments,
     data_args: DataArguments,
     decoding_args: DecodingArguments,
+    post_args: PostprocessingArguments,
     args: EvaluationArguments,
     run_args: RunArguments,
 ) -> None:
     """Evaluate the model on each dataset in turn."""
     accelerator = make_accelerator(run_args, args.output_dir, model_args.dtype)
+    postprocess = Postprocessor.load(post_args.punctuator, post_args.stable_ts)
+    if post_args.stable_ts:  # it has nothing to move otherwise
+        decoding_args = replace(decoding_args, return_timestamps=True)
     model = load_model(model_args, accelerator)
     evaluation.evaluate_each(
         accelerator,
         model,
         data_args,
         run_args,
-        lambda spec: evaluation.plan("short_form", spec, model, model_args, decoding_args, args),
-        lambda one, rows: _transcribe(one, rows, model, args, run_args, accelerator),
+        lambda spec: evaluation.plan(
+            "short_form", spec, model, model_args, decoding_args, args, **post_args.identity()
+        ),
+        lambda one, rows: _transcribe(one, rows, model, postprocess, args, run_args, accelerator),
     )
 
 
@@ -67,6 +88,7 @@ def _transcribe(
     one: Evaluation,
     rows: data.Rows,
     model: whisper.Whisper,
+    postprocess: Postprocessor,
     args: EvaluationArguments,
     run_args: RunArguments,
     accelerator: Accelerator,
@@ -75,8 +97,9 @@ def _transcribe(
     heard: list[Heard] = []
     bar = tqdm(desc="evaluating", unit=" clips", disable=not accelerator.is_local_main_process)
     started = time.perf_counter()
-    for batch in _batches(rows, model, args, run_args, accelerator):
-        heard += _hear(batch, one, model, accelerator)
+    collate = WindowCollator(model.log_mel, keep_waveforms=postprocess.stable_ts)
+    for batch in _batches(rows, collate, args, run_args, accelerator):
+        heard += _hear(batch, one, model, postprocess, accelerator)
         bar.update(len(batch.rows))
     bar.close()
     everything = gather_object(heard)
@@ -85,13 +108,12 @@ def _transcribe(
 
 def _batches(
     rows: data.Rows,
-    model: whisper.Whisper,
+    collate: WindowCollator,
     args: EvaluationArguments,
     run_args: RunArguments,
     accelerator: Accelerator,
 ) -> Iterator[Windows]:
     """Yield this process's share of the dataset: every so-many-th batch."""
-    collate = WindowCollator(model.log_mel)
     size, count, mine = (
         args.per_device_eval_batch_size,
         accelerator.num_processes,
@@ -113,12 +135,16 @@ def _batches(
 
 
 def _hear(
-    batch: Windows, one: Evaluation, model: whisper.Whisper, accelerator: Accelerator
+    batch: Windows,
+    one: Evaluation,
+    model: whisper.Whisper,
+    postprocess: Postprocessor,
+    accelerator: Accelerator,
 ) -> list[Heard]:
     written: Iterator[Any] = iter(())
     if batch.features is not None:
         features = batch.features.to(accelerator.device)
-        written = iter(transcribe_windows(model, features, one.decoding))
+        written = zip_longest(transcribe_windows(model, features, one.decoding), batch.waveforms)
     heard = []
     for row in batch.rows:
         reference, row_id = evaluation.reference_of(row), row[schema.ID]
@@ -126,7 +152,8 @@ def _hear(
             logger.warning("clip %s %s", row_id, row[PROBLEM])
             heard.append(Heard(row_id, reference, "", 0.0, row[PROBLEM]))
         else:
-            text = plain_text(next(written).ids, model.tokens, model.tokenizer)
+            transcript, waveform = next(written)
+            text = postprocess(model, transcript.ids, waveform)
             heard.append(Heard(row_id, reference, text, row[schema.DURATION]))
     return heard
 

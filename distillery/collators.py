@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from distillery import schema
-from distillery.features import AudioError, LogMel, decode_audio
+from distillery.features import AudioError, LogMel, Waveform, decode_audio
 from distillery.labels import IGNORED, decoder_inputs_and_targets
 from distillery.tokens import SpecialTokens
 
@@ -97,11 +97,13 @@ class Windows:
 
     `rows` are all rows without their audio, with their real duration, and with `PROBLEM` naming
     why a clip cannot be used, else None; `features`, float32 (clips, mels, frames), belong to the
-    rows without a problem, in that order, and are None if there is none.
+    rows without a problem, in that order, and are None if there is none. `waveforms`, float32
+    (samples,), belong to the same rows, and are there only if the collator was asked for them.
     """
 
     rows: list[dict[str, Any]]
     features: Tensor | None
+    waveforms: list[Waveform]
 
 
 PROBLEM = "problem"
@@ -112,10 +114,11 @@ class WindowCollator:
     """Decode and transform clips of at most one window each; no row is ever left out."""
 
     log_mel: LogMel
+    keep_waveforms: bool = False
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> Windows:
         """Turn rows with `audio` into windows."""
-        kept, features = [], []
+        kept, features, waveforms = [], [], []
         for row in rows:
             slim = {name: value for name, value in row.items() if name != schema.AUDIO}
             try:
@@ -128,4 +131,6 @@ class WindowCollator:
             duration = len(wave) / self.log_mel.sampling_rate
             kept.append({**slim, schema.DURATION: duration, PROBLEM: None})
             features.append(self.log_mel.pad(self.log_mel.real_frames(wave)))
-        return Windows(kept, torch.stack(features) if features else None)
+            if self.keep_waveforms:
+                waveforms.append(wave)
+        return Windows(kept, torch.stack(features) if features else None, waveforms)

@@ -10,7 +10,8 @@ from distillery import schema
 
 LAYERS = {
     "core": "schema tokens labels segments normalizers metrics filters vocabulary order",
-    "torch": "losses student collators optim features whisper transcription distillation",
+    "torch": "losses student collators optim features whisper transcription distillation "
+    "pipelines postprocessing",
     "io": "data shards checkpointing hub results reazonspeech downloads examples",
     "app": "arguments runtime training evaluation",
 }
