@@ -34,6 +34,7 @@ HOMONYMS = {
     "run_pseudo_labelling": {"audio"},
     "run_data_filtering": {"audio"},
     "training": {"best"},
+    "postprocessing": {"text"},
     "transcription": {"text"},
 }
 SPECIAL_TOKEN = re.compile(r"<\|[a-z.0-9]+\|>")

@@ -8,13 +8,14 @@ from stage_runs import (
     talkative_model_folder,
     write_manifest,
 )
-from tiny import tone_manifest
+from tiny import tiny_punctuator_folder, tone_manifest
 
 from distillery import labels, results, whisper
 from distillery.collators import WindowCollator
 from distillery.data import DatasetSpec, load
 from distillery.metrics import score
 from distillery.normalizers import normalizer_for
+from distillery.pipelines.punctuation import DEFAULT_MODEL
 from distillery.transcription import Decoding, transcribe_windows
 
 SCRIPT = "run_short_form_eval.py"
@@ -23,6 +24,7 @@ TEXTS = {3: "NA", 4: "", 5: "null", 6: "。"}  # the last says nothing once it i
 COLUMNS = {
     *("form", "model", "model_revision", "model_fingerprint", "dataset", "config", "split"),
     *("max_rows", "dataset_fingerprint", "dtype", "attention", "decoding", "normalizer"),
+    *("postprocessing", "punctuator"),
     *("cer_norm", "wer_norm", "cer_raw", "wer_raw", "num_rows", "num_empty_references"),
     *("num_bad", "num_parameters", "audio_s", "wall_s", "rtfx", "predictions"),
     *("versions", "commit"),
@@ -156,6 +158,43 @@ def test_other_decoding_is_another_evaluation(tmp_path, flags):
     rows = metrics(tmp_path)
     assert [row["decoding"]["num_beams"] for row in rows] == [1, 2]
     assert rows[0]["predictions"] != rows[1]["predictions"]
+
+
+def test_postprocessing_changes_what_is_scored_and_is_told(tmp_path, flags, stable_ts):
+    letters = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"
+    punctuator = tiny_punctuator_folder(tmp_path / "p", dict.fromkeys(letters, "。"), letters)
+    runs = {
+        "plain": ["--return_timestamps"],
+        "stable": ["-s"],
+        "both": ["-p", punctuator, "--stable-ts"],
+        "rules": ["-p", "rules"],
+    }
+    for name, words in runs.items():
+        run(SCRIPT, *flags, *words, "-o", tmp_path / name)
+    rows = {name: metrics(tmp_path / name)[0] for name in runs}
+    assert [row["postprocessing"] for row in rows.values()] == [
+        [],
+        ["stable-ts"],
+        ["punctuator", "stable-ts"],
+        ["punctuator"],
+    ]
+    assert [row["punctuator"] for row in rows.values()] == [None, None, str(punctuator), "rules"]
+    timed = [row["decoding"]["timestamps"] for row in rows.values()]
+    assert timed == [True, True, True, False]
+    texts = {
+        name: [p.prediction_raw for p in predictions(tmp_path / name, rows[name])] for name in runs
+    }
+    # Times alone change no text; marks change the raw text and nothing else.
+    assert texts["stable"] == texts["plain"]
+    assert [text.replace("。", "") for text in texts["both"]] == texts["plain"]
+    assert texts["both"] != texts["plain"]
+    assert rows["both"]["cer_norm"] == rows["plain"]["cer_norm"]
+    assert rows["both"]["cer_raw"] != rows["plain"]["cer_raw"]
+
+
+def test_missing_punctuator_is_named_before_the_model_is_loaded(tmp_path, flags):
+    with pytest.raises(OSError, match=rf"the punctuator '{DEFAULT_MODEL}' has no sp.model here"):
+        run(SCRIPT, *flags, "-m", tmp_path / "no-model", "-o", tmp_path, "-p")
 
 
 def test_streaming_equals_reading_from_disk(tmp_path, flags, evaluated):
