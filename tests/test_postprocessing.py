@@ -71,7 +71,7 @@ def test_evaluation_scores_what_the_pipeline_writes(loaded, stable_ts):
     pipeline = RecognitionPipeline(
         model=loaded.model, tokenizer=loaded.tokenizer, feature_extractor=loaded.feature_extractor
     )
-    # Given the same ids: for a window with timestamps, the pipeline decodes once more from the last.
+    # Given the same ids: with timestamps, a pipeline decodes a window again from the last one.
     audio = {"raw": wave, "sampling_rate": loaded.log_mel.sampling_rate}
     outputs = [{"tokens": torch.tensor([ids]), "is_last": True, AUDIO: audio}]
     found = pipeline.postprocess(outputs, punctuator=every_letter, return_timestamps=True)
