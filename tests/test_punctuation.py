@@ -1,14 +1,19 @@
 import sys
 
 import pytest
-from tiny import tiny_punctuator_folder
+from tiny import SHARED, tiny_punctuator_folder
 
+from distillery import results
+from distillery.metrics import score
+from distillery.normalizers import normalizer_for
 from distillery.pipelines.punctuation import (
     DEFAULT_MODEL,
     ModelPunctuator,
     load_punctuator,
     punctuate_by_rules,
 )
+
+PUBLISHED = SHARED / "data" / "kotoba_predictions"
 
 
 class Parrot:
@@ -115,6 +120,13 @@ def test_a_model_is_not_asked_about_nothing(texts):
         (["食べたよね"], ["食べたよね。"]),
         (["来るかな"], ["来るかな。"]),
         (["なぜ行くのか"], ["なぜ行くのか。"]),
+        # plain endings, at the end of the recording alone
+        (["学校に行く"], ["学校に行く。"]),
+        (["山が高い "], ["山が高い。 "]),
+        (["もう食べた", " "], ["もう食べた。", " "]),
+        (["ならない！"], ["ならない！"]),
+        (["学校に行く", "山が高い", "雨です"], ["学校に行く", "山が高い", "雨です。"]),
+        (["もう食べた 雨です"], ["もう食べた 雨です。"]),
         # a space is a pause, and so is the end of a chunk
         (["雨です 寒いです"], ["雨です。 寒いです。"]),
         (["雨です", "寒いですね"], ["雨です。", "寒いですね。"]),
@@ -133,7 +145,7 @@ def test_a_model_is_not_asked_about_nothing(texts):
         (["雨です。."], ["雨です。"]),
         # not the end of a sentence
         (["雨ですから行きません"], ["雨ですから行きません。"]),
-        (["ますます"], ["ますます"]),
+        (["ますます", "増えます"], ["ますます", "増えます。"]),
         (["まだ"], ["まだ"]),
         (["ただ"], ["ただ"]),
         (["からだ"], ["からだ"]),
@@ -141,10 +153,11 @@ def test_a_model_is_not_asked_about_nothing(texts):
         (["しずか"], ["しずか"]),
         (["ばか"], ["ばか"]),
         (["「好きです」"], ["「好きです」"]),
-        # limits: plain endings look the same before a noun
-        (["学校に行く"], ["学校に行く"]),
-        (["山が高い"], ["山が高い"]),
-        (["もう食べた"], ["もう食べた"]),
+        # limits: nouns and other endings, and no pause
+        (["素敵な庭"], ["素敵な庭"]),
+        (["早くしろ"], ["早くしろ"]),
+        (["寒いから"], ["寒いから"]),
+        (["雨です寒いです"], ["雨です寒いです。"]),
         (["hello"], ["hello"]),
         ([], []),
         (["", "雨です", ""], ["", "雨です。", ""]),
@@ -152,6 +165,27 @@ def test_a_model_is_not_asked_about_nothing(texts):
 )
 def test_rules_for_japanese(texts, wanted):
     assert punctuate_by_rules(texts) == wanted
+
+
+@pytest.mark.skipif(not PUBLISHED.exists(), reason="../shared is absent")
+@pytest.mark.parametrize(
+    ("name", "before", "after"),
+    [
+        ("kotoba-whisper-v1.0.ja_asr.common_voice_8_0", 15.6, 13.1),
+        ("whisper-large-v3.ja_asr.jsut_basic5000", 13.4, 11.1),
+    ],
+)
+def test_rules_bring_published_predictions_nearer_to_their_references(name, before, after):
+    pairs = [
+        (row.reference_raw.replace("。.", "。"), row.prediction_raw.replace("。.", "。"))
+        for row in results.read_predictions(PUBLISHED / f"{name}.csv")
+    ]
+    references, texts = zip(*pairs, strict=True)
+    plain = score(references, texts, normalizer_for("ja"))
+    marked = score(references, [punctuate_by_rules([t])[0] for t in texts], normalizer_for("ja"))
+    assert plain.cer_raw == pytest.approx(before, abs=0.05)
+    assert marked.cer_raw == pytest.approx(after, abs=0.05)
+    assert marked.cer_norm == plain.cer_norm  # nothing but marks has changed
 
 
 @pytest.fixture(scope="module")

@@ -27,15 +27,16 @@ MARKS = POINTS + "?!;。、，．？！؟،؛।።፣፧"
 DOUBLED = ("。.", "。。", "、,", "、、")
 
 # What ends a polite sentence, or one with a copula. Plain verbs and adjectives look the same before
-# a noun, so they end a sentence only with a particle behind them.
+# a noun, so they end a sentence only with a particle behind them, or with the recording.
 _ENDING = (
     r"(?:です|でした|でしょう|(?<!ます)ます|ました|ません|ましょう|ください|なさい"
     r"|だろう|だった|である|であった|(?<!ま)(?<!た)(?<!から)(?<!あい)だ)"
 )
-_PLAIN = "[るうくすつむぶぐいただの]"
+_PLAIN = "[るうくすつぬむぶぐいた]"
 _SENTENCE = re.compile(
-    rf"(?:{_ENDING}(?:よね|かな|かね|か|ね|よ|わ|な)?|{_PLAIN}(?:よね|かな|よ|ね)|のか)(?=\s|$)"
+    rf"(?:{_ENDING}(?:よね|かな|かね|か|ね|よ|わ|な)?|(?:{_PLAIN}|[だの])(?:よね|かな|よ|ね)|のか)(?=\s|$)"
 )
+_LAST_SENTENCE = re.compile(rf"{_PLAIN}$")
 _CLAUSE = re.compile(
     r"(?:けれども|けれど|けども|けど|ので|のに|ながら|(?:です|ます|でした|ました|ません)が)(?=\s|$)"
 )
@@ -108,19 +109,22 @@ def punctuate_by_rules(texts: Sequence[str]) -> list[str]:
     """Return the texts of consecutive chunks with 「。」 and 「、」 where a pause follows.
 
     A pause is the end of a chunk, or a space, which Whisper writes where it leaves out a mark.
-    「。」 follows polite and copular endings, and plain ones that have a particle; 「、」 follows
-    conjunctions, but not at the end of the recording. Questions get no other mark, and nothing is
-    known about plain endings (行く, 高い, 食べた) and sentences that end without a pause.
+    「。」 follows polite and copular endings, and plain ones (行く, 高い, 食べた) that have a
+    particle or end the recording; 「、」 follows conjunctions, but does not end the recording.
+    Questions get no other mark, and nothing is known about other plain endings, sentences that end
+    in a noun, and sentences that end without a pause.
     """
     starts = [0, *accumulate(map(len, texts))]
     marks = {}
-    for number, (start, text) in enumerate(zip(starts, texts, strict=False)):
-        is_last = not "".join(texts[number + 1 :]).strip()
-        for match in _CLAUSE.finditer(text):
-            if not (is_last and match.end() == len(text.rstrip())):
-                marks[start + match.end() - 1] = "、"
-        for match in _SENTENCE.finditer(text):
-            marks[start + match.end() - 1] = "。"
+    for start, text in zip(starts, texts, strict=False):
+        marks.update({start + match.end() - 1: "、" for match in _CLAUSE.finditer(text)})
+        marks.update({start + match.end() - 1: "。" for match in _SENTENCE.finditer(text)})
+    said = "".join(texts).rstrip()
+    last = len(said) - 1
+    if marks.get(last) == "、":
+        del marks[last]
+    if _LAST_SENTENCE.search(said):
+        marks[last] = "。"
     return _with_marks(texts, marks)
 
 
