@@ -17,36 +17,101 @@ Punctuated by rules, and with timestamps fitted to the sound, as kotoba-whisper 
         -p rules -s
 
 An evaluation that was made before, of the same model on the same rows, is shown and not repeated.
+
+Two ways without a model: texts that were predicted elsewhere are scored, and tables are made of all
+results in a folder. `-m` and `-d` then only name what the files hold.
+
+    python run_short_form_eval.py --predictions_file a.csv+b.csv -m org/model-a+org/model-b \
+        -d org/test-set --language ja -o eval
+    python run_short_form_eval.py --pretty-table -o eval
 """
 
 import logging
+import sys
 import time
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from itertools import zip_longest
+from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
-from accelerate.utils import gather_object
+from accelerate.utils import gather_object, release_memory
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-from distillery import data, evaluation, schema, whisper
+from distillery import data, evaluation, results, schema, tables, whisper
 from distillery.arguments import (
     DataArguments,
     DecodingArguments,
     ModelArguments,
     PostprocessingArguments,
     RunArguments,
+    flag,
     parse,
+    plus_list,
 )
 from distillery.collators import PROBLEM, WindowCollator, Windows
 from distillery.evaluation import Evaluation, EvaluationArguments, Heard
+from distillery.features import Waveform
+from distillery.normalizers import raw_text
 from distillery.postprocessing import Postprocessor
 from distillery.runtime import load_model, make_accelerator
-from distillery.transcription import transcribe_windows
+from distillery.transcription import transcribe_in_chunks, transcribe_windows
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ShortFormArguments:
+    """What only short-form evaluation decides."""
+
+    chunk_length_s: float | None = flag(
+        None,
+        "Decode clips that are longer than so many seconds in overlapping chunks of that length; "
+        "default: a clip must fit into the model's window.",
+        "-c",
+        "--chunk_length",
+    )
+    baseline: str | None = flag(
+        None,
+        "Models to evaluate on the same rows first, joined with '+'; the result of the main model "
+        "then has the ratio of errors and speed to each.",
+    )
+    predictions_file: str | None = flag(
+        None,
+        "Score the predictions in these CSV files, joined with '+', with no model: columns "
+        "reference_raw and prediction_raw, or reference and prediction; and id, where there is "
+        "one. Needs --language.",
+    )
+    pretty_table: bool = flag(
+        False,
+        "Print CER, WER, raw CER and raw WER of all results in --output_dir, models by test sets, "
+        "as Markdown; without a model it only prints.",
+    )
+
+    @staticmethod
+    def required_flags(values: Any, usual: set[str]) -> set[str]:
+        """Return the names of the flags that must be given."""
+        if values.predictions_file is not None:
+            return {"language"}
+        given = [name for name in usual if getattr(values, name) is not None]
+        return usual if given or not values.pretty_table else set()
+
+    def problems(self) -> list[str]:
+        """Return what is wrong with the values."""
+        found = []
+        if self.chunk_length_s is not None and self.chunk_length_s <= 0:
+            found.append(f"--chunk_length_s must be > 0, got {self.chunk_length_s}")
+        if self.predictions_file is not None:
+            model_flags = ("baseline", "chunk_length_s")
+            given = [f"--{name}" for name in model_flags if getattr(self, name) is not None]
+            if given:
+                found.append(f"{', '.join(given)}: for models; leave out --predictions_file")
+            missing = [p for p in plus_list(self.predictions_file) if not Path(p).is_file()]
+            found += [f"--predictions_file {path}: there is no such file" for path in missing]
+        return found
+
 
 GROUPS = (
     ModelArguments,
@@ -54,6 +119,7 @@ GROUPS = (
     DecodingArguments,
     PostprocessingArguments,
     EvaluationArguments,
+    ShortFormArguments,
     RunArguments,
 )
 
@@ -64,23 +130,120 @@ def main(
     decoding_args: DecodingArguments,
     post_args: PostprocessingArguments,
     args: EvaluationArguments,
+    short_args: ShortFormArguments,
     run_args: RunArguments,
 ) -> None:
-    """Evaluate the model on each dataset in turn."""
+    """Evaluate the model on each dataset in turn, or score files, and print tables."""
     accelerator = make_accelerator(run_args, args.output_dir, model_args.dtype)
-    postprocess = Postprocessor.load(post_args.punctuator, post_args.stable_ts)
     if post_args.stable_ts:  # it has nothing to move otherwise
         decoding_args = replace(decoding_args, return_timestamps=True)
+    if short_args.predictions_file is not None:
+        if accelerator.is_main_process:
+            rows = _score_files(short_args, model_args, data_args, decoding_args, post_args, args)
+            evaluation.report(accelerator, run_args, rows)
+        accelerator.end_training()
+    elif model_args.model_name_or_path is not None:
+        _evaluate_models(
+            *(model_args, data_args, decoding_args, post_args),
+            *(args, short_args, run_args, accelerator),
+        )
+    if short_args.pretty_table and accelerator.is_main_process:
+        sys.stdout.write(tables.error_tables(results.read_folder(args.output_dir)))
+
+
+def _score_files(
+    short_args: ShortFormArguments,
+    model_args: ModelArguments,
+    data_args: DataArguments,
+    decoding_args: DecodingArguments,
+    post_args: PostprocessingArguments,
+    args: EvaluationArguments,
+) -> list[results.Row]:
+    """Score predictions that are there already; the flags of model and dataset only name them."""
+    postprocess = Postprocessor.load(post_args.punctuator, post_args.stable_ts)
+    paths = [Path(name) for name in plus_list(short_args.predictions_file)]
+    models = plus_list(model_args.model_name_or_path) or [path.stem for path in paths]
+    named = data_args.dataset_name is not None
+    specs = data_args.specs() if named else [data.DatasetSpec("predictions")]
+    models = _one_each(models, "--model_name_or_path", len(paths))
+    specs = _one_each(specs, "--dataset_name", len(paths))
+    rows = []
+    for path, model, spec in zip(paths, models, specs, strict=True):
+        one = evaluation.plan_for_file(
+            path, model, spec, decoding_args, args, **post_args.identity()
+        )
+        row = one.earlier()
+        if row is None:
+            heard = [
+                Heard(row_id, raw_text(said), postprocess.punctuated(raw_text(found)), None)
+                for row_id, said, found in results.read_foreign_predictions(path)
+            ]
+            rows.append(one.conclude(heard, None, None, max_bad_fraction=0.0))
+        else:
+            logger.info("%s was scored before: %s", path, one.metrics_path)
+            rows.append(one.complete(row))
+    return rows
+
+
+def _one_each(values: list[Any], name: str, num_files: int) -> list[Any]:
+    """Return one value for each file from as many values, or from one for all."""
+    if len(values) not in (1, num_files):
+        raise ValueError(
+            f"{name} names {len(values)}, but --predictions_file {num_files} files: join "
+            f"{num_files} with '+', or give one"
+        )
+    return values * num_files if len(values) == 1 else values
+
+
+def _evaluate_models(
+    model_args: ModelArguments,
+    data_args: DataArguments,
+    decoding_args: DecodingArguments,
+    post_args: PostprocessingArguments,
+    args: EvaluationArguments,
+    short_args: ShortFormArguments,
+    run_args: RunArguments,
+    accelerator: Accelerator,
+) -> None:
+    """Evaluate the baselines and then the model, with one model in memory at a time."""
+    postprocess = Postprocessor.load(post_args.punctuator, post_args.stable_ts)
+    how = (decoding_args, post_args, postprocess, args, short_args, run_args, accelerator)
+    baselines: list[results.Row] = []
+    for name in plus_list(short_args.baseline):
+        own_args = replace(model_args, model_name_or_path=name, model_revision=None)
+        model = load_model(own_args, accelerator)
+        steps = _steps(model, own_args, *how)
+        baselines += evaluation.measure_each(accelerator, model, data_args, *steps)
+        del model, steps
+        release_memory()
     model = load_model(model_args, accelerator)
-    evaluation.evaluate_each(
-        accelerator,
-        model,
-        data_args,
-        run_args,
+    steps = _steps(model, model_args, *how)
+    evaluation.evaluate_each(accelerator, model, data_args, run_args, *steps, baselines)
+
+
+def _steps(
+    model: whisper.Whisper,
+    model_args: ModelArguments,
+    decoding_args: DecodingArguments,
+    post_args: PostprocessingArguments,
+    postprocess: Postprocessor,
+    args: EvaluationArguments,
+    short_args: ShortFormArguments,
+    run_args: RunArguments,
+    accelerator: Accelerator,
+) -> tuple[Callable[..., Evaluation], Callable[..., tuple[list[Heard], float]]]:
+    """Return how an evaluation of a model is planned, and how the model transcribes a dataset."""
+    chunk_length_s = short_args.chunk_length_s
+    evaluation.check_chunk(chunk_length_s, model)
+    return (
         lambda spec: evaluation.plan(
-            "short_form", spec, model, model_args, decoding_args, args, **post_args.identity()
+            *("short_form", spec, model, model_args, decoding_args, args),
+            chunk_length_s=chunk_length_s,
+            **post_args.identity(),
         ),
-        lambda one, rows: _transcribe(one, rows, model, postprocess, args, run_args, accelerator),
+        lambda one, rows: _transcribe(
+            one, rows, model, postprocess, args, short_args, run_args, accelerator
+        ),
     )
 
 
@@ -90,16 +253,23 @@ def _transcribe(
     model: whisper.Whisper,
     postprocess: Postprocessor,
     args: EvaluationArguments,
+    short_args: ShortFormArguments,
     run_args: RunArguments,
     accelerator: Accelerator,
 ) -> tuple[list[Heard], float]:
     """Transcribe a dataset on all processes; return all rows, and the seconds it took."""
     heard: list[Heard] = []
+    in_chunks = None
+    if short_args.chunk_length_s is not None:
+        batch_size = args.per_device_eval_batch_size
+        in_chunks = transcribe_in_chunks(
+            model, one.decoding, short_args.chunk_length_s, None, batch_size
+        )
+    collate = WindowCollator(model.log_mel, short_args.chunk_length_s, postprocess.stable_ts)
     bar = tqdm(desc="evaluating", unit=" clips", disable=not accelerator.is_local_main_process)
     started = time.perf_counter()
-    collate = WindowCollator(model.log_mel, keep_waveforms=postprocess.stable_ts)
     for batch in _batches(rows, collate, args, run_args, accelerator):
-        heard += _hear(batch, one, model, postprocess, accelerator)
+        heard += _hear(batch, one, model, in_chunks, postprocess, accelerator)
         bar.update(len(batch.rows))
     bar.close()
     everything = gather_object(heard)
@@ -138,9 +308,11 @@ def _hear(
     batch: Windows,
     one: Evaluation,
     model: whisper.Whisper,
+    in_chunks: Callable[[Waveform], str] | None,
     postprocess: Postprocessor,
     accelerator: Accelerator,
 ) -> list[Heard]:
+    """Transcribe a batch; clips that are longer than a chunk one by one."""
     written: Iterator[Any] = iter(())
     if batch.features is not None:
         features = batch.features.to(accelerator.device)
@@ -151,10 +323,14 @@ def _hear(
         if row[PROBLEM]:
             logger.warning("clip %s %s", row_id, row[PROBLEM])
             heard.append(Heard(row_id, reference, "", 0.0, row[PROBLEM]))
+            continue
+        if row_id in batch.long:
+            # Of its chunks only the text is left; times would not change it.
+            text = postprocess.punctuated(in_chunks(batch.long[row_id]))
         else:
             transcript, waveform = next(written)
             text = postprocess(model, transcript.ids, waveform)
-            heard.append(Heard(row_id, reference, text, row[schema.DURATION]))
+        heard.append(Heard(row_id, reference, text, row[schema.DURATION]))
     return heard
 
 

@@ -54,10 +54,16 @@ class Postprocessor:
         if self.punctuator is None and not self.stable_ts:
             return text
         timed = has_timestamps(ids, whisper.tokens)
-        chunks = chunks_of(whisper, ids) if timed else [{"text": text}]
+        if not timed:
+            return self.punctuated(text)
         audio = {"raw": waveform, "sampling_rate": whisper.log_mel.sampling_rate}
-        chunks = finish(chunks, self.punctuator, audio if self.stable_ts and timed else None)
+        chunks = chunks_of(whisper, ids)
+        chunks = finish(chunks, self.punctuator, audio if self.stable_ts else None)
         return "".join(chunk["text"] for chunk in chunks).strip()
+
+    def punctuated(self, text: str) -> str:
+        """Return a text of which nothing else is known, no times either."""
+        return text if self.punctuator is None else self.punctuator([text])[0]
 
 
 def chunks_of(whisper: Whisper, ids: Sequence[int]) -> list[dict[str, Any]]:
