@@ -113,6 +113,8 @@ def main(
             rows, _algorithm(model, one.decoding, long_args, args), model, accelerator
         ),
     )
+    if accelerator.is_main_process:
+        evaluation.write_page(args)
 
 
 def _algorithm(

@@ -18,12 +18,12 @@ Punctuated by rules, and with timestamps fitted to the sound, as kotoba-whisper 
 
 An evaluation that was made before, of the same model on the same rows, is shown and not repeated.
 
-Two ways without a model: texts that were predicted elsewhere are scored, and tables are made of all
-results in a folder. `-m` and `-d` then only name what the files hold.
+Two ways without a model: texts that were predicted elsewhere are scored, and tables or a page are
+made of all results in a folder. `-m` and `-d` then only name what the files hold.
 
     python run_short_form_eval.py --predictions_file a.csv+b.csv -m org/model-a+org/model-b \
         -d org/test-set --language ja -o eval
-    python run_short_form_eval.py --pretty-table -o eval
+    python run_short_form_eval.py --pretty-table --html report.html -o eval
 """
 
 import logging
@@ -96,7 +96,8 @@ class ShortFormArguments:
         if values.predictions_file is not None:
             return {"language"}
         given = [name for name in usual if getattr(values, name) is not None]
-        return usual if given or not values.pretty_table else set()
+        only_shows = values.pretty_table or values.html is not None
+        return usual if given or not only_shows else set()
 
     def problems(self) -> list[str]:
         """Return what is wrong with the values."""
@@ -149,6 +150,8 @@ def main(
         )
     if short_args.pretty_table and accelerator.is_main_process:
         sys.stdout.write(tables.error_tables(results.read_folder(args.output_dir)))
+    if accelerator.is_main_process:
+        evaluation.write_page(args)
 
 
 def _score_files(

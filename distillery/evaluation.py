@@ -24,7 +24,7 @@ from distillery.arguments import (
     one_of,
 )
 from distillery.bootstrap import rate_intervals
-from distillery.metrics import Unit, alignment, pair_error_rate, word_errors
+from distillery.metrics import alignment, word_errors
 from distillery.normalizers import (
     JAPANESE_WORDS_HINT,
     VARIANTS,
@@ -33,6 +33,7 @@ from distillery.normalizers import (
     normalizer_for,
     raw_text,
 )
+from distillery.report import gather, unit_of, worst, write_report
 from distillery.results import Prediction
 from distillery.runtime import code_commit, versions
 from distillery.shards import replacing, sha256
@@ -40,8 +41,6 @@ from distillery.tokens import TRANSCRIBE, language_code
 from distillery.transcription import Decoding
 
 logger = logging.getLogger(__name__)
-
-NUM_WORST = 50  # utterances that are shown aligned
 
 WORD_PACKAGES = ("fugashi", "unidic_lite")
 
@@ -58,6 +57,11 @@ class EvaluationArguments:
     normalizer: str = flag(
         "auto", f"How texts are normalised before they are scored: {', '.join(VARIANTS)}."
     )
+    html: str | None = flag(
+        None,
+        "File for a page about all results in --output_dir, such as 'report.html': tables, bars, "
+        "the worst utterances aligned and, where the audio is in local files, heard.",
+    )
     japanese_words: bool = flag(
         False, "Also give the error rate over words as MeCab cuts Japanese text (needs fugashi)."
     )
@@ -65,7 +69,9 @@ class EvaluationArguments:
     def problems(self) -> list[str]:
         """Return what is wrong with the values."""
         missing = self.japanese_words and not all(map(importlib.util.find_spec, WORD_PACKAGES))
+        is_folder = self.html is not None and Path(self.html).is_dir()
         return [
+            *([f"--html {self.html} is a folder: name a file"] if is_folder else []),
             *([f"--japanese_words: {JAPANESE_WORDS_HINT}"] if missing else []),
             *at_least(self, "per_device_eval_batch_size", 1),
             *at_least(self, "generation_max_length", 8),
@@ -169,6 +175,11 @@ class Evaluation:
             "wall_s": None if wall_s is None else round(wall_s, 3),
             "rtfx": rtfx,
             "predictions": str(self.predictions_path.relative_to(self.folder)),
+            "columns": {
+                schema.AUDIO: self.spec.audio_column,
+                schema.TEXT: self.spec.text_column,
+                schema.ID: self.spec.id_column,
+            },
             "versions": versions(),
             "commit": code_commit(),
         }
@@ -221,13 +232,11 @@ class Evaluation:
 
     def _write_worst(self, predictions: list[Prediction]) -> None:
         """Write the worst utterances, aligned with their references, for a person to read."""
-        unit: Unit = "char" if "no-spaces" in self.normalizer.id else "word"
-        pairs = [(row.reference_norm, row.prediction_norm, row.id) for row in predictions]
-        rated = [(pair_error_rate(ref, pred, unit), ref, pred, i) for ref, pred, i in pairs if ref]
+        unit = unit_of(self.normalizer.id)
         lines = [
-            f"{row_id}: {rate:.1f} % of the {unit}s wrong\n{alignment(ref, pred, unit)}"
-            for rate, ref, pred, row_id in sorted(rated, key=lambda r: -r[0])[:NUM_WORST]
-            if rate > 0
+            f"{p.id}: {rate:.1f} % of the {unit}s wrong\n"
+            f"{alignment(p.reference_norm, p.prediction_norm, unit)}"
+            for rate, p in worst(predictions, unit)
         ]
         with replacing(self.predictions_path.with_suffix(".worst.txt")) as temporary:
             temporary.write_text("\n\n".join(lines) + "\n", encoding="utf-8")
@@ -392,6 +401,13 @@ def report(accelerator: Accelerator, run_args: RunArguments, rows: list[results.
         for index, row in enumerate(rows):
             figures = {k: v for k, v in row.items() if isinstance(v, int | float)}
             accelerator.log({f"{row['form']}/{k}": v for k, v in figures.items()}, step=index)
+
+
+def write_page(args: EvaluationArguments) -> None:
+    """Write the page of --html, if it was asked for."""
+    if args.html is not None:
+        write_report(args.html, gather(Path(args.output_dir)))
+        logger.info("report: %s", args.html)
 
 
 def evaluate_each(

@@ -8,7 +8,7 @@ The tests hold the two equal.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import evaluate
 import jiwer
@@ -78,6 +78,17 @@ class Scores:
     wer_raw: float
     num_rows: int
     num_empty_references: int
+
+
+class AlignedRun(NamedTuple):
+    """A run of characters or words, in the reference and in the prediction.
+
+    `kind` is `equal`, `replace`, `delete` or `insert`: what turns the one into the other.
+    """
+
+    kind: str
+    reference: str
+    prediction: str
 
 
 RATES = tuple(f.name for f in fields(Scores) if not f.name.startswith("num_"))
@@ -216,6 +227,20 @@ def alignment(reference: str, prediction: str, unit: Unit) -> str:
         process(reference, prediction), show_measures=False, skip_correct=False
     )
     return str(drawn).split("\n\n", 1)[1].strip("\n")  # without jiwer's own heading
+
+
+def aligned_runs(reference: str, prediction: str, unit: Unit) -> list[AlignedRun]:
+    """Return the runs of equal and of differing text, in order; they spell out both texts."""
+    if unit == "char":
+        expected, found = list(reference.strip()), list(prediction.strip())
+    else:
+        expected, found = reference.split(), prediction.split()
+    space = "" if unit == "char" else " "
+    return [
+        AlignedRun(run.tag, space.join(expected[i:j]), space.join(found[k:n]))
+        for run in Levenshtein.opcodes(*_units(reference, prediction, unit))
+        for i, j, k, n in [(run.src_start, run.src_end, run.dest_start, run.dest_end)]
+    ]
 
 
 class WordErrorRate(evaluate.Metric):  # type: ignore[misc]  # evaluate ships no types

@@ -23,9 +23,9 @@ def error_tables(rows: Iterable[Row]) -> str:
     The newest row counts where one model was evaluated on one set several times with the same
     settings; with other settings it has a line of its own, which names what differs.
     """
-    kept = _newest(rows)
-    names = _distinct_names(kept)
-    sets = _set_names(kept)
+    kept = newest(rows)
+    names = distinct_names(kept)
+    sets = set_names(kept)
     return "\n".join(
         f"- {title}\n\n{_table(kept, names, sets, rate)}" for rate, title in TITLES.items()
     )
@@ -38,7 +38,7 @@ def _table(rows: Sequence[Row], names: Sequence[str], sets: Sequence[str], rate:
     return markdown_table(lines.values(), ["model", *sorted(set(sets))])
 
 
-def _newest(rows: Iterable[Row]) -> list[Row]:
+def newest(rows: Iterable[Row]) -> list[Row]:
     """Return the last of the rows that agree in model, test set and settings."""
     newest: dict[str, Row] = {}
     for row in rows:
@@ -65,7 +65,7 @@ def _settings(row: Row) -> dict[str, Any]:
     return {name: flat.get(name) for name in SETTINGS}
 
 
-def _distinct_names(rows: Sequence[Row]) -> list[str]:
+def distinct_names(rows: Sequence[Row]) -> list[str]:
     """Return a name for each row: the model's, and the settings in which its rows differ."""
     by_model: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
@@ -80,7 +80,7 @@ def _distinct_names(rows: Sequence[Row]) -> list[str]:
     return names
 
 
-def _set_names(rows: Sequence[Row]) -> list[str]:
+def set_names(rows: Sequence[Row]) -> list[str]:
     """Return a name for each row's test set: the dataset alone, where that says which."""
     sets = {_test_set(row) for row in rows}
     names = []

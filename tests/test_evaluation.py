@@ -90,6 +90,7 @@ def test_the_row_of_metrics(tmp_path):
     # Normalised: ねこ, いぬとさかな (1 of 6 wrong), na against null (3 of 2), みず (2 of 2).
     assert row["cer_norm"] == pytest.approx(100 * (0 + 1 + 3 + 2) / (2 + 6 + 2 + 2))
     assert row["cer_raw"] > 0
+    assert row["columns"] == {"audio": "audio", "text": None, "id": None}
     assert set(row["versions"]) >= {"torch", "transformers"}
 
 

@@ -12,7 +12,8 @@ LAYERS = {
     "core": "schema tokens labels segments normalizers metrics filters vocabulary order bootstrap",
     "torch": "losses student collators optim features whisper transcription distillation "
     "pipelines postprocessing",
-    "io": "data shards checkpointing hub results reazonspeech downloads examples comparison tables",
+    "io": "data shards checkpointing hub results reazonspeech downloads examples comparison tables "
+    "report",
     "app": "arguments runtime training evaluation",
 }
 LAYER_OF = {name: layer for layer, names in LAYERS.items() for name in names.split()}

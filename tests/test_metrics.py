@@ -11,6 +11,7 @@ from distillery.metrics import (
     ErrorCounts,
     Scores,
     WordErrorRate,
+    aligned_runs,
     character_errors,
     count_errors,
     pair_error_rate,
@@ -198,3 +199,34 @@ def test_published_normalised_texts(name):
     japanese = normalizer_for("ja")
     for side in ("reference", "prediction"):
         assert [japanese(text) for text in columns[f"{side}_raw"]] == columns[f"{side}_norm"]
+
+
+def test_aligned_runs_of_characters():
+    assert aligned_runs("ねこがみずをのむ", "ねこはみずのむよ", "char") == [
+        ("equal", "ねこ", "ねこ"),
+        ("replace", "が", "は"),
+        ("equal", "みず", "みず"),
+        ("delete", "を", ""),
+        ("equal", "のむ", "のむ"),
+        ("insert", "", "よ"),
+    ]
+
+
+def test_aligned_runs_of_words():
+    assert aligned_runs(" the cat  sat on", "a dog sat", "word") == [
+        ("replace", "the cat", "a dog"),
+        ("equal", "sat", "sat"),
+        ("delete", "on", ""),
+    ]
+    assert aligned_runs("", "", "word") == []
+
+
+@pytest.mark.parametrize("unit", ["char", "word"])
+def test_aligned_runs_spell_out_both_texts(unit):
+    rng = random.Random(0)
+    space = "" if unit == "char" else " "
+    for _ in range(200):
+        pair = [space.join(rng.choices("abc", k=rng.randrange(8))) for _ in range(2)]
+        runs = aligned_runs(*pair, unit)
+        for side, text in zip(("reference", "prediction"), pair, strict=True):
+            assert space.join(filter(None, (getattr(run, side) for run in runs))) == text

@@ -32,7 +32,7 @@ COLUMNS = {
     *("cer_norm", "wer_norm", "cer_raw", "wer_raw", "num_rows", "num_empty_references"),
     *("ci", "edits", "by_duration", "wer_words", "word_segmenter", "baselines"),
     *("num_bad", "num_parameters", "audio_s", "wall_s", "rtfx", "predictions"),
-    *("versions", "commit"),
+    *("columns", "versions", "commit"),
 }
 
 
@@ -129,6 +129,27 @@ def test_same_evaluation_is_shown_and_not_repeated(evaluated, flags, capsys):
     assert "was evaluated before" in told
     assert "| cer_norm |" in told
     assert snapshot(evaluated) == before
+
+
+def test_page_shows_earlier_evaluations_and_their_audio(tmp_path, evaluated, flags, model):
+    page = tmp_path / "report.html"
+    before = snapshot(evaluated)
+    run(SCRIPT, *flags, "-o", evaluated, "--html", page)
+    assert snapshot(evaluated) == before
+    text = page.read_text("utf-8")
+    (row,) = metrics(evaluated)
+    assert f"{model.name} on test" in text
+    assert f"{row['cer_norm']:.1f}" in text
+    # Of the ten references two are empty, and a random model writes none of the others.
+    assert text.count("<audio") == NUM_CLIPS - 2
+    run(SCRIPT, "-o", evaluated, "--html", tmp_path / "again.html")  # with no model
+    assert (tmp_path / "again.html").read_text("utf-8").count("<audio") == NUM_CLIPS - 2
+
+
+def test_page_is_a_file(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        parse(load_script(SCRIPT).GROUPS, ["-o", str(tmp_path), "--html", str(tmp_path)])
+    assert f"--html {tmp_path} is a folder: name a file" in capsys.readouterr().err
 
 
 def test_lost_predictions_are_made_again(tmp_path, flags):
