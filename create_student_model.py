@@ -71,7 +71,8 @@ def main(args: StudentArguments) -> None:
         _check_forward(student)
         with sealed_folder(folder) as temporary:
             whisper.save(student, teacher.tokenizer, teacher.feature_extractor, temporary)
-            whisper.write_card(temporary, _card(args, encoder, decoder))
+            card = _card(args, encoder, decoder)
+            whisper.write_card(temporary, card, title=folder.resolve().name)
             Run(temporary, run.stage, run.arguments, run.inputs).finish(
                 encoder_layers=encoder,
                 decoder_layers=decoder,

@@ -11,6 +11,11 @@ On a laptop:
 
     accelerate launch run_short_form_eval.py -m my-student -d my_test.jsonl --language ja -o eval
 
+Punctuated by rules, and with timestamps fitted to the sound, as kotoba-whisper v1.1 does it:
+
+    accelerate launch run_short_form_eval.py -m my-student -d my_test.jsonl --language ja -o eval \
+        -p rules -s
+
 An evaluation that was made before, of the same model on the same rows, is shown and not repeated.
 
 Two ways without a model: texts that were predicted elsewhere are scored, and tables or a page are
@@ -26,6 +31,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +45,7 @@ from distillery.arguments import (
     DataArguments,
     DecodingArguments,
     ModelArguments,
+    PostprocessingArguments,
     RunArguments,
     flag,
     parse,
@@ -47,8 +54,8 @@ from distillery.arguments import (
 from distillery.collators import PROBLEM, WindowCollator, Windows
 from distillery.evaluation import Evaluation, EvaluationArguments, Heard
 from distillery.features import Waveform
-from distillery.labels import plain_text
 from distillery.normalizers import raw_text
+from distillery.postprocessing import Postprocessor
 from distillery.runtime import load_model, make_accelerator
 from distillery.transcription import transcribe_in_chunks, transcribe_windows
 
@@ -111,6 +118,7 @@ GROUPS = (
     ModelArguments,
     DataArguments,
     DecodingArguments,
+    PostprocessingArguments,
     EvaluationArguments,
     ShortFormArguments,
     RunArguments,
@@ -121,20 +129,24 @@ def main(
     model_args: ModelArguments,
     data_args: DataArguments,
     decoding_args: DecodingArguments,
+    post_args: PostprocessingArguments,
     args: EvaluationArguments,
     short_args: ShortFormArguments,
     run_args: RunArguments,
 ) -> None:
     """Evaluate the model on each dataset in turn, or score files, and print tables."""
     accelerator = make_accelerator(run_args, args.output_dir, model_args.dtype)
+    if post_args.stable_ts:  # it has nothing to move otherwise
+        decoding_args = replace(decoding_args, return_timestamps=True)
     if short_args.predictions_file is not None:
         if accelerator.is_main_process:
-            rows = _score_files(short_args, model_args, data_args, decoding_args, args)
+            rows = _score_files(short_args, model_args, data_args, decoding_args, post_args, args)
             evaluation.report(accelerator, run_args, rows)
         accelerator.end_training()
     elif model_args.model_name_or_path is not None:
         _evaluate_models(
-            model_args, data_args, decoding_args, args, short_args, run_args, accelerator
+            *(model_args, data_args, decoding_args, post_args),
+            *(args, short_args, run_args, accelerator),
         )
     if short_args.pretty_table and accelerator.is_main_process:
         sys.stdout.write(tables.error_tables(results.read_folder(args.output_dir)))
@@ -147,9 +159,11 @@ def _score_files(
     model_args: ModelArguments,
     data_args: DataArguments,
     decoding_args: DecodingArguments,
+    post_args: PostprocessingArguments,
     args: EvaluationArguments,
 ) -> list[results.Row]:
     """Score predictions that are there already; the flags of model and dataset only name them."""
+    postprocess = Postprocessor.load(post_args.punctuator, post_args.stable_ts)
     paths = [Path(name) for name in plus_list(short_args.predictions_file)]
     models = plus_list(model_args.model_name_or_path) or [path.stem for path in paths]
     named = data_args.dataset_name is not None
@@ -158,11 +172,13 @@ def _score_files(
     specs = _one_each(specs, "--dataset_name", len(paths))
     rows = []
     for path, model, spec in zip(paths, models, specs, strict=True):
-        one = evaluation.plan_for_file(path, model, spec, decoding_args, args)
+        one = evaluation.plan_for_file(
+            path, model, spec, decoding_args, args, **post_args.identity()
+        )
         row = one.earlier()
         if row is None:
             heard = [
-                Heard(row_id, raw_text(said), raw_text(found), None)
+                Heard(row_id, raw_text(said), postprocess.punctuated(raw_text(found)), None)
                 for row_id, said, found in results.read_foreign_predictions(path)
             ]
             rows.append(one.conclude(heard, None, None, max_bad_fraction=0.0))
@@ -186,13 +202,15 @@ def _evaluate_models(
     model_args: ModelArguments,
     data_args: DataArguments,
     decoding_args: DecodingArguments,
+    post_args: PostprocessingArguments,
     args: EvaluationArguments,
     short_args: ShortFormArguments,
     run_args: RunArguments,
     accelerator: Accelerator,
 ) -> None:
     """Evaluate the baselines and then the model, with one model in memory at a time."""
-    how = (decoding_args, args, short_args, run_args, accelerator)
+    postprocess = Postprocessor.load(post_args.punctuator, post_args.stable_ts)
+    how = (decoding_args, post_args, postprocess, args, short_args, run_args, accelerator)
     baselines: list[results.Row] = []
     for name in plus_list(short_args.baseline):
         own_args = replace(model_args, model_name_or_path=name, model_revision=None)
@@ -210,6 +228,8 @@ def _steps(
     model: whisper.Whisper,
     model_args: ModelArguments,
     decoding_args: DecodingArguments,
+    post_args: PostprocessingArguments,
+    postprocess: Postprocessor,
     args: EvaluationArguments,
     short_args: ShortFormArguments,
     run_args: RunArguments,
@@ -222,8 +242,11 @@ def _steps(
         lambda spec: evaluation.plan(
             *("short_form", spec, model, model_args, decoding_args, args),
             chunk_length_s=chunk_length_s,
+            **post_args.identity(),
         ),
-        lambda one, rows: _transcribe(one, rows, model, args, short_args, run_args, accelerator),
+        lambda one, rows: _transcribe(
+            one, rows, model, postprocess, args, short_args, run_args, accelerator
+        ),
     )
 
 
@@ -231,6 +254,7 @@ def _transcribe(
     one: Evaluation,
     rows: data.Rows,
     model: whisper.Whisper,
+    postprocess: Postprocessor,
     args: EvaluationArguments,
     short_args: ShortFormArguments,
     run_args: RunArguments,
@@ -244,11 +268,11 @@ def _transcribe(
         in_chunks = transcribe_in_chunks(
             model, one.decoding, short_args.chunk_length_s, None, batch_size
         )
-    collate = WindowCollator(model.log_mel, short_args.chunk_length_s)
+    collate = WindowCollator(model.log_mel, short_args.chunk_length_s, postprocess.stable_ts)
     bar = tqdm(desc="evaluating", unit=" clips", disable=not accelerator.is_local_main_process)
     started = time.perf_counter()
     for batch in _batches(rows, collate, args, run_args, accelerator):
-        heard += _hear(batch, one, model, in_chunks, accelerator)
+        heard += _hear(batch, one, model, in_chunks, postprocess, accelerator)
         bar.update(len(batch.rows))
     bar.close()
     everything = gather_object(heard)
@@ -288,13 +312,14 @@ def _hear(
     one: Evaluation,
     model: whisper.Whisper,
     in_chunks: Callable[[Waveform], str] | None,
+    postprocess: Postprocessor,
     accelerator: Accelerator,
 ) -> list[Heard]:
     """Transcribe a batch; clips that are longer than a chunk one by one."""
     written: Iterator[Any] = iter(())
     if batch.features is not None:
         features = batch.features.to(accelerator.device)
-        written = iter(transcribe_windows(model, features, one.decoding))
+        written = zip_longest(transcribe_windows(model, features, one.decoding), batch.waveforms)
     heard = []
     for row in batch.rows:
         reference, row_id = evaluation.reference_of(row), row[schema.ID]
@@ -303,9 +328,11 @@ def _hear(
             heard.append(Heard(row_id, reference, "", 0.0, row[PROBLEM]))
             continue
         if row_id in batch.long:
-            text = in_chunks(batch.long[row_id])
+            # Of its chunks only the text is left; times would not change it.
+            text = postprocess.punctuated(in_chunks(batch.long[row_id]))
         else:
-            text = plain_text(next(written).ids, model.tokens, model.tokenizer)
+            transcript, waveform = next(written)
+            text = postprocess(model, transcript.ids, waveform)
         heard.append(Heard(row_id, reference, text, row[schema.DURATION]))
     return heard
 

@@ -26,6 +26,7 @@ from transformers import HfArgumentParser
 
 from distillery import schema
 from distillery.data import DatasetSpec, broadcast_specs
+from distillery.pipelines.punctuation import DEFAULT_MODEL, RULES
 from distillery.schema import REFERENCE_NAMES
 from distillery.tokens import TASKS, language_code
 from distillery.whisper import ATTENTIONS, DTYPES
@@ -195,6 +196,40 @@ class DecodingArguments:
             *one_of(self, "task", TASKS),
             *at_least(self, "generation_num_beams", 1),
         ]
+
+
+@dataclass(frozen=True)
+class PostprocessingArguments:
+    """What is done to transcripts after decoding, as kotoba-whisper v1.1 and v2.1 do."""
+
+    punctuator: str | None = field(
+        default=None,
+        metadata={
+            "help": f"Add punctuation: {RULES!r} for Japanese sentence ends by rule, or Hub id or "
+            f"folder of a model of the package punctuators; without a value {DEFAULT_MODEL}.",
+            "aliases": ["-p"],
+            "nargs": "?",
+            "const": DEFAULT_MODEL,
+        },
+    )
+    stable_ts: bool = flag(
+        False, "Move timestamps out of silence by stable-ts; predicts timestamps too.", "-s"
+    )
+
+    def problems(self) -> list[str]:
+        """Return what is wrong with the values."""
+        # The checks see the flags of all groups.
+        if self.stable_ts and getattr(self, "predictions_file", None) is not None:
+            return ["--stable_ts needs the sound: leave it out with --predictions_file"]
+        return []
+
+    def identity(self) -> dict[str, Any]:
+        """Return what the row of an evaluation says of it, in the words of the seeds' tables."""
+        steps = {"punctuator": self.punctuator, "stable-ts": self.stable_ts}
+        return {
+            "postprocessing": [step for step, asked in steps.items() if asked],
+            "punctuator": self.punctuator,
+        }
 
 
 @dataclass(frozen=True)

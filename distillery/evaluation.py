@@ -325,6 +325,7 @@ def plan_for_file(
     spec: data.DatasetSpec,
     decoding_args: DecodingArguments,
     args: EvaluationArguments,
+    **algorithm: Any,
 ) -> Evaluation:
     """Put together what identifies the scoring of a predictions file.
 
@@ -333,6 +334,7 @@ def plan_for_file(
         model: name of the model that wrote it.
         spec: names what was transcribed; it is not read.
         decoding_args, args: the flags; of the decoding only language and task are known.
+        algorithm: more settings that change the result.
     """
     # What a model translates into is English.
     spoken = decoding_args.language if decoding_args.task == TRANSCRIBE else "en"
@@ -349,6 +351,7 @@ def plan_for_file(
         "decoding": {"language": decoding.language, "task": decoding.task},
         "normalizer": normalizer.id,
         "postprocessing": [],
+        **algorithm,
     }
     folder = Path(args.output_dir)
     return Evaluation(

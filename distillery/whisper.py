@@ -213,17 +213,19 @@ def save(
     extractor.save_pretrained(folder)
 
 
-def write_card(folder: Path, description: str) -> None:
+def write_card(folder: Path, description: str, title: str | None = None) -> None:
     """Write a model card.
 
     Args:
         folder: the checkpoint's folder.
         description: Markdown.
+        title: the model's name, where the folder does not have it yet.
     """
     header = ModelCardData(
         pipeline_tag="automatic-speech-recognition", library_name="transformers", tags=["whisper"]
     )
-    text = f"---\n{header.to_yaml()}\n---\n\n# {folder.resolve().name}\n\n{description}\n"
+    title = title or folder.resolve().name
+    text = f"---\n{header.to_yaml()}\n---\n\n# {title}\n\n{description}\n"
     (folder / "README.md").write_text(text, encoding="utf-8")
 
 

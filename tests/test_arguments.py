@@ -9,6 +9,7 @@ from distillery.arguments import (
     DecodingArguments,
     ModelArguments,
     OutputArguments,
+    PostprocessingArguments,
     RunArguments,
     TrainDataArguments,
     TrainingArguments,
@@ -20,6 +21,7 @@ from distillery.arguments import (
     required,
 )
 from distillery.data import DatasetSpec
+from distillery.pipelines.punctuation import DEFAULT_MODEL
 
 SCRIPTS = (
     "run_pseudo_labelling.py",
@@ -342,3 +344,21 @@ def test_help_explains_every_flag(path, capsys):
             assert len(each.metadata["help"]) > 10, each.name
             assert f"--{each.name}" in shown
             assert "".join(each.metadata["help"].split()) in shown
+
+
+@pytest.mark.parametrize(
+    ("words", "punctuator", "stable_ts", "told"),
+    [
+        ([], None, False, []),
+        (["-p"], DEFAULT_MODEL, False, ["punctuator"]),
+        (["-p", "rules", "-s"], "rules", True, ["punctuator", "stable-ts"]),
+        (["--punctuator", "-s"], DEFAULT_MODEL, True, ["punctuator", "stable-ts"]),
+        (["--punctuator", "a/b", "--stable-ts"], "a/b", True, ["punctuator", "stable-ts"]),
+        (["--stable_ts"], None, True, ["stable-ts"]),
+        (["--stable_ts", "False"], None, False, []),
+    ],
+)
+def test_postprocessing(words, punctuator, stable_ts, told):
+    (found,) = parse((PostprocessingArguments,), words)
+    assert found == PostprocessingArguments(punctuator, stable_ts)
+    assert found.identity() == {"postprocessing": told, "punctuator": punctuator}
