@@ -17,6 +17,7 @@ An evaluation that was made before, of the same model on the same rows, is shown
 import logging
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
@@ -35,7 +36,7 @@ from distillery.arguments import (
 from distillery.collators import PROBLEM, WindowCollator, Windows
 from distillery.evaluation import Evaluation, EvaluationArguments, Heard
 from distillery.labels import plain_text
-from distillery.runtime import load_model, make_accelerator
+from distillery.runtime import Run, load_model, load_outline, make_accelerator
 from distillery.transcription import transcribe_windows
 
 logger = logging.getLogger(__name__)
@@ -52,9 +53,12 @@ def main(
 ) -> None:
     """Evaluate the model on each dataset in turn."""
     accelerator = make_accelerator(run_args, args.output_dir, model_args.dtype)
-    model = load_model(model_args, accelerator)
+    groups = (model_args, data_args, decoding_args, args, run_args)
+    run = Run(Path(args.output_dir), "run_short_form_eval", groups, {})
+    model = load_outline(model_args) if run_args.dry_run else load_model(model_args, accelerator)
     evaluation.evaluate_each(
         accelerator,
+        run,
         model,
         data_args,
         run_args,

@@ -11,7 +11,7 @@ from typing import Any
 import evaluate
 from accelerate import Accelerator
 
-from distillery import data, results, schema, whisper
+from distillery import data, forecast, results, schema, whisper
 from distillery.arguments import (
     DataArguments,
     DecodingArguments,
@@ -23,7 +23,8 @@ from distillery.arguments import (
 )
 from distillery.metrics import Unit, alignment, pair_error_rate, score
 from distillery.normalizers import VARIANTS, Normalizer, raw_text
-from distillery.runtime import code_commit, versions
+from distillery.provenance import code_commit, versions
+from distillery.runtime import Run
 from distillery.shards import replacing
 from distillery.tokens import language_code
 from distillery.transcription import Decoding
@@ -241,6 +242,7 @@ def report(accelerator: Accelerator, run_args: RunArguments, rows: list[results.
 
 def evaluate_each(
     accelerator: Accelerator,
+    run: Run,
     model: whisper.Whisper,
     data_args: DataArguments,
     run_args: RunArguments,
@@ -251,11 +253,17 @@ def evaluate_each(
 
     Args:
         accelerator: of this launch.
-        model: the model.
+        run: all flags, and the folder; of several runs in it the newest leaves its configuration.
+        model: the model; an outline for a dry run.
         data_args, run_args: the flags.
         plan_one: puts together what identifies the evaluation on a dataset.
         transcribe: returns all rows, heard by all processes, and the seconds it took.
     """
+    if run_args.dry_run:
+        forecast.show(accelerator, run.stage, _forecast(run, model, data_args, plan_one))
+        return
+    if accelerator.is_main_process:
+        run.write_config()
     found = []
     for spec, rows in specs_with_references(data_args):
         one = plan_one(spec)
@@ -272,6 +280,30 @@ def evaluate_each(
     if accelerator.is_main_process:
         report(accelerator, run_args, [row for row in found if row is not None])
     accelerator.end_training()
+
+
+def _forecast(
+    run: Run,
+    model: whisper.Whisper,
+    data_args: DataArguments,
+    plan_one: Callable[[data.DatasetSpec], Evaluation],
+) -> list[forecast.Line]:
+    """Say what an evaluation would do and take."""
+    flag = "--text_column_name"
+    speech = [forecast.survey(spec, schema.TEXT, flag) for spec in data_args.specs()]
+    planned = [plan_one(one.spec) for one in speech]
+    num_done = sum(one.earlier() is not None for one in planned)
+    decoding, flags = planned[0].decoding, run.arguments
+    return [
+        *forecast.data_lines(speech),
+        forecast.model_line(flags["model_name_or_path"], model),
+        forecast.windows_line(speech, model.log_mel.window_s),
+        forecast.decoding_memory(
+            model, flags["per_device_eval_batch_size"], decoding.num_beams, decoding.max_length
+        ),
+        forecast.disk_line(run.folder, None, "predictions, which are small,"),
+        ("resume", f"{num_done} of {len(planned)} datasets were evaluated before"),
+    ]
 
 
 def specs_with_references(data_args: DataArguments) -> list[tuple[data.DatasetSpec, data.Rows]]:

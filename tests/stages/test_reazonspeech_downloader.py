@@ -15,6 +15,7 @@ from loopback import HTML, FaultServer, clip_name, corpus, flac, tar
 from tiny import REPOSITORY, load_script
 
 from distillery.downloads import lock_folder
+from distillery.flags import parse
 
 downloader = load_script("reazonspeech_manual_downloader.py")
 SCRIPT = REPOSITORY / "reazonspeech_manual_downloader.py"
@@ -38,7 +39,7 @@ def run(server, folder):
     def run(*flags):
         always = ["-t", "small", "-s", "0", "-e", "3", "--timeout", "1"]
         places = ["--output_dir", str(folder), "--base_url", server.url]
-        return downloader.main([*always, *places, *flags])
+        return downloader.main(*parse(downloader.GROUPS, [*always, *places, *flags]))
 
     return run
 
@@ -178,17 +179,17 @@ def test_unpaired_clips_and_texts_are_reported(run, server, folder, caplog):
 def test_all_wrong_flags_are_told_together(capsys):
     flags = "-t huge -p 0 --start 3 --deep --timeout soon --max_attempts 0 --base_url ftp://x --up"
     with pytest.raises(SystemExit) as exit_info:
-        downloader.main(flags.split())
+        parse(downloader.GROUPS, flags.split())
     assert exit_info.value.code == 2
     message = capsys.readouterr().err
     for part in (
-        "--up is no flag",
-        "--target must be one of tiny, small, medium, large, all, got 'huge'",
-        "--pool must be a whole number of at least 1, got '0'",
+        "unknown flag --up",
+        "--target must be one of tiny, small, medium, large, all; got 'huge'",
+        "--pool must be >= 1, got 0",
         "--start_que and --end_que go together",
         "--deep needs --health_check",
-        "--timeout must be a number of at least 1, got 'soon'",
-        "--max_attempts must be a whole number of at least 1, got '0'",
+        "--timeout: invalid float value: 'soon'",
+        "--max_attempts must be >= 1, got 0",
         "--base_url must begin with https:// or http://, got 'ftp://x'",
     ):
         assert part in message
@@ -207,14 +208,14 @@ def test_all_wrong_flags_are_told_together(capsys):
     ],
 )
 def test_the_seeds_commands_mean_what_they_did(flags, folder, indices):
-    arguments = downloader.parse_arguments(flags.split())
+    (arguments,) = parse(downloader.GROUPS, flags.split())
     assert arguments.folder == Path.home() / ".cache" / "reazon_manual_download" / folder
     assert arguments.indices == indices
 
 
 def test_the_held_out_archive_is_out_of_reach(capsys):
     with pytest.raises(SystemExit):
-        downloader.parse_arguments(["-t", "all", "-s", "4000", "-e", "4096"])
+        parse(downloader.GROUPS, ["-t", "all", "-s", "4000", "-e", "4096"])
     assert "--end_que must be at most 4095" in capsys.readouterr().err
 
 
