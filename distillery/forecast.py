@@ -214,7 +214,7 @@ def batches(num_rows: int | None, batch_size: int, num_processes: int) -> Line:
     count = (
         "unknown" if num_rows is None else f"{math.ceil(num_rows / batch_size / num_processes):,}"
     )
-    return "steps", f"{count} batches of {batch_size} for each of {num_processes} processes"
+    return "steps", f"{count} batches of {batch_size} per process; processes: {num_processes}"
 
 
 def windows_line(speech: Sequence[Speech], window_s: float) -> Line:
@@ -293,9 +293,9 @@ def training_lines(
         model_line(flags["model_name_or_path"], student),
         *([model_line(flags["teacher_model_name_or_path"], teacher)] if teacher else []),
         ("steps", _steps(args, plan, num_updates)),
-        ("memory", _training_memory(student, teacher, args)),
+        ("memory", training_memory(student, teacher, args)),
         disk_line(
-            run.folder, _checkpoint_bytes(student, args, num_updates), "checkpoints and model"
+            run.folder, checkpoint_bytes(student, args, num_updates), "checkpoints and model"
         ),
         ("resume", _training_outlook(run)),
     ]
@@ -326,9 +326,10 @@ def _num_trained(student: whisper.Whisper, args: TrainingArguments) -> int:
     return int(student.num_parameters) - sum(p.numel() for p in frozen)
 
 
-def _training_memory(
+def training_memory(
     student: whisper.Whisper, teacher: whisper.Whisper | None, args: TrainingArguments
 ) -> str:
+    """Say what training takes at least, and what of it."""
     trained = _num_trained(student, args)
     parts = {
         "weights (float32)": student.num_parameters * FLOAT32,
@@ -355,9 +356,10 @@ def _layer_inputs(student: whisper.Whisper, args: TrainingArguments) -> int:
     return int(numbers * student.model.dtype.itemsize)
 
 
-def _checkpoint_bytes(
+def checkpoint_bytes(
     student: whisper.Whisper, args: TrainingArguments, num_updates: int | None
 ) -> float | None:
+    """Return the bytes of all files that a run keeps at once; None for unknown updates."""
     if num_updates is None:
         return None
     weights = student.num_parameters * FLOAT32
