@@ -237,6 +237,8 @@ class _StageParser(HfArgumentParser):
         super().__init__(
             groups,
             description=description,
+            epilog="A .yaml or .json file with values by flags' names may stand anywhere among the "
+            "flags, which override it; examples are in scripts/configs/.",
             formatter_class=_HelpFormatter,
             allow_abbrev=False,
         )

@@ -62,6 +62,7 @@ class Speech:
         audio_s: seconds in all rows; None with `num_rows`, or where no clip can be decoded.
         num_bytes: of the audio as it is stored.
         is_estimate: `audio_s` goes by the first rows.
+        is_copied: the datasets library would copy all rows into its cache first.
         num_first: rows that were looked at.
         bad: why some of those cannot be used.
     """
@@ -71,11 +72,15 @@ class Speech:
     audio_s: float | None
     num_bytes: float | None
     is_estimate: bool
+    is_copied: bool
     num_first: int
     bad: list[str]
 
     def __str__(self) -> str:
         parts = [f"{self.spec}: {_rows(self.num_rows)}, {self._hours()}"]
+        if self.is_copied:
+            amount = "all of it" if self.num_bytes is None else size(self.num_bytes)
+            parts.append(f"{amount} into the datasets library's cache, if it is not there yet")
         if self.bad:
             parts.append(
                 f"{len(self.bad)} of the first {self.num_first} cannot be used: {self.bad[0]}"
@@ -101,8 +106,9 @@ def survey(spec: data.DatasetSpec, column: str, flag: str) -> Speech:
         FileNotFoundError, ValueError: the dataset cannot be loaded, has no rows or no such column.
     """
     split = spec.split.partition("[")[0] if spec.split else None
+    streaming = _is_copied_first(spec)
     with TemporaryDirectory() as cache:
-        streamed = replace(spec, split=split, streaming=_is_copied_first(spec), cache_dir=cache)
+        streamed = replace(spec, split=split, streaming=streaming, cache_dir=cache)
         rows = data.load(streamed)
         data.require_column(rows, spec, column, flag)
         first = list(islice(rows, FIRST_ROWS))
@@ -115,10 +121,15 @@ def survey(spec: data.DatasetSpec, column: str, flag: str) -> Speech:
         num_bytes = fmean(map(_num_bytes, first)) * num_rows
         if audio_s is None and seconds:
             audio_s = fmean(seconds) * num_rows
-    is_estimate = _total(all_s) is None
-    num_first = len(seconds) + len(bad)
     return Speech(
-        data.with_split(spec, rows), num_rows, audio_s, num_bytes, is_estimate, num_first, bad
+        spec=data.with_split(spec, rows),
+        num_rows=num_rows,
+        audio_s=audio_s,
+        num_bytes=num_bytes,
+        is_estimate=_total(all_s) is None,
+        is_copied=streaming and not spec.streaming,
+        num_first=len(seconds) + len(bad),
+        bad=bad,
     )
 
 
@@ -322,8 +333,9 @@ def _steps(args: TrainingArguments, plan: BatchPlan, num_updates: int | None) ->
 
 def _num_trained(student: whisper.Whisper, args: TrainingArguments) -> int:
     model = student.model
-    frozen = model.model.encoder.parameters() if args.freeze_encoder else ()
-    return int(student.num_parameters) - sum(p.numel() for p in frozen)
+    frozen = {id(p) for p in model.model.encoder.parameters()} if args.freeze_encoder else set()
+    trained = [p for p in model.parameters() if p.requires_grad and id(p) not in frozen]
+    return sum(p.numel() for p in trained)
 
 
 def training_memory(

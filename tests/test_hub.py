@@ -76,6 +76,7 @@ def test_only_a_models_own_files_leave_this_machine(calls, tmp_path):
         "best/model.safetensors",
         "checkpoint-10/model.safetensors",
         "checkpoint-10/optimizer.pt",
+        "config.yaml",
         "data/audio.wav",
         "notes.txt",
         "optimizer.pt",
@@ -92,6 +93,7 @@ def test_only_a_datasets_own_files_leave_this_machine(calls, tmp_path):
         ".labels/default/train/00000.parquet",
         ".labels/default/train/00000.parquet.seal.json",
         "default/.train-00000-of-00001.parquet.0a.tmp",
+        "config.yaml",
         "default/audio.wav",
         "token.txt",
     ]
