@@ -253,7 +253,7 @@ def evaluate_each(
 
     Args:
         accelerator: of this launch.
-        run: all flags, and the folder; of several runs in it the newest leaves its configuration.
+        run: all flags, and the folder, where the newest run that measures leaves its configuration.
         model: the model; an outline for a dry run.
         data_args, run_args: the flags.
         plan_one: puts together what identifies the evaluation on a dataset.
@@ -262,8 +262,6 @@ def evaluate_each(
     if run_args.dry_run:
         forecast.show(accelerator, run.stage, _forecast(run, model, data_args, plan_one))
         return
-    if accelerator.is_main_process:
-        run.write_config()
     found = []
     for spec, rows in specs_with_references(data_args):
         one = plan_one(spec)
@@ -274,6 +272,7 @@ def evaluate_each(
         else:
             heard, wall_s = transcribe(one, rows)
             if accelerator.is_main_process:
+                run.write_config()
                 bad = data_args.max_bad_fraction
                 row = one.conclude(heard, wall_s, model.num_parameters, bad)
         found.append(row)
