@@ -40,7 +40,7 @@ from accelerate.utils import gather_object, release_memory
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-from distillery import data, evaluation, results, schema, tables, whisper
+from distillery import data, evaluation, forecast, results, schema, tables, whisper
 from distillery.arguments import (
     DataArguments,
     DecodingArguments,
@@ -56,7 +56,7 @@ from distillery.evaluation import Evaluation, EvaluationArguments, Heard
 from distillery.features import Waveform
 from distillery.normalizers import raw_text
 from distillery.postprocessing import Postprocessor
-from distillery.runtime import load_model, make_accelerator
+from distillery.runtime import Run, load_model, load_outline, make_accelerator
 from distillery.transcription import transcribe_in_chunks, transcribe_windows
 
 logger = logging.getLogger(__name__)
@@ -136,22 +136,33 @@ def main(
 ) -> None:
     """Evaluate the model on each dataset in turn, or score files, and print tables."""
     accelerator = make_accelerator(run_args, args.output_dir, model_args.dtype)
+    groups = (model_args, data_args, decoding_args, post_args, args, short_args, run_args)
+    run = Run(Path(args.output_dir), "run_short_form_eval", groups, {})
     if post_args.stable_ts:  # it has nothing to move otherwise
         decoding_args = replace(decoding_args, return_timestamps=True)
     if short_args.predictions_file is not None:
-        if accelerator.is_main_process:
+        if run_args.dry_run:
+            forecast.show(accelerator, run.stage, _files_forecast(short_args))
+        elif accelerator.is_main_process:
+            run.write_config()
             rows = _score_files(short_args, model_args, data_args, decoding_args, post_args, args)
             evaluation.report(accelerator, run_args, rows)
         accelerator.end_training()
     elif model_args.model_name_or_path is not None:
-        _evaluate_models(
-            *(model_args, data_args, decoding_args, post_args),
-            *(args, short_args, run_args, accelerator),
-        )
+        _evaluate_models(run, *groups, accelerator)
+    if run_args.dry_run:
+        return
     if short_args.pretty_table and accelerator.is_main_process:
         sys.stdout.write(tables.error_tables(results.read_folder(args.output_dir)))
     if accelerator.is_main_process:
         evaluation.write_page(args)
+
+
+def _files_forecast(short_args: ShortFormArguments) -> list[forecast.Line]:
+    """Say what would be scored."""
+    paths = [Path(name) for name in plus_list(short_args.predictions_file)]
+    rows = [sum(1 for _ in results.read_foreign_predictions(path)) for path in paths]
+    return [("data", f"{path}: {n:,} predictions") for path, n in zip(paths, rows, strict=True)]
 
 
 def _score_files(
@@ -199,6 +210,7 @@ def _one_each(values: list[Any], name: str, num_files: int) -> list[Any]:
 
 
 def _evaluate_models(
+    run: Run,
     model_args: ModelArguments,
     data_args: DataArguments,
     decoding_args: DecodingArguments,
@@ -209,19 +221,28 @@ def _evaluate_models(
     accelerator: Accelerator,
 ) -> None:
     """Evaluate the baselines and then the model, with one model in memory at a time."""
-    postprocess = Postprocessor.load(post_args.punctuator, post_args.stable_ts)
+    postprocess = Postprocessor()
+    if not run_args.dry_run:
+        postprocess = Postprocessor.load(post_args.punctuator, post_args.stable_ts)
     how = (decoding_args, post_args, postprocess, args, short_args, run_args, accelerator)
     baselines: list[results.Row] = []
     for name in plus_list(short_args.baseline):
         own_args = replace(model_args, model_name_or_path=name, model_revision=None)
-        model = load_model(own_args, accelerator)
+        model = _load(own_args, run_args, accelerator)
         steps = _steps(model, own_args, *how)
-        baselines += evaluation.measure_each(accelerator, model, data_args, *steps)
+        baselines += evaluation.measure_each(accelerator, run, model, data_args, run_args, *steps)
         del model, steps
         release_memory()
-    model = load_model(model_args, accelerator)
+    model = _load(model_args, run_args, accelerator)
     steps = _steps(model, model_args, *how)
-    evaluation.evaluate_each(accelerator, model, data_args, run_args, *steps, baselines)
+    evaluation.evaluate_each(accelerator, run, model, data_args, run_args, *steps, baselines)
+
+
+def _load(
+    model_args: ModelArguments, run_args: RunArguments, accelerator: Accelerator
+) -> whisper.Whisper:
+    """Load a model; of one that will not be run, only the outline."""
+    return load_outline(model_args) if run_args.dry_run else load_model(model_args, accelerator)
 
 
 def _steps(

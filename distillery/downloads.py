@@ -32,6 +32,7 @@ logger = logging.getLogger(__name__)
 
 CHUNK = 1 << 18  # bytes; what a kill can lose
 _RETRYABLE_STATUS = {408, 429}
+_HEADERS = {"Accept-Encoding": "identity", "User-Agent": "whisper-distillery"}
 
 
 class DownloadError(Exception):
@@ -114,6 +115,45 @@ def download_all(
         finally:
             stop.set()
     return failures
+
+
+def ask_sizes(
+    downloads: Sequence[Download], pool: int = 10, policy: Policy | None = None
+) -> tuple[dict[Path, int | None], dict[Path, str]]:
+    """Ask the mirrors how many bytes of each file are still to come; write nothing.
+
+    Returns:
+        The bytes by file, None where the server does not say; and the files that cannot be had,
+        with the reason per mirror.
+    """
+    sizes: dict[Path, int | None] = {}
+    failures: dict[Path, str] = {}
+    timeout_s = (policy or Policy()).timeout_s
+    with ThreadPool(min(pool, max(len(downloads), 1))) as workers:
+        answers = workers.imap(lambda each: _ask_size(each, timeout_s), downloads)
+        for download, answer in zip(downloads, answers, strict=True):
+            if isinstance(answer, str):
+                failures[download.path] = answer
+            else:
+                sizes[download.path] = answer
+    return sizes, failures
+
+
+def _ask_size(download: Download, timeout_s: float) -> int | str | None:
+    """Return the bytes that a download would still fetch, or why it would not."""
+    reasons = []
+    for url in download.urls:
+        try:
+            with requests.head(
+                url, headers=_HEADERS, allow_redirects=True, timeout=timeout_s
+            ) as response:
+                _check_response(response, url)
+                length = response.headers.get("Content-Length", "")
+                have = _load_partial(download.path, url).have
+                return int(length) - have if length.isdecimal() else None
+        except (requests.exceptions.RequestException, DownloadError, _TransientError) as error:
+            reasons.append(f"{url}: {error}")
+    return "; ".join(reasons)
 
 
 def is_published(path: Path) -> bool:
@@ -330,7 +370,7 @@ class _Batch:
         if partial.is_complete:  # killed between the last byte and the renaming
             self.progress.begin(path, partial.have, partial.size)
             return
-        headers = {"Accept-Encoding": "identity", "User-Agent": "whisper-distillery"}
+        headers = dict(_HEADERS)
         if partial.have and partial.validator:
             headers |= {"Range": f"bytes={partial.have}-", "If-Range": partial.validator}
         try:

@@ -81,10 +81,7 @@ def load_processor(
     source = {"revision": revision or "main", "cache_dir": cache_dir}
     _check_model_type(name_or_path, WhisperConfig.get_config_dict(name_or_path, **source)[0])
     config = WhisperConfig.from_pretrained(name_or_path, **source)
-    try:
-        generation = GenerationConfig.from_pretrained(name_or_path, **source)
-    except OSError:  # the file is optional
-        generation = GenerationConfig()
+    generation = _generation_config(name_or_path, source)
     tokenizer = WhisperTokenizer.from_pretrained(name_or_path, **source)
     extractor = WhisperFeatureExtractor.from_pretrained(name_or_path, **source)
     tokens = SpecialTokens.from_tokenizer(tokenizer, is_multilingual(generation, config))
@@ -131,6 +128,32 @@ def load(
             f"{name_or_path}: {len(loading['missing_keys'])} weights are missing: {missing} …"
         )
     return Whisper(**vars(processor), model=model)
+
+
+def load_outline(
+    name_or_path: str,
+    dtype: str = "float32",
+    revision: str | None = None,
+    cache_dir: str | None = None,
+) -> Whisper:
+    """Load a checkpoint without its weights: the model has all shapes, and no numbers.
+
+    It can tell what the real one would do and take. Arguments and errors are those of `load`.
+    """
+    processor = load_processor(name_or_path, revision, cache_dir)
+    source = {"revision": revision or "main", "cache_dir": cache_dir}
+    config = WhisperConfig.from_pretrained(name_or_path, **source)
+    with torch.device("meta"):
+        model = WhisperForConditionalGeneration(config).to(DTYPES[dtype])
+    model.generation_config = _generation_config(name_or_path, source)
+    return Whisper(**vars(processor), model=model)
+
+
+def _generation_config(name_or_path: str, source: dict[str, str | None]) -> GenerationConfig:
+    try:
+        return GenerationConfig.from_pretrained(name_or_path, **source)
+    except OSError:  # the file is optional
+        return GenerationConfig()
 
 
 def fingerprint(name_or_path: str) -> str | None:

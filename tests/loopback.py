@@ -56,6 +56,7 @@ class FaultServer:
         self.retry_after = "0"
         self.delay_s = 0.0  # per 16 KiB
         self.requests: list[tuple[str, str | None]] = []  # path, Range
+        self.heads: list[str] = []  # paths that were only asked about
         self.stopped = threading.Event()
         self._lock = threading.Lock()
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
@@ -88,6 +89,14 @@ class FaultServer:
 
 
 class _Handler(BaseHTTPRequestHandler):
+    def do_HEAD(self) -> None:
+        self.server.owner.heads.append(self.path)
+        content = self.server.owner.files.get(self.path)
+        if content is None:
+            self._status(404)
+        else:
+            self._headers(content, 0, 0)
+
     def do_GET(self) -> None:
         fault = self.server.owner.take(self.path, self.headers["Range"])
         content = HTML if fault == "html" else self.server.owner.files.get(self.path)

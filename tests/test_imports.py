@@ -9,12 +9,13 @@ from tiny import REPOSITORY
 from distillery import schema
 
 LAYERS = {
-    "core": "schema tokens labels segments normalizers metrics filters vocabulary order bootstrap",
+    "core": "schema tokens labels segments normalizers metrics filters vocabulary order bootstrap "
+    "provenance",
     "torch": "losses student collators optim features whisper transcription distillation "
     "pipelines postprocessing",
     "io": "data archives filetrees manifests layouts examples shards checkpointing hub results "
     "reazonspeech downloads comparison tables report",
-    "app": "arguments runtime training evaluation",
+    "app": "flags arguments runtime forecast training evaluation",
 }
 LAYER_OF = {name: layer for layer, names in LAYERS.items() for name in names.split()}
 RANKS = {layer: rank for rank, layer in enumerate(LAYERS)}

@@ -14,7 +14,8 @@ import pytest
 from loopback import HTML, FaultServer, clip_name, corpus, flac, tar
 from tiny import REPOSITORY, load_script
 
-from distillery.downloads import lock_folder
+from distillery.downloads import Download, ask_sizes, lock_folder
+from distillery.flags import parse
 
 downloader = load_script("reazonspeech_manual_downloader.py")
 SCRIPT = REPOSITORY / "reazonspeech_manual_downloader.py"
@@ -38,7 +39,7 @@ def run(server, folder):
     def run(*flags):
         always = ["-t", "small", "-s", "0", "-e", "3", "--timeout", "1"]
         places = ["--output_dir", str(folder), "--base_url", server.url]
-        return downloader.main([*always, *places, *flags])
+        return downloader.main(*parse(downloader.GROUPS, [*always, *places, *flags]))
 
     return run
 
@@ -68,6 +69,56 @@ def test_a_download_is_whole_accounted_for_and_not_repeated(run, server, folder,
     server.requests.clear()
     assert run() == 0
     assert run("--health_check", "--deep") == 0
+    assert server.requests == []
+
+
+def test_a_dry_run_asks_for_sizes_alone_and_writes_nothing(run, server, folder, capsys):
+    total = sum(map(len, FILES.values()))
+    assert run("--dry_run") == 0
+    told = capsys.readouterr().out
+    assert "files   4 to fetch, 0 are there\n" in told
+    assert f"bytes   {total / 1e9:.3f} GB to come\n" in told
+    assert f"free for {folder}" in told
+    assert (server.requests, sorted(server.heads)) == ([], sorted(FILES))
+    assert not folder.exists()
+
+
+def test_a_dry_run_counts_what_is_there(run, server, folder, capsys):
+    assert run() == 0
+    (folder / "small.002.tar.sha256").unlink()
+    part = folder / "small.001.tar"
+    part.with_name("small.001.tar.part").write_bytes(part.read_bytes()[:3000])
+    state = {"url": server.url + TAR, "size": len(FILES[TAR]), "validator": '"x"'}
+    (folder / "small.001.tar.part.json").write_text(json.dumps(state))
+    part.unlink()
+    before = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
+    assert run("--dry_run") == 0
+    assert "files   1 to fetch, 3 are there, 1 of them unchecked\n" in capsys.readouterr().out
+    assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == before
+    sizes, _ = ask_sizes([Download((server.url + TAR,), part)])
+    assert sizes == {part: len(FILES[TAR]) - 3000}
+
+
+def test_a_dry_run_asks_the_next_mirror_and_names_what_nobody_has(run, server, caplog, capsys):
+    del server.files[TAR]
+    with FaultServer(FILES) as mirror:
+        assert run("--dry_run", "--base_url", mirror.url) == 0
+        assert mirror.heads == [TAR]
+        capsys.readouterr()
+        del mirror.files[TAR]
+        assert run("--dry_run", "--base_url", mirror.url) == 1
+    assert "not to be had: small.001.tar: http://" in caplog.text
+    assert "HTTP 404" in caplog.text
+    assert server.requests == []
+
+
+def test_a_download_leaves_its_configuration(run, server, folder):
+    assert run() == 0
+    (arguments,) = parse(downloader.GROUPS, [str(folder / "config.yaml")])
+    assert arguments.base_url == [server.url]
+    assert (arguments.indices, arguments.folder) == (range(3), folder)
+    server.requests.clear()
+    assert downloader.main(arguments) == 0
     assert server.requests == []
 
 
@@ -177,21 +228,24 @@ def test_unpaired_clips_and_texts_are_reported(run, server, folder, caplog):
 
 def test_all_wrong_flags_are_told_together(capsys):
     flags = "-t huge -p 0 --start 3 --deep --timeout soon --max_attempts 0 --base_url ftp://x --up"
+    flags += " --base_url https://me:secret@x"
     with pytest.raises(SystemExit) as exit_info:
-        downloader.main(flags.split())
+        parse(downloader.GROUPS, flags.split())
     assert exit_info.value.code == 2
     message = capsys.readouterr().err
     for part in (
-        "--up is no flag",
-        "--target must be one of tiny, small, medium, large, all, got 'huge'",
-        "--pool must be a whole number of at least 1, got '0'",
+        "unknown flag --up",
+        "--target must be one of tiny, small, medium, large, all; got 'huge'",
+        "--pool must be >= 1, got 0",
         "--start_que and --end_que go together",
         "--deep needs --health_check",
-        "--timeout must be a number of at least 1, got 'soon'",
-        "--max_attempts must be a whole number of at least 1, got '0'",
+        "--timeout: invalid float value: 'soon'",
+        "--max_attempts must be >= 1, got 0",
         "--base_url must begin with https:// or http://, got 'ftp://x'",
+        "--base_url must not hold a password",
     ):
         assert part in message
+    assert "secret" not in message
 
 
 @pytest.mark.parametrize(
@@ -207,14 +261,14 @@ def test_all_wrong_flags_are_told_together(capsys):
     ],
 )
 def test_the_seeds_commands_mean_what_they_did(flags, folder, indices):
-    arguments = downloader.parse_arguments(flags.split())
+    (arguments,) = parse(downloader.GROUPS, flags.split())
     assert arguments.folder == Path.home() / ".cache" / "reazon_manual_download" / folder
     assert arguments.indices == indices
 
 
 def test_the_held_out_archive_is_out_of_reach(capsys):
     with pytest.raises(SystemExit):
-        downloader.parse_arguments(["-t", "all", "-s", "4000", "-e", "4096"])
+        parse(downloader.GROUPS, ["-t", "all", "-s", "4000", "-e", "4096"])
     assert "--end_que must be at most 4095" in capsys.readouterr().err
 
 
