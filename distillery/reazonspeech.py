@@ -9,6 +9,7 @@ Archives are never extracted: their members are read in place, and their names a
 
 import io
 import itertools
+import os
 import re
 import tarfile
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -34,6 +35,7 @@ NUM_ARCHIVES = {"tiny": 1, "small": 12, "medium": 116, "large": 579, "all": 4095
 BASE_URLS = ("https://corpus.reazon-research.org/reazonspeech-v2",)
 
 MAX_CLIP_BYTES = 64 << 20  # a minute of 16 kHz speech is about 1 MB of FLAC
+MAX_PADDING_BYTES = 1 << 20  # archivers fill up to 10 KiB; more is a disk that lost the rest
 _BOM = b"\xef\xbb\xbf"
 # Besides its own errors, tarfile lets these escape on headers that no archiver wrote.
 _TAR_ERRORS = (tarfile.TarError, ValueError, IndexError, OverflowError, RecursionError)
@@ -58,7 +60,7 @@ def archive_path(folder: Path, target: str, index: int) -> Path:
 def transcripts_download(folder: Path, target: str, base_urls: Sequence[str]) -> Download:
     """Pair a target's transcripts with their addresses."""
     urls = tuple(f"{base.rstrip('/')}/tsv/{target}.tsv" for base in base_urls)
-    return Download(urls, transcripts_path(folder, target))
+    return Download(urls, transcripts_path(folder, target), check_transcripts)
 
 
 def archive_downloads(
@@ -69,6 +71,7 @@ def archive_downloads(
         Download(
             tuple(f"{base.rstrip('/')}/data/{index:03x}.tar" for base in base_urls),
             archive_path(folder, target, index),
+            check_archive,
         )
         for index in indices
     ]
@@ -109,12 +112,14 @@ def scan_archive(path: Path) -> ArchiveScan:
     """Read the headers of a tar archive, and prove that it goes to its own end.
 
     Raises:
-        DamagedFileError: it is no tar archive, or cut, or a header is broken.
+        DamagedFileError: it is no tar archive, or cut, or a header is broken, or it has no clip.
     """
     rejected: dict[str, list[str]] = {}
     with _open_archive(path) as (archive, file):
         names = tuple(name for name, _ in _clips(archive, rejected))
         _check_end(file, archive.offset)
+    if not names:  # as in a file of nothing but zeros, which is an archive of nothing
+        raise DamagedFileError("not a whole tar archive: there is no clip in it")
     return ArchiveScan(names, rejected)
 
 
@@ -137,7 +142,13 @@ def read_clips(path: Path) -> Iterator[tuple[str, bytes]]:
 
 
 class _BoundedFile(io.BufferedReader):
-    """A file that refuses the huge reads that a forged header can ask of tarfile."""
+    """A file that refuses the reads and the places that a forged header can ask of tarfile."""
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
+        # The system's own refusal would pass for a fault of the disk.
+        if whence == os.SEEK_SET and offset > os.fstat(self.fileno()).st_size:
+            raise tarfile.ReadError(f"a header points to byte {offset}, behind the end")
+        return super().seek(offset, whence)
 
     def read(self, size: int | None = -1, /) -> bytes:
         if size is None or not 0 <= size <= MAX_CLIP_BYTES:
@@ -191,7 +202,7 @@ def _refusal(member: tarfile.TarInfo) -> str | None:
 
 
 def _check_end(file: io.BufferedReader, offset: int) -> None:
-    """Check that after the last member come two blocks of zeros, and nothing else.
+    """Check that after the last member come two blocks of zeros, some padding, and nothing else.
 
     tarfile takes a cut between two members, or a broken header, for the end of the archive.
     """
@@ -203,6 +214,8 @@ def _check_end(file: io.BufferedReader, offset: int) -> None:
         num_zeros += len(block)
     if num_zeros < 2 * tarfile.BLOCKSIZE:
         raise DamagedFileError(f"not a whole tar archive: cut after byte {offset}")
+    if num_zeros > MAX_PADDING_BYTES:
+        raise DamagedFileError(f"not a whole tar archive: only zeros after byte {offset}")
 
 
 def undecodable_clips(path: Path) -> dict[str, str]:
@@ -378,9 +391,12 @@ def check_transcripts(path: Path) -> None:
     """Refuse what is no transcript file at all, such as an HTML page.
 
     Raises:
-        DamagedFileError: none of the first 100 lines can be used.
+        DamagedFileError: none of the first 100 lines can be used, or it begins with a tag.
     """
     with path.open("rb") as file:
+        if file.read(1024).removeprefix(_BOM).lstrip().startswith(b"<"):
+            raise DamagedFileError("not a transcript file but a page of HTML or XML")
+        file.seek(0)
         for line in itertools.islice(file, 100):
             try:
                 _parse_line(line)
@@ -434,7 +450,9 @@ def pair_folder(
             raise DamagedFileError(
                 f"{path}: {error}; run reazonspeech_manual_downloader.py --health_check, then again"
             ) from error
-    directories = {name for scan in scans.values() for name in scan.directories}
+    # An archive's number is its clips' folder too: texts are missed even where all clips are gone.
+    directories = {path.stem.rpartition(".")[2] for path in scans}
+    directories |= {name for scan in scans.values() for name in scan.directories}
     texts, ledger = read_transcripts(transcripts, directories)
     ledger.pair(texts, scans)
     return ledger, scans
