@@ -212,7 +212,7 @@ def _check_end(file: io.BufferedReader, offset: int) -> None:
         if block.count(0) != len(block):
             raise DamagedFileError(f"not a whole tar archive: broken header at byte {offset}")
         num_zeros += len(block)
-    if num_zeros < 2 * tarfile.BLOCKSIZE:
+    if num_zeros < 2 * tarfile.BLOCKSIZE or num_zeros % tarfile.BLOCKSIZE:
         raise DamagedFileError(f"not a whole tar archive: cut after byte {offset}")
     if num_zeros > MAX_PADDING_BYTES:
         raise DamagedFileError(f"not a whole tar archive: only zeros after byte {offset}")
