@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import random
+import resource
 import signal
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import pytest
 from loopback import HTML, FaultServer, clip_name, corpus, flac, tar
 from tiny import REPOSITORY, load_script
 
-from distillery.downloads import lock_folder
+from distillery.downloads import CHUNK, lock_folder
 
 downloader = load_script("reazonspeech_manual_downloader.py")
 SCRIPT = REPOSITORY / "reazonspeech_manual_downloader.py"
@@ -221,12 +222,17 @@ def test_the_held_out_archive_is_out_of_reach(capsys):
 LARGE, _ = corpus("small", num_archives=3, num_clips=12, num_samples=48_000)
 
 
-def start(server, folder):
+def start(server, folder, *flags, preexec=None):
     command = [sys.executable, str(SCRIPT), "-t", "small", "-s", "0", "-e", "3", "-p", "2"]
-    command += ["--output_dir", str(folder), "--base_url", server.url]
+    command += ["--output_dir", str(folder), "--base_url", server.url, *flags]
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
     return subprocess.Popen(
-        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        command,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        preexec_fn=preexec,
     )
 
 
@@ -235,29 +241,82 @@ def wait_for_requests(server, number, process):
         time.sleep(0.005)
 
 
-def test_kills_at_random_leave_nothing_wrong_and_are_gone_on_from(folder):
+def parts_of(folder):
+    """Return what is under way, under the server's paths."""
+    return {
+        f"/data/{path.name[6:-5]}": path.read_bytes()
+        for path in folder.glob("*.tar.part")
+        if path.with_name(path.name + ".json").exists()
+    }
+
+
+def test_twenty_kills_at_random_lose_at_most_a_chunk_each(folder):
     chooser = random.Random(3)
-    paths = {f"/data/{index:03x}.tar": folder / f"small.{index:03x}.tar" for index in range(3)}
-    with FaultServer(LARGE) as server:
-        server.delay_s = 0.012  # a second or so for each archive
-        for _ in range(10):
-            process = start(server, folder)
-            wait_for_requests(server, len(server.requests) + 2, process)
+    files = dict(FILES)
+    for index in range(8):
+        clips = {clip_name(index, number): chooser.randbytes(1 << 20) for number in range(5)}
+        files[f"/data/{index:03x}.tar"] = tar(clips)
+    with FaultServer(files) as server:
+        server.delay_s = 0.004  # so that the kills together take about as long as the download
+        parts = {}
+        for _ in range(20):
+            num_requests = len(server.requests)
+            process = start(server, folder, "-e", "8")
+            wait_for_requests(server, num_requests + 2, process)
             time.sleep(chooser.uniform(0, 0.5))
             process.kill()
             process.communicate()
-            assert contents(folder).items() <= LARGE.items()
-            for url, path in paths.items():
-                part = path.with_name(path.name + ".part")
-                if part.exists():
-                    assert LARGE[url].startswith(part.read_bytes())
+            asked = dict(server.requests[num_requests:])
+            for path in asked.keys() & parts.keys():  # every byte on the disk was built upon
+                assert asked[path] == (f"bytes={len(parts[path])}-" if parts[path] else None)
+            assert contents(folder).items() <= files.items()
+            parts = parts_of(folder)
+            assert all(files[path].startswith(part) for path, part in parts.items())
         server.delay_s = 0
-        process = start(server, folder)
+        process = start(server, folder, "-e", "8")
         output, _ = process.communicate()
     assert process.returncode == 0, output
-    assert contents(folder) == LARGE
-    assert any(asked for _, asked in server.requests)
+    assert contents(folder) == files
     assert not list(folder.glob("*.part*"))
+    num_twice = server.sent.total() - sum(map(len, files.values()))
+    assert num_twice <= 20 * 2 * (CHUNK + (1 << 18))  # the rest was on its way through the sockets
+
+
+def test_the_second_of_two_processes_keeps_out(folder):
+    with FaultServer(LARGE) as server:
+        server.delay_s = 0.02
+        first = start(server, folder)
+        wait_for_requests(server, 2, first)
+        second = start(server, folder)
+        output, _ = second.communicate()
+        assert first.poll() is None
+        assert second.returncode == 1
+        assert "in use by another download" in output
+        server.delay_s = 0
+        output, _ = first.communicate()
+    assert first.returncode == 0, output
+    assert server.counts() == dict.fromkeys(LARGE, 1)
+    assert contents(folder) == LARGE
+
+
+def test_a_disk_that_takes_no_more_ends_it_and_the_next_run_goes_on(folder):
+    size = 300_000
+
+    def limit_files():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+
+    with FaultServer(LARGE) as server:
+        process = start(server, folder, "-p", "1", preexec=limit_files)
+        output, _ = process.communicate()
+        assert process.returncode == 1
+        assert "File too large" in output
+        assert server.counts() == {"/tsv/small.tsv": 1, "/data/000.tar": 1}
+        assert parts_of(folder) == {"/data/000.tar": LARGE["/data/000.tar"][:size]}
+        process = start(server, folder)
+        output, _ = process.communicate()
+        assert ("/data/000.tar", f"bytes={size}-") in server.requests
+    assert process.returncode == 0, output
+    assert contents(folder) == LARGE
 
 
 def test_sigterm_stops_at_once_and_the_same_command_goes_on(folder):
