@@ -13,8 +13,13 @@ from pathlib import Path
 
 import pytest
 from loopback import HTML, FaultServer, clip_name, corpus, flac, tar
+from stage_runs import run as run_stage
+from stage_runs import split_rows, talkative_model_folder
+from test_arguments import groups_of
 from tiny import REPOSITORY, load_script
 
+from distillery.arguments import DataArguments, TrainDataArguments, parse
+from distillery.data import load
 from distillery.downloads import CHUNK, lock_folder
 
 downloader = load_script("reazonspeech_manual_downloader.py")
@@ -417,3 +422,44 @@ def test_a_damaged_or_absent_download_is_named(loader, downloaded):
         loader(dataset_dir_suffix="5_9").as_streaming_dataset(split="train")
     with pytest.raises(ValueError, match="leave out dataset_dir_suffix 0_3"):
         loader(dataset_dir_suffix="0_3", data_dir=str(downloaded))
+
+
+READ_IT = [
+    *("-d", str(REPOSITORY / "reazonspeech_manual_dataloader.py"), "--dataset_dir_suffix", "0_3"),
+    *("--id_column_name", "name", "--text_column_name", "transcription"),
+]
+TRAINING = "-m m -o o --train_dataset_config_name small --max_steps 1"
+STAGES = {
+    "run_pseudo_labelling.py": "-m m -o o --dataset_config_name small",
+    "run_data_filtering.py": "-o o --dataset_config_name small",
+    "run_distillation.py": f"{TRAINING} --teacher_model_name_or_path t",
+    "run_finetuning.py": TRAINING,
+    "run_short_form_eval.py": "-m m -o o --dataset_config_name small",
+    "run_long_form_eval.py": "-m m -o o --dataset_config_name small",
+}
+
+
+def in_our_names(rows):
+    return [{"id": r["name"], "audio": r["audio"], "text": r["transcription"]} for r in rows]
+
+
+@pytest.mark.parametrize("streaming", ["False", "True"])
+@pytest.mark.parametrize("script", STAGES)
+def test_the_flags_of_every_stage_lead_to_the_folder(loader, downloaded, script, streaming):
+    words = [*READ_IT, *STAGES[script].split(), "--streaming", streaming]
+    groups = parse(groups_of(script), words)
+    data = next(g for g in groups if isinstance(g, (DataArguments, TrainDataArguments)))
+    (spec,) = data.specs() if isinstance(data, DataArguments) else data.train_specs()
+    rows = [{name: row[name] for name in ("id", "audio", "text")} for row in load(spec)]
+    assert rows == in_our_names(EXPECTED)
+
+
+def test_a_download_is_labelled(loader, downloaded, tmp_path):
+    teacher, output = talkative_model_folder(tmp_path / "teacher"), tmp_path / "labelled"
+    flags = ["--dataset_config_name", "small", "-l", "ja", "--max_label_length", "24"]
+    run_stage("run_pseudo_labelling.py", "-m", teacher, "-o", output, *READ_IT, *flags)
+    rows = [
+        {name: row[name] for name in ("id", "audio", "text")}
+        for row in split_rows(output, config="small")
+    ]
+    assert rows == in_our_names(EXPECTED)
