@@ -219,7 +219,7 @@ def noise_in_its_place(archive, chooser):
 
 
 def zeros_in_its_place(archive, chooser):
-    return bytes(chooser.randrange(len(archive)))
+    return bytes(chooser.choice([len(archive), 512 * chooser.randrange(len(archive) // 512)]))
 
 
 def bytes_after_the_end(archive, chooser):
@@ -300,9 +300,12 @@ def clip_twice(archive, chooser):
     return archive[:end] + archive[member.offset : member.offset + length] + archive[end:]
 
 
+def in_the_next_archive(name):
+    return name.replace("001", "002")
+
+
 def another_archive(archive, chooser):
-    clips = read_bytes(archive)
-    return tar({name.replace("001", "002"): content for name, content in clips})
+    return tar({in_the_next_archive(name): content for name, content in read_bytes(archive)})
 
 
 def tail_of_zeros(archive, chooser):
@@ -380,8 +383,8 @@ def write(folder: Path, clips: dict[str, bytes]) -> tuple[Path, Path, bytes]:
     content = tar(clips)
     archive, transcripts = folder / "small.001.tar", folder / "small.small.tsv"
     archive.write_bytes(content)
-    lines = "".join(f"{name}\tはい\n" for name in clips)
-    transcripts.write_text(lines + "002/a.flac\tいいえ\n", encoding="utf-8")
+    names = [*clips, *map(in_the_next_archive, clips)]
+    transcripts.write_text("".join(f"{name}\tはい\n" for name in names), encoding="utf-8")
     return archive, transcripts, content
 
 
