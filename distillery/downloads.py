@@ -96,7 +96,12 @@ def download_all(
     Raises:
         OSError: the disk is full, or would be before the last file, or cannot be written.
     """
-    wanted = [download for download in downloads if not is_published(download.path)]
+    wanted = []
+    for download in downloads:
+        if is_published(download.path):
+            _state_path(download.path).unlink(missing_ok=True)  # of a kill after the renaming
+        else:
+            wanted.append(download)
     if not wanted:
         return {}
     stop = threading.Event()

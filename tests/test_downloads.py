@@ -258,6 +258,14 @@ def test_a_kill_before_the_renaming_costs_no_request(server, tmp_path):
     assert server.requests == []
 
 
+def test_a_kill_after_the_renaming_leaves_nothing(server, tmp_path):
+    assert fetch(server, tmp_path / "a.bin") == {}
+    (tmp_path / "a.bin.part.json").write_text("{}")
+    assert fetch(server, tmp_path / "a.bin") == {}
+    assert_published(tmp_path / "a.bin")
+    assert len(server.requests) == 1
+
+
 @pytest.mark.parametrize("state", [None, "{", '{"url": "x", "size": 9, "validator": "y"}'])
 def test_bytes_of_unknown_origin_are_not_built_upon(server, tmp_path, state):
     (tmp_path / "a.bin.part").write_bytes(b"wrong")
