@@ -236,7 +236,7 @@ class Progress:
             free = shutil.disk_usage(self._folder).free
         if missing > free:
             raise OSError(
-                f"{self._folder} has {free / 1e9:.2f} GB free but about {missing / 1e9:.2f} GB are "
+                f"{self._folder} has {free / 1e9:.3g} GB free but about {missing / 1e9:.3g} GB are "
                 "still to come: free some space, choose another --output_dir, or fetch less"
             )
 
@@ -301,9 +301,13 @@ class _Batch:
             reason = self._reason_against(download)
         except _StoppedError:
             return download.path, "stopped"
-        except OSError:  # the disk: no other file will fare better
+        except OSError as error:  # the disk: no other file will fare better
             self.stop.set()
-            raise
+            if error.errno is None or error.filename:
+                raise
+            # A failed write does not say to which file.
+            reason = f"{error.strerror} (once that is mended, the same command goes on from here)"
+            raise OSError(error.errno, reason, str(download.path)) from error
         if reason:
             self.progress.give_up(download.path)
         return download.path, reason
