@@ -100,7 +100,7 @@ def main(
     """Evaluate the model on each dataset in turn."""
     accelerator = make_accelerator(run_args, args.output_dir, model_args.dtype)
     model = load_model(model_args, accelerator)
-    _check_chunk(long_args, model)
+    evaluation.check_chunk(long_args.chunk_length_s, model)
     evaluation.evaluate_each(
         accelerator,
         model,
@@ -113,14 +113,8 @@ def main(
             rows, _algorithm(model, one.decoding, long_args, args), model, accelerator
         ),
     )
-
-
-def _check_chunk(args: LongFormArguments, model: whisper.Whisper) -> None:
-    if args.chunk_length_s is not None and args.chunk_length_s > model.log_mel.window_s:
-        raise ValueError(
-            f"--chunk_length_s {args.chunk_length_s:g} is more than the model's window of "
-            f"{model.log_mel.window_s:g} s"
-        )
+    if accelerator.is_main_process:
+        evaluation.write_page(args)
 
 
 def _algorithm(

@@ -12,35 +12,109 @@ On a laptop:
     accelerate launch run_short_form_eval.py -m my-student -d my_test.jsonl --language ja -o eval
 
 An evaluation that was made before, of the same model on the same rows, is shown and not repeated.
+
+Two ways without a model: texts that were predicted elsewhere are scored, and tables or a page are
+made of all results in a folder. `-m` and `-d` then only name what the files hold.
+
+    python run_short_form_eval.py --predictions_file a.csv+b.csv -m org/model-a+org/model-b \
+        -d org/test-set --language ja -o eval
+    python run_short_form_eval.py --pretty-table --html report.html -o eval
 """
 
 import logging
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
-from accelerate.utils import gather_object
+from accelerate.utils import gather_object, release_memory
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-from distillery import data, evaluation, schema, whisper
+from distillery import data, evaluation, results, schema, tables, whisper
 from distillery.arguments import (
     DataArguments,
     DecodingArguments,
     ModelArguments,
     RunArguments,
+    flag,
     parse,
+    plus_list,
 )
 from distillery.collators import PROBLEM, WindowCollator, Windows
 from distillery.evaluation import Evaluation, EvaluationArguments, Heard
+from distillery.features import Waveform
 from distillery.labels import plain_text
+from distillery.normalizers import raw_text
 from distillery.runtime import load_model, make_accelerator
-from distillery.transcription import transcribe_windows
+from distillery.transcription import transcribe_in_chunks, transcribe_windows
 
 logger = logging.getLogger(__name__)
 
-GROUPS = (ModelArguments, DataArguments, DecodingArguments, EvaluationArguments, RunArguments)
+
+@dataclass(frozen=True)
+class ShortFormArguments:
+    """What only short-form evaluation decides."""
+
+    chunk_length_s: float | None = flag(
+        None,
+        "Decode clips that are longer than so many seconds in overlapping chunks of that length; "
+        "default: a clip must fit into the model's window.",
+        "-c",
+        "--chunk_length",
+    )
+    baseline: str | None = flag(
+        None,
+        "Models to evaluate on the same rows first, joined with '+'; the result of the main model "
+        "then has the ratio of errors and speed to each.",
+    )
+    predictions_file: str | None = flag(
+        None,
+        "Score the predictions in these CSV files, joined with '+', with no model: columns "
+        "reference_raw and prediction_raw, or reference and prediction; and id, where there is "
+        "one. Needs --language.",
+    )
+    pretty_table: bool = flag(
+        False,
+        "Print CER, WER, raw CER and raw WER of all results in --output_dir, models by test sets, "
+        "as Markdown; without a model it only prints.",
+    )
+
+    @staticmethod
+    def required_flags(values: Any, usual: set[str]) -> set[str]:
+        """Return the names of the flags that must be given."""
+        if values.predictions_file is not None:
+            return {"language"}
+        given = [name for name in usual if getattr(values, name) is not None]
+        only_shows = values.pretty_table or values.html is not None
+        return usual if given or not only_shows else set()
+
+    def problems(self) -> list[str]:
+        """Return what is wrong with the values."""
+        found = []
+        if self.chunk_length_s is not None and self.chunk_length_s <= 0:
+            found.append(f"--chunk_length_s must be > 0, got {self.chunk_length_s}")
+        if self.predictions_file is not None:
+            model_flags = ("baseline", "chunk_length_s")
+            given = [f"--{name}" for name in model_flags if getattr(self, name) is not None]
+            if given:
+                found.append(f"{', '.join(given)}: for models; leave out --predictions_file")
+            missing = [p for p in plus_list(self.predictions_file) if not Path(p).is_file()]
+            found += [f"--predictions_file {path}: there is no such file" for path in missing]
+        return found
+
+
+GROUPS = (
+    ModelArguments,
+    DataArguments,
+    DecodingArguments,
+    EvaluationArguments,
+    ShortFormArguments,
+    RunArguments,
+)
 
 
 def main(
@@ -48,18 +122,108 @@ def main(
     data_args: DataArguments,
     decoding_args: DecodingArguments,
     args: EvaluationArguments,
+    short_args: ShortFormArguments,
     run_args: RunArguments,
 ) -> None:
-    """Evaluate the model on each dataset in turn."""
+    """Evaluate the model on each dataset in turn, or score files, and print tables."""
     accelerator = make_accelerator(run_args, args.output_dir, model_args.dtype)
+    if short_args.predictions_file is not None:
+        if accelerator.is_main_process:
+            rows = _score_files(short_args, model_args, data_args, decoding_args, args)
+            evaluation.report(accelerator, run_args, rows)
+        accelerator.end_training()
+    elif model_args.model_name_or_path is not None:
+        _evaluate_models(
+            model_args, data_args, decoding_args, args, short_args, run_args, accelerator
+        )
+    if short_args.pretty_table and accelerator.is_main_process:
+        sys.stdout.write(tables.error_tables(results.read_folder(args.output_dir)))
+    if accelerator.is_main_process:
+        evaluation.write_page(args)
+
+
+def _score_files(
+    short_args: ShortFormArguments,
+    model_args: ModelArguments,
+    data_args: DataArguments,
+    decoding_args: DecodingArguments,
+    args: EvaluationArguments,
+) -> list[results.Row]:
+    """Score predictions that are there already; the flags of model and dataset only name them."""
+    paths = [Path(name) for name in plus_list(short_args.predictions_file)]
+    models = plus_list(model_args.model_name_or_path) or [path.stem for path in paths]
+    named = data_args.dataset_name is not None
+    specs = data_args.specs() if named else [data.DatasetSpec("predictions")]
+    models = _one_each(models, "--model_name_or_path", len(paths))
+    specs = _one_each(specs, "--dataset_name", len(paths))
+    rows = []
+    for path, model, spec in zip(paths, models, specs, strict=True):
+        one = evaluation.plan_for_file(path, model, spec, decoding_args, args)
+        row = one.earlier()
+        if row is None:
+            heard = [
+                Heard(row_id, raw_text(said), raw_text(found), None)
+                for row_id, said, found in results.read_foreign_predictions(path)
+            ]
+            rows.append(one.conclude(heard, None, None, max_bad_fraction=0.0))
+        else:
+            logger.info("%s was scored before: %s", path, one.metrics_path)
+            rows.append(one.complete(row))
+    return rows
+
+
+def _one_each(values: list[Any], name: str, num_files: int) -> list[Any]:
+    """Return one value for each file from as many values, or from one for all."""
+    if len(values) not in (1, num_files):
+        raise ValueError(
+            f"{name} names {len(values)}, but --predictions_file {num_files} files: join "
+            f"{num_files} with '+', or give one"
+        )
+    return values * num_files if len(values) == 1 else values
+
+
+def _evaluate_models(
+    model_args: ModelArguments,
+    data_args: DataArguments,
+    decoding_args: DecodingArguments,
+    args: EvaluationArguments,
+    short_args: ShortFormArguments,
+    run_args: RunArguments,
+    accelerator: Accelerator,
+) -> None:
+    """Evaluate the baselines and then the model, with one model in memory at a time."""
+    how = (decoding_args, args, short_args, run_args, accelerator)
+    baselines: list[results.Row] = []
+    for name in plus_list(short_args.baseline):
+        own_args = replace(model_args, model_name_or_path=name, model_revision=None)
+        model = load_model(own_args, accelerator)
+        steps = _steps(model, own_args, *how)
+        baselines += evaluation.measure_each(accelerator, model, data_args, *steps)
+        del model, steps
+        release_memory()
     model = load_model(model_args, accelerator)
-    evaluation.evaluate_each(
-        accelerator,
-        model,
-        data_args,
-        run_args,
-        lambda spec: evaluation.plan("short_form", spec, model, model_args, decoding_args, args),
-        lambda one, rows: _transcribe(one, rows, model, args, run_args, accelerator),
+    steps = _steps(model, model_args, *how)
+    evaluation.evaluate_each(accelerator, model, data_args, run_args, *steps, baselines)
+
+
+def _steps(
+    model: whisper.Whisper,
+    model_args: ModelArguments,
+    decoding_args: DecodingArguments,
+    args: EvaluationArguments,
+    short_args: ShortFormArguments,
+    run_args: RunArguments,
+    accelerator: Accelerator,
+) -> tuple[Callable[..., Evaluation], Callable[..., tuple[list[Heard], float]]]:
+    """Return how an evaluation of a model is planned, and how the model transcribes a dataset."""
+    chunk_length_s = short_args.chunk_length_s
+    evaluation.check_chunk(chunk_length_s, model)
+    return (
+        lambda spec: evaluation.plan(
+            *("short_form", spec, model, model_args, decoding_args, args),
+            chunk_length_s=chunk_length_s,
+        ),
+        lambda one, rows: _transcribe(one, rows, model, args, short_args, run_args, accelerator),
     )
 
 
@@ -68,15 +232,23 @@ def _transcribe(
     rows: data.Rows,
     model: whisper.Whisper,
     args: EvaluationArguments,
+    short_args: ShortFormArguments,
     run_args: RunArguments,
     accelerator: Accelerator,
 ) -> tuple[list[Heard], float]:
     """Transcribe a dataset on all processes; return all rows, and the seconds it took."""
     heard: list[Heard] = []
+    in_chunks = None
+    if short_args.chunk_length_s is not None:
+        batch_size = args.per_device_eval_batch_size
+        in_chunks = transcribe_in_chunks(
+            model, one.decoding, short_args.chunk_length_s, None, batch_size
+        )
+    collate = WindowCollator(model.log_mel, short_args.chunk_length_s)
     bar = tqdm(desc="evaluating", unit=" clips", disable=not accelerator.is_local_main_process)
     started = time.perf_counter()
-    for batch in _batches(rows, model, args, run_args, accelerator):
-        heard += _hear(batch, one, model, accelerator)
+    for batch in _batches(rows, collate, args, run_args, accelerator):
+        heard += _hear(batch, one, model, in_chunks, accelerator)
         bar.update(len(batch.rows))
     bar.close()
     everything = gather_object(heard)
@@ -85,13 +257,12 @@ def _transcribe(
 
 def _batches(
     rows: data.Rows,
-    model: whisper.Whisper,
+    collate: WindowCollator,
     args: EvaluationArguments,
     run_args: RunArguments,
     accelerator: Accelerator,
 ) -> Iterator[Windows]:
     """Yield this process's share of the dataset: every so-many-th batch."""
-    collate = WindowCollator(model.log_mel)
     size, count, mine = (
         args.per_device_eval_batch_size,
         accelerator.num_processes,
@@ -113,8 +284,13 @@ def _batches(
 
 
 def _hear(
-    batch: Windows, one: Evaluation, model: whisper.Whisper, accelerator: Accelerator
+    batch: Windows,
+    one: Evaluation,
+    model: whisper.Whisper,
+    in_chunks: Callable[[Waveform], str] | None,
+    accelerator: Accelerator,
 ) -> list[Heard]:
+    """Transcribe a batch; clips that are longer than a chunk one by one."""
     written: Iterator[Any] = iter(())
     if batch.features is not None:
         features = batch.features.to(accelerator.device)
@@ -125,9 +301,12 @@ def _hear(
         if row[PROBLEM]:
             logger.warning("clip %s %s", row_id, row[PROBLEM])
             heard.append(Heard(row_id, reference, "", 0.0, row[PROBLEM]))
+            continue
+        if row_id in batch.long:
+            text = in_chunks(batch.long[row_id])
         else:
             text = plain_text(next(written).ids, model.tokens, model.tokenizer)
-            heard.append(Heard(row_id, reference, text, row[schema.DURATION]))
+        heard.append(Heard(row_id, reference, text, row[schema.DURATION]))
     return heard
 
 

@@ -15,6 +15,7 @@ import io
 import multiprocessing
 import os
 import random
+import runpy
 import shutil
 import signal
 import socket
@@ -25,6 +26,7 @@ import tarfile
 import tempfile
 import time
 from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
@@ -33,9 +35,9 @@ from urllib.request import urlretrieve
 
 from loopback import FaultServer, clip_name, flac, tar
 
-import reazonspeech_manual_downloader as downloader
 from distillery.downloads import is_published, part_path
 
+DOWNLOADER = Path(__file__).resolve().parent.parent / "reazonspeech_manual_downloader.py"
 TARGET = "large"
 TRANSCRIPTS = f"/tsv/{TARGET}.tsv"
 TIMEOUT_S = 2
@@ -119,8 +121,10 @@ def flags_of(url: str, folder: Path, num_archives: int, pool: int) -> list[str]:
 
 
 def ours(url: str, folder: Path, num_archives: int, pool: int) -> None:
-    """Run the downloader."""
-    downloader.main(flags_of(url, folder, num_archives, pool))
+    """Run the downloader as its users do, but for the start of the process."""
+    sys.argv = [str(DOWNLOADER), *flags_of(url, folder, num_archives, pool)]
+    with suppress(SystemExit):
+        runpy.run_path(str(DOWNLOADER), run_name="__main__")
 
 
 def plain(url: str, folder: Path, num_archives: int, max_attempts: int) -> None:
@@ -274,7 +278,7 @@ def run_and_kill(
     """Start the script; return whether it was killed, or False once all files are there."""
     command = [
         sys.executable,
-        str(downloader.__file__),
+        str(DOWNLOADER),
         *flags_of(server.url, folder, num_archives, 16),
     ]
     for _ in range(5):  # a page in place of an archive ends a run, and the next one asks again

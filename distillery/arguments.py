@@ -2,6 +2,9 @@
 
 A stage's flags are small frozen dataclasses. A group may have a method `problems()` that returns
 one message per wrong value; all messages of all groups are shown together, before anything loads.
+A group whose flags change which others must be given has a static method `required_flags(values,
+usual)`: it takes the values of all flags and the names that are required without it, and returns
+the names that are. In a flag's name, `-` and `_` are the same.
 """
 
 import difflib
@@ -13,7 +16,7 @@ from argparse import (
     ArgumentError,
     RawDescriptionHelpFormatter,
 )
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, NoReturn
@@ -450,14 +453,18 @@ def parse(
         argv: the arguments; default: those of this program.
         description: shown by `--help`; a stage passes its docstring.
     """
-    words = list(sys.argv[1:] if argv is None else argv)
     parser = _StageParser(groups, description=description)
+    words = [parser.known_spelling(word) for word in (sys.argv[1:] if argv is None else argv)]
     if words and Path(words[0]).suffix in (".json", ".yaml", ".yml"):
         parser.read_file(Path(words.pop(0)))
     namespace, unknown = parser.parse_known_args(words)
     values = vars(namespace)
     parser.note_unknown([word for word in unknown if word.startswith("-")] or unknown)
-    parser.note_missing(values)
+    required_now = {action.dest for action in parser.usually_required}
+    for group in groups:
+        if hasattr(group, "required_flags"):
+            required_now = group.required_flags(namespace, required_now)
+    parser.note_missing(values, required_now)
     for group in groups:
         # The checks only read attributes, so they run before there is an instance of the group,
         # and a wrong value is reported together with an unknown flag.
@@ -487,9 +494,16 @@ class _StageParser(HfArgumentParser):
         )
         self.faults: list[str] = []
         # argparse stops at a missing flag before it has seen the others; we look ourselves.
-        self._required = [action for action in self._actions if action.required]
-        for action in self._required:
+        self.usually_required = [action for action in self._actions if action.required]
+        for action in self.usually_required:
             action.required = False
+        spellings = [s for action in self._actions for s in action.option_strings]
+        self._spellings = {s.replace("_", "-"): s for s in spellings if s.startswith("--")}
+
+    def known_spelling(self, word: str) -> str:
+        """Return a flag as it is declared, whichever of `-` and `_` it is typed with."""
+        name, equals, value = word.partition("=")
+        return self._spellings.get(name.replace("_", "-"), name) + equals + value
 
     def read_file(self, path: Path) -> None:
         """Take defaults from a configuration file."""
@@ -520,10 +534,10 @@ class _StageParser(HfArgumentParser):
             name = word.split("=")[0]
             self.faults.append(f"unknown flag {name}{_nearest(name, spellings)}")
 
-    def note_missing(self, values: dict[str, Any]) -> None:
+    def note_missing(self, values: dict[str, Any], required_now: Collection[str]) -> None:
         """Report required flags that neither the command line nor the file gave."""
-        for action in self._required:
-            if values[action.dest] is None:
+        for action in self._actions:
+            if action.dest in required_now and values.get(action.dest) is None:
                 self.faults.append(f"--{action.dest} is required")
 
     def exit_on_problems(self) -> None:

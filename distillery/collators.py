@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from distillery import schema
-from distillery.features import AudioError, LogMel, decode_audio
+from distillery.features import AudioError, LogMel, Waveform, decode_audio
 from distillery.labels import IGNORED, decoder_inputs_and_targets
 from distillery.tokens import SpecialTokens
 
@@ -97,11 +97,13 @@ class Windows:
 
     `rows` are all rows without their audio, with their real duration, and with `PROBLEM` naming
     why a clip cannot be used, else None; `features`, float32 (clips, mels, frames), belong to the
-    rows without a problem, in that order, and are None if there is none.
+    rows without a problem, in that order, and are None if there is none. `long` holds the clips, by
+    id, that are to be decoded in chunks instead; they have no features.
     """
 
     rows: list[dict[str, Any]]
     features: Tensor | None
+    long: dict[str, Waveform]
 
 
 PROBLEM = "problem"
@@ -109,23 +111,29 @@ PROBLEM = "problem"
 
 @dataclass(frozen=True)
 class WindowCollator:
-    """Decode and transform clips of at most one window each; no row is ever left out."""
+    """Decode and transform clips of at most one window each; no row is ever left out.
+
+    With `chunk_length_s`, clips may be of any length; those that are longer are not transformed.
+    """
 
     log_mel: LogMel
+    chunk_length_s: float | None = None
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> Windows:
         """Turn rows with `audio` into windows."""
-        kept, features = [], []
+        kept, features, long = [], [], {}
+        longest_s = self.log_mel.window_s if self.chunk_length_s is None else None
         for row in rows:
             slim = {name: value for name, value in row.items() if name != schema.AUDIO}
             try:
-                wave = decode_audio(
-                    row[schema.AUDIO], self.log_mel.sampling_rate, self.log_mel.window_s
-                )
+                wave = decode_audio(row[schema.AUDIO], self.log_mel.sampling_rate, longest_s)
             except AudioError as error:
                 kept.append({**slim, PROBLEM: str(error)})
                 continue
             duration = len(wave) / self.log_mel.sampling_rate
             kept.append({**slim, schema.DURATION: duration, PROBLEM: None})
-            features.append(self.log_mel.pad(self.log_mel.real_frames(wave)))
-        return Windows(kept, torch.stack(features) if features else None)
+            if self.chunk_length_s is not None and duration > self.chunk_length_s:
+                long[row[schema.ID]] = wave
+            else:
+                features.append(self.log_mel.pad(self.log_mel.real_frames(wave)))
+        return Windows(kept, torch.stack(features) if features else None, long)

@@ -1,17 +1,19 @@
 """What short-form and long-form evaluation share: flags, scores, and the files they leave."""
 
 import hashlib
+import importlib.util
 import json
 import logging
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import evaluate
 from accelerate import Accelerator
 
-from distillery import data, results, schema, whisper
+from distillery import comparison, data, results, schema, whisper
 from distillery.arguments import (
     DataArguments,
     DecodingArguments,
@@ -21,16 +23,26 @@ from distillery.arguments import (
     flag,
     one_of,
 )
-from distillery.metrics import Unit, alignment, pair_error_rate, score
-from distillery.normalizers import VARIANTS, Normalizer, raw_text
+from distillery.bootstrap import rate_intervals
+from distillery.metrics import alignment, word_errors
+from distillery.normalizers import (
+    JAPANESE_WORDS_HINT,
+    VARIANTS,
+    Normalizer,
+    japanese_words,
+    normalizer_for,
+    raw_text,
+)
+from distillery.report import gather, unit_of, worst, write_report
+from distillery.results import Prediction
 from distillery.runtime import code_commit, versions
-from distillery.shards import replacing
-from distillery.tokens import language_code
+from distillery.shards import replacing, sha256
+from distillery.tokens import TRANSCRIBE, language_code
 from distillery.transcription import Decoding
 
 logger = logging.getLogger(__name__)
 
-NUM_WORST = 50  # utterances that are shown aligned
+WORD_PACKAGES = ("fugashi", "unidic_lite")
 
 
 @dataclass(frozen=True)
@@ -45,10 +57,22 @@ class EvaluationArguments:
     normalizer: str = flag(
         "auto", f"How texts are normalised before they are scored: {', '.join(VARIANTS)}."
     )
+    html: str | None = flag(
+        None,
+        "File for a page about all results in --output_dir, such as 'report.html': tables, bars, "
+        "the worst utterances aligned and, where the audio is in local files, heard.",
+    )
+    japanese_words: bool = flag(
+        False, "Also give the error rate over words as MeCab cuts Japanese text (needs fugashi)."
+    )
 
     def problems(self) -> list[str]:
         """Return what is wrong with the values."""
+        missing = self.japanese_words and not all(map(importlib.util.find_spec, WORD_PACKAGES))
+        is_folder = self.html is not None and Path(self.html).is_dir()
         return [
+            *([f"--html {self.html} is a folder: name a file"] if is_folder else []),
+            *([f"--japanese_words: {JAPANESE_WORDS_HINT}"] if missing else []),
             *at_least(self, "per_device_eval_batch_size", 1),
             *at_least(self, "generation_max_length", 8),
             *one_of(self, "normalizer", VARIANTS),
@@ -59,19 +83,25 @@ class EvaluationArguments:
 class Heard:
     """One row after decoding: what was said, what was written, and how long it lasts.
 
-    `problem` names why a clip could not be transcribed, and is None for the others.
+    `problem` names why a clip could not be transcribed, and is None for the others. The duration is
+    None where only texts are known.
     """
 
     id: str
     reference: str
     prediction: str
-    duration_s: float
+    duration_s: float | None
     problem: str | None = None
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One model on one split: where the files go, and everything that identifies the result."""
+    """One model on one split: where the files go, and everything that identifies the result.
+
+    `with_words` asks for the word error rate of Japanese, `baselines` are the results of other
+    models on the same rows. Neither changes what is decoded, so an earlier result that lacks them
+    is completed.
+    """
 
     form: str
     spec: data.DatasetSpec
@@ -79,6 +109,8 @@ class Evaluation:
     normalizer: Normalizer
     folder: Path
     identity: dict[str, Any]
+    with_words: bool = False
+    baselines: tuple[results.Row, ...] = ()
 
     @property
     def metrics_path(self) -> Path:
@@ -93,7 +125,9 @@ class Evaluation:
         Two models of the same base name therefore never share a file.
         """
         digest = hashlib.sha256(json.dumps(self.identity, sort_keys=True).encode()).hexdigest()
-        names = [Path(self.identity["model"]).name, Path(self.spec.name).stem, str(self.spec.split)]
+        spec = self.spec
+        names = [Path(self.identity["model"]).name, Path(spec.name).stem, spec.split or ""]
+        names = [name for name in names if name]
         return self.folder / "predictions" / f"{'.'.join(names)}.{digest[:8]}.csv"
 
     def earlier(self) -> results.Row | None:
@@ -102,8 +136,20 @@ class Evaluation:
             return None
         return results.find_row(results.read_rows(self.metrics_path), self.identity)
 
+    def complete(self, row: results.Row) -> results.Row:
+        """Add to an earlier result what it lacks, append it if that changed it, and return it."""
+        predictions = results.read_predictions(self.predictions_path)
+        fuller = {**row, **self._extras(predictions, row["rtfx"])}
+        if fuller != row:
+            results.append_row(self.metrics_path, fuller)
+        return fuller
+
     def conclude(
-        self, heard: list[Heard], wall_s: float, num_parameters: int, max_bad_fraction: float
+        self,
+        heard: list[Heard],
+        wall_s: float | None,
+        num_parameters: int | None,
+        max_bad_fraction: float,
     ) -> results.Row:
         """Score what was heard, write predictions and metrics, and return the row of metrics.
 
@@ -113,41 +159,90 @@ class Evaluation:
         # In the order of their ids, whichever process heard them.
         good = sorted((row for row in heard if row.problem is None), key=lambda row: row.id)
         _check_complete(heard, good, max_bad_fraction, str(self.spec))
-        scores = score([h.reference for h in good], [h.prediction for h in good], self.normalizer)
-        results.write_predictions(self.predictions_path, map(self._prediction, good))
-        audio_s = sum(row.duration_s for row in good)
+        predictions = [self._prediction(row) for row in good]
+        results.write_predictions(self.predictions_path, predictions)
+        figures = self._figures(predictions, [row.duration_s for row in good])
+        rtfx = comparison.ratio(figures["audio_s"], wall_s)
         row = {
             **self.identity,
-            **asdict(scores),
+            **figures,
+            "wer_words": None,
+            "word_segmenter": None,
+            "baselines": [],
+            **self._extras(predictions, rtfx),
             "num_bad": len(heard) - len(good),
             "num_parameters": num_parameters,
-            "audio_s": round(audio_s, 3),
-            "wall_s": round(wall_s, 3),
-            "rtfx": audio_s / wall_s,
+            "wall_s": None if wall_s is None else round(wall_s, 3),
+            "rtfx": rtfx,
             "predictions": str(self.predictions_path.relative_to(self.folder)),
+            "columns": {
+                schema.AUDIO: self.spec.audio_column,
+                schema.TEXT: self.spec.text_column,
+                schema.ID: self.spec.id_column,
+            },
             "versions": versions(),
             "commit": code_commit(),
         }
         evaluate.save(str(self.predictions_path.with_suffix(".json")), **row)
-        self._write_worst(good)
+        self._write_worst(predictions)
         results.append_row(self.metrics_path, row)
         return row
 
-    def _write_worst(self, good: list[Heard]) -> None:
+    def _figures(
+        self, predictions: list[Prediction], durations_s: list[float | None]
+    ) -> dict[str, Any]:
+        """Return error rates, their intervals and edits, and rates by duration."""
+        tally = comparison.tally(predictions, self.normalizer)
+        known_s = [seconds for seconds in durations_s if seconds is not None]
+        has_audio = len(known_s) == len(predictions)
+        return {
+            **asdict(tally.scores()),
+            "ci": rate_intervals(tally.counts),
+            "edits": {name: asdict(edits) for name, edits in tally.edits().items()},
+            "by_duration": tally.by_duration(known_s) if has_audio else [],
+            "audio_s": round(sum(known_s), 3) if has_audio else None,
+        }
+
+    def _extras(self, predictions: list[Prediction], rtfx: float | None) -> dict[str, Any]:
+        """Return the figures that are only there where they were asked for."""
+        found: dict[str, Any] = {}
+        if self.with_words:
+            words = japanese_words()
+            scored = [row for row in predictions if row.reference_norm]
+            said, written = zip(
+                *((words(r.reference_norm), words(r.prediction_norm)) for r in scored), strict=True
+            )
+            found["wer_words"] = word_errors(said, written).error_rate
+            names = (name.replace("_", "-") for name in WORD_PACKAGES)
+            found["word_segmenter"] = " ".join(f"{name} {version(name)}" for name in names)
+        if self.baselines:
+            found["baselines"] = [self._against(row, predictions, rtfx) for row in self.baselines]
+        return found
+
+    def _against(
+        self, baseline: results.Row, predictions: list[Prediction], rtfx: float | None
+    ) -> dict[str, Any]:
+        theirs = results.read_predictions(self.folder / baseline["predictions"])
+        return {
+            "model": baseline["model"],
+            "predictions": baseline["predictions"],
+            **comparison.compare(predictions, theirs, self.normalizer),
+            "speed_ratio": comparison.ratio(rtfx, baseline["rtfx"]),
+        }
+
+    def _write_worst(self, predictions: list[Prediction]) -> None:
         """Write the worst utterances, aligned with their references, for a person to read."""
-        unit: Unit = "char" if "no-spaces" in self.normalizer.id else "word"
-        pairs = [(self.normalizer(h.reference), self.normalizer(h.prediction), h.id) for h in good]
-        rated = [(pair_error_rate(ref, pred, unit), ref, pred, i) for ref, pred, i in pairs if ref]
+        unit = unit_of(self.normalizer.id)
         lines = [
-            f"{row_id}: {rate:.1f} % of the {unit}s wrong\n{alignment(ref, pred, unit)}"
-            for rate, ref, pred, row_id in sorted(rated, key=lambda r: -r[0])[:NUM_WORST]
-            if rate > 0
+            f"{p.id}: {rate:.1f} % of the {unit}s wrong\n"
+            f"{alignment(p.reference_norm, p.prediction_norm, unit)}"
+            for rate, p in worst(predictions, unit)
         ]
         with replacing(self.predictions_path.with_suffix(".worst.txt")) as temporary:
             temporary.write_text("\n\n".join(lines) + "\n", encoding="utf-8")
 
-    def _prediction(self, heard: Heard) -> results.Prediction:
-        return results.Prediction(
+    def _prediction(self, heard: Heard) -> Prediction:
+        return Prediction(
             heard.id,
             self.normalizer(heard.reference),
             self.normalizer(heard.prediction),
@@ -192,15 +287,15 @@ def plan(
         model_args, decoding_args, args: the flags.
         algorithm: more settings that change the result.
     """
-    preset = getattr(model.model.generation_config, "language", None)
     decoding = Decoding(
-        decoding_args.language or (preset if model.tokens.is_multilingual else None),
+        _language(decoding_args.language, model),
         decoding_args.task,
         decoding_args.return_timestamps,
         decoding_args.generation_num_beams,
         min(args.generation_max_length, model.max_label_length),
     )
     model.tokens.prefix(decoding.language, decoding.task, False)  # fails by name if they misfit
+    _check_words(args, decoding)
     normalizer = model.normalizer(decoding.language, decoding.task, args.normalizer)
     name = model_args.model_name_or_path
     identity = {
@@ -217,9 +312,71 @@ def plan(
         "attention": model_args.attn_type,
         "decoding": asdict(decoding),
         "normalizer": normalizer.id,
+        "postprocessing": [],
         **algorithm,
     }
-    return Evaluation(form, spec, decoding, normalizer, Path(args.output_dir), identity)
+    folder = Path(args.output_dir)
+    return Evaluation(form, spec, decoding, normalizer, folder, identity, args.japanese_words)
+
+
+def plan_for_file(
+    path: Path,
+    model: str,
+    spec: data.DatasetSpec,
+    decoding_args: DecodingArguments,
+    args: EvaluationArguments,
+) -> Evaluation:
+    """Put together what identifies the scoring of a predictions file.
+
+    Args:
+        path: the file.
+        model: name of the model that wrote it.
+        spec: names what was transcribed; it is not read.
+        decoding_args, args: the flags; of the decoding only language and task are known.
+    """
+    # What a model translates into is English.
+    spoken = decoding_args.language if decoding_args.task == TRANSCRIBE else "en"
+    normalizer = normalizer_for(spoken, variant=args.normalizer)
+    decoding = Decoding(decoding_args.language, decoding_args.task, False, 0, 0)
+    _check_words(args, decoding)
+    identity: dict[str, Any] = {
+        "form": "short_form",
+        "model": model,
+        "dataset": spec.name,
+        "config": spec.config,
+        "split": spec.split,
+        "predictions_sum": sha256(path),
+        "decoding": {"language": decoding.language, "task": decoding.task},
+        "normalizer": normalizer.id,
+        "postprocessing": [],
+    }
+    folder = Path(args.output_dir)
+    return Evaluation(
+        "short_form", spec, decoding, normalizer, folder, identity, args.japanese_words
+    )
+
+
+def _language(asked: str | None, model: whisper.Whisper) -> str | None:
+    """Return the language for the decoder's prefix: the model's own where none is asked for."""
+    if model.tokens.is_multilingual:
+        return asked or getattr(model.model.generation_config, "language", None)
+    # An English-only model has no token for what it speaks anyway.
+    return None if asked is None or language_code(asked) == "en" else asked
+
+
+def _check_words(args: EvaluationArguments, decoding: Decoding) -> None:
+    spoken = decoding.language and language_code(decoding.language)
+    if args.japanese_words and (spoken, decoding.task) != ("ja", TRANSCRIBE):
+        raise ValueError("--japanese_words needs --language ja and --task transcribe")
+
+
+def check_chunk(chunk_length_s: float | None, model: whisper.Whisper) -> None:
+    """Raise ValueError if a chunk does not fit into the model's window."""
+    if chunk_length_s is not None and chunk_length_s > model.log_mel.window_s:
+        raise ValueError(
+            f"--chunk_length_s {chunk_length_s:g} is more than the model's window of "
+            f"{model.log_mel.window_s:g} s"
+        )
 
 
 def reference_of(row: dict[str, Any]) -> str:
@@ -228,15 +385,26 @@ def reference_of(row: dict[str, Any]) -> str:
 
 
 def report(accelerator: Accelerator, run_args: RunArguments, rows: list[results.Row]) -> None:
-    """Print a table of results and hand them to the trackers."""
+    """Print tables of results and comparisons, and hand the results to the trackers."""
     columns = ["model", "dataset", "cer_norm", "wer_norm", "cer_raw", "wer_raw", "rtfx", "num_rows"]
-    for line in results.markdown_table(rows, columns).splitlines():
+    tables = [results.markdown_table(rows, columns)]
+    compared = [line for row in rows for line in comparison.table_rows(row)]
+    if compared:
+        tables.append(results.markdown_table(compared, list(compared[0]), decimals=2))
+    for line in "\n".join(tables).splitlines():
         logger.info("%s", line)
     if accelerator.log_with:
         accelerator.init_trackers(run_args.wandb_project or "whisper-distillery-eval")
         for index, row in enumerate(rows):
             figures = {k: v for k, v in row.items() if isinstance(v, int | float)}
             accelerator.log({f"{row['form']}/{k}": v for k, v in figures.items()}, step=index)
+
+
+def write_page(args: EvaluationArguments) -> None:
+    """Write the page of --html, if it was asked for."""
+    if args.html is not None:
+        write_report(args.html, gather(Path(args.output_dir)))
+        logger.info("report: %s", args.html)
 
 
 def evaluate_each(
@@ -246,6 +414,7 @@ def evaluate_each(
     run_args: RunArguments,
     plan_one: Callable[[data.DatasetSpec], Evaluation],
     transcribe: Callable[[Evaluation, data.Rows], tuple[list[Heard], float]],
+    baselines: Sequence[results.Row] = (),
 ) -> None:
     """Evaluate on each dataset in turn, unless the same was done before, and report.
 
@@ -255,23 +424,46 @@ def evaluate_each(
         data_args, run_args: the flags.
         plan_one: puts together what identifies the evaluation on a dataset.
         transcribe: returns all rows, heard by all processes, and the seconds it took.
+        baselines: results of the models to compare with, from `measure_each`.
+    """
+    found = measure_each(accelerator, model, data_args, plan_one, transcribe, baselines)
+    if accelerator.is_main_process:
+        report(accelerator, run_args, [*baselines, *found])
+    accelerator.end_training()
+
+
+def measure_each(
+    accelerator: Accelerator,
+    model: whisper.Whisper,
+    data_args: DataArguments,
+    plan_one: Callable[[data.DatasetSpec], Evaluation],
+    transcribe: Callable[[Evaluation, data.Rows], tuple[list[Heard], float]],
+    baselines: Sequence[results.Row] = (),
+) -> list[results.Row]:
+    """Evaluate on each dataset in turn, unless the same was done before, without a report.
+
+    Args:
+        accelerator, model, data_args, plan_one, transcribe, baselines: as in `evaluate_each`.
+
+    Returns:
+        On the main process one row for each dataset; on the others none.
     """
     found = []
     for spec, rows in specs_with_references(data_args):
-        one = plan_one(spec)
+        place = (spec.name, spec.config, spec.split)
+        rivals = [b for b in baselines if (b["dataset"], b["config"], b["split"]) == place]
+        one = replace(plan_one(spec), baselines=tuple(rivals))
         row = one.earlier()
         accelerator.wait_for_everyone()  # all have looked before one of them writes
-        if row is not None:
-            logger.info("%s was evaluated before: %s", spec, one.metrics_path)
-        else:
+        if row is None:
             heard, wall_s = transcribe(one, rows)
             if accelerator.is_main_process:
                 bad = data_args.max_bad_fraction
-                row = one.conclude(heard, wall_s, model.num_parameters, bad)
-        found.append(row)
-    if accelerator.is_main_process:
-        report(accelerator, run_args, [row for row in found if row is not None])
-    accelerator.end_training()
+                found.append(one.conclude(heard, wall_s, model.num_parameters, bad))
+        elif accelerator.is_main_process:
+            logger.info("%s was evaluated before: %s", spec, one.metrics_path)
+            found.append(one.complete(row))
+    return found
 
 
 def specs_with_references(data_args: DataArguments) -> list[tuple[data.DatasetSpec, data.Rows]]:

@@ -6,18 +6,24 @@ which jiwer calls too, come 30 times sooner (1 against 30 microseconds a pair) a
 The tests hold the two equal.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, Literal, NamedTuple
 
 import evaluate
 import jiwer
+import numpy as np
 from datasets import Features, Value
+from numpy.typing import NDArray
 from rapidfuzz.distance import Levenshtein
 
 from distillery.normalizers import Normalizer
 
 Unit = Literal["word", "char"]
+Counts = NDArray[np.int64]
+
+# Seconds: an utterance belongs to the first bin whose end it does not exceed.
+DURATION_BINS = (0, 5, 10, 15, 20, 25, 30, 60, 300)
 
 
 @dataclass(frozen=True)
@@ -60,7 +66,7 @@ class Scores:
 
     Attributes:
         cer_norm, wer_norm: under the normaliser.
-        cer_raw, wer_raw: of the texts as they came.
+        cer_raw, wer_raw: with case and punctuation, as `Normalizer.raw` has it.
         num_rows: all rows, those left out included.
         num_empty_references: rows left out of all four rates, because nothing of their reference
             is left after normalisation.
@@ -72,6 +78,73 @@ class Scores:
     wer_raw: float
     num_rows: int
     num_empty_references: int
+
+
+class AlignedRun(NamedTuple):
+    """A run of characters or words, in the reference and in the prediction.
+
+    `kind` is `equal`, `replace`, `delete` or `insert`: what turns the one into the other.
+    """
+
+    kind: str
+    reference: str
+    prediction: str
+
+
+RATES = tuple(f.name for f in fields(Scores) if not f.name.startswith("num_"))
+
+
+@dataclass(frozen=True)
+class Tally:
+    """Edits of every utterance of a test set, for each of the four rates.
+
+    Attributes:
+        scored: int64 (utterances,): the places of the rows that are scored, which are those with a
+            reference.
+        counts: for each of `RATES` int64 (utterances, 4), in the order of `ErrorCounts`.
+        num_rows: all rows, those that are not scored included.
+    """
+
+    scored: Counts
+    counts: Mapping[str, Counts]
+    num_rows: int
+
+    def edits(self) -> dict[str, ErrorCounts]:
+        """Return the edits of the whole test set, for each rate."""
+        return {name: _total(counts) for name, counts in self.counts.items()}
+
+    def scores(self) -> Scores:
+        """Return the error rates of the whole test set."""
+        rates = {name: edits.error_rate for name, edits in self.edits().items()}
+        left_out = self.num_rows - len(self.scored)
+        return Scores(**rates, num_rows=self.num_rows, num_empty_references=left_out)
+
+    def by_duration(self, durations_s: Sequence[float]) -> list[dict[str, Any]]:
+        """Return the normalised rates of the utterances of each bin of `DURATION_BINS`.
+
+        Args:
+            durations_s: seconds of each row, those that are not scored included.
+
+        Returns:
+            One entry per bin that is not empty: from_s (exclusive), to_s (inclusive; None for the
+            last), num_rows, audio_s, cer_norm, wer_norm.
+        """
+        seconds = np.asarray(durations_s, dtype=float)[self.scored]
+        bins = np.searchsorted(DURATION_BINS[1:], seconds, side="left")
+        found: list[dict[str, Any]] = []
+        for index in np.unique(bins):
+            inside = bins == index
+            is_last = index + 1 == len(DURATION_BINS)
+            entry = {
+                "from_s": DURATION_BINS[index],
+                "to_s": None if is_last else DURATION_BINS[index + 1],
+                "num_rows": int(inside.sum()),
+                "audio_s": round(float(seconds[inside].sum()), 3),
+            }
+            for name in ("cer_norm", "wer_norm"):
+                entry[name] = _total(self.counts[name][inside]).error_rate
+            found.append(entry)
+        return found
 
 
 def character_errors(references: Sequence[str], predictions: Sequence[str]) -> ErrorCounts:
@@ -98,6 +171,35 @@ def pair_error_rate(reference: str, prediction: str, unit: Unit) -> float:
     return _percent(Levenshtein.distance(expected, found), len(expected))
 
 
+def count_errors(normalized: Sequence[tuple[str, str]], raw: Sequence[tuple[str, str]]) -> Tally:
+    """Count the edits of each utterance of a test set.
+
+    Args:
+        normalized: reference and prediction of each row, as `Normalizer` returns them. Where
+            nothing is left of a reference, the row is not scored.
+        raw: the same rows, as `Normalizer.raw` returns them.
+
+    Raises:
+        ValueError: if the two are not of equal length, or if every reference is empty.
+    """
+    _check_lengths(normalized, raw)
+    scored = [place for place, (reference, _) in enumerate(normalized) if reference]
+    if not scored:
+        raise ValueError(
+            f"none of {len(normalized)} references has text left after normalisation: "
+            "check the text column"
+        )
+    num_rows = len(normalized)
+    normalized, raw = [normalized[i] for i in scored], [raw[i] for i in scored]
+    counts = {
+        "cer_norm": _utterance_errors(normalized, "char"),
+        "wer_norm": _utterance_errors(normalized, "word"),
+        "cer_raw": _utterance_errors(raw, "char"),
+        "wer_raw": _utterance_errors(raw, "word"),
+    }
+    return Tally(np.array(scored), counts, num_rows)
+
+
 def score(
     references: Sequence[str | None], predictions: Sequence[str], normalizer: Normalizer
 ) -> Scores:
@@ -112,25 +214,10 @@ def score(
         ValueError: if the two are not of equal length, or if every reference is empty.
     """
     _check_lengths(references, predictions)
-    rows = []
-    for reference, prediction in zip(references, predictions, strict=True):
-        expected = normalizer(reference or "")
-        if expected:
-            rows.append((expected, normalizer(prediction), reference or "", prediction))
-    if not rows:
-        raise ValueError(
-            f"none of {len(references)} references has text left after normalisation "
-            f"({normalizer.id}): check the text column"
-        )
-    expected_norm, found_norm, expected_raw, found_raw = zip(*rows, strict=True)
-    return Scores(
-        cer_norm=character_errors(expected_norm, found_norm).error_rate,
-        wer_norm=word_errors(expected_norm, found_norm).error_rate,
-        cer_raw=character_errors(expected_raw, found_raw).error_rate,
-        wer_raw=word_errors(expected_raw, found_raw).error_rate,
-        num_rows=len(references),
-        num_empty_references=len(references) - len(rows),
-    )
+    pairs = [(said or "", found) for said, found in zip(references, predictions, strict=True)]
+    normalized = [(normalizer(said), normalizer(found)) for said, found in pairs]
+    raw = [(normalizer.raw(said), normalizer.raw(found)) for said, found in pairs]
+    return count_errors(normalized, raw).scores()
 
 
 def alignment(reference: str, prediction: str, unit: Unit) -> str:
@@ -140,6 +227,20 @@ def alignment(reference: str, prediction: str, unit: Unit) -> str:
         process(reference, prediction), show_measures=False, skip_correct=False
     )
     return str(drawn).split("\n\n", 1)[1].strip("\n")  # without jiwer's own heading
+
+
+def aligned_runs(reference: str, prediction: str, unit: Unit) -> list[AlignedRun]:
+    """Return the runs of equal and of differing text, in order; they spell out both texts."""
+    if unit == "char":
+        expected, found = list(reference.strip()), list(prediction.strip())
+    else:
+        expected, found = reference.split(), prediction.split()
+    space = "" if unit == "char" else " "
+    return [
+        AlignedRun(run.tag, space.join(expected[i:j]), space.join(found[k:n]))
+        for run in Levenshtein.opcodes(*_units(reference, prediction, unit))
+        for i, j, k, n in [(run.src_start, run.src_end, run.dest_start, run.dest_end)]
+    ]
 
 
 class WordErrorRate(evaluate.Metric):  # type: ignore[misc]  # evaluate ships no types
@@ -175,19 +276,23 @@ def _corpus_errors(
 ) -> ErrorCounts:
     """Add up the edits of all pairs: long texts weigh more than short ones, as the field has it."""
     _check_lengths(references, predictions)
-    edits = {"replace": 0, "delete": 0, "insert": 0}
-    length = 0
-    for reference, prediction in zip(references, predictions, strict=True):
+    return _total(_utterance_errors(list(zip(references, predictions, strict=True)), unit))
+
+
+def _total(counts: Counts) -> ErrorCounts:
+    return ErrorCounts(*(int(count) for count in counts.sum(axis=0)))
+
+
+def _utterance_errors(pairs: Sequence[tuple[str, str]], unit: Unit) -> Counts:
+    """Return hits, substitutions, deletions and insertions of each pair, int64 (pairs, 4)."""
+    counts = []
+    for reference, prediction in pairs:
         expected, found = _units(reference, prediction, unit)
-        length += len(expected)
-        for edit in Levenshtein.editops(expected, found):
-            edits[edit.tag] += 1
-    return ErrorCounts(
-        hits=length - edits["replace"] - edits["delete"],
-        substitutions=edits["replace"],
-        deletions=edits["delete"],
-        insertions=edits["insert"],
-    )
+        tags = [edit.tag for edit in Levenshtein.editops(expected, found)]
+        substituted, deleted = tags.count("replace"), tags.count("delete")
+        hits = len(expected) - substituted - deleted
+        counts.append((hits, substituted, deleted, len(tags) - substituted - deleted))
+    return np.array(counts, dtype=np.int64).reshape(-1, 4)
 
 
 def _units(
@@ -207,7 +312,7 @@ def _percent(errors: int, length: int) -> float:
     return 100.0 * errors / max(length, 1)
 
 
-def _check_lengths(references: Sequence[str | None], predictions: Sequence[str]) -> None:
+def _check_lengths(references: Sequence[Any], predictions: Sequence[Any]) -> None:
     if len(references) != len(predictions):
         raise ValueError(
             f"{len(references)} references do not fit {len(predictions)} predictions: "

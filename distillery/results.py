@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from filelock import FileLock
 
+from distillery import schema
 from distillery.shards import replacing, sync
 
 logger = logging.getLogger(__name__)
@@ -84,6 +85,18 @@ def read_rows(path: str | os.PathLike[str]) -> list[Row]:
     return rows
 
 
+def read_folder(folder: str | os.PathLike[str]) -> list[Row]:
+    """Return the rows of all evaluations in a folder, each file's in order.
+
+    Raises:
+        ValueError: there is none.
+    """
+    rows = [row for path in sorted(Path(folder).glob("metric.*.jsonl")) for row in read_rows(path)]
+    if not rows:
+        raise ValueError(f"{folder} holds no result: it has no file metric.*.jsonl with a row")
+    return rows
+
+
 def find_row(rows: Iterable[Row], identity: Mapping[str, Any]) -> Row | None:
     """Return the newest row that equals `identity` in all its items, or None.
 
@@ -120,16 +133,39 @@ def read_predictions(path: str | os.PathLike[str]) -> list[Prediction]:
         ValueError: if the columns are others, or a row has too few or too many fields.
     """
     path = Path(path)
-    csv.field_size_limit(2**31 - 1)  # the default, 128 KiB, is less than hours of speech take
-    with path.open(encoding="utf-8", newline="") as file:
-        reader = csv.reader(file)
-        header = tuple(next(reader, ()))
-        if header != Prediction._fields:
-            raise ValueError(
-                f"{path}: columns are {', '.join(header) or 'missing'}, "
-                f"expected {', '.join(Prediction._fields)}"
-            )
-        return [_parse_prediction(path, reader.line_num, fields) for fields in reader]
+    header, rows = _read_csv(path)
+    if header != Prediction._fields:
+        raise ValueError(
+            f"{path}: columns are {', '.join(header) or 'missing'}, "
+            f"expected {', '.join(Prediction._fields)}"
+        )
+    return [Prediction(*row) for row in rows]
+
+
+def read_foreign_predictions(path: str | os.PathLike[str]) -> list[tuple[str, str, str]]:
+    """Return id, reference and prediction, as written, of a predictions file from anywhere.
+
+    The columns may be those of `Prediction`, of which the raw texts are taken, or `reference` and
+    `prediction`. Where there is no `id`, the number of the row is it, from 1. No text is taken for
+    a missing value: "NA", "null" and "" are texts.
+
+    Raises:
+        ValueError: a column is missing, an id occurs twice, there is no row, or a row has too few
+            or too many fields.
+    """
+    path = Path(path)
+    header, rows = _read_csv(path)
+    said, found = (_column(path, header, side) for side in ("reference", "prediction"))
+    if not rows:
+        raise ValueError(f"{path}: there is no row below the header")
+    place = header.index(schema.ID) if schema.ID in header else None
+    ids = [str(n) if place is None else row[place] for n, row in enumerate(rows, start=1)]
+    seen: set[str] = set()
+    for row_id in ids:
+        if row_id in seen:
+            raise ValueError(f"{path}: id {row_id!r} occurs more than once")
+        seen.add(row_id)
+    return [(row_id, row[said], row[found]) for row_id, row in zip(ids, rows, strict=True)]
 
 
 def markdown_table(
@@ -180,12 +216,30 @@ def _parse_row(path: Path, number: int, line: bytes) -> Row:
     return row
 
 
-def _parse_prediction(path: Path, number: int, fields: list[str]) -> Prediction:
-    if len(fields) != len(Prediction._fields):
-        raise ValueError(
-            f"{path}:{number}: expected {len(Prediction._fields)} fields, got {len(fields)}"
-        )
-    return Prediction(*fields)
+def _read_csv(path: Path) -> tuple[tuple[str, ...], list[list[str]]]:
+    """Return the header and the rows of a CSV file, all of them as wide as the header."""
+    csv.field_size_limit(2**31 - 1)  # the default, 128 KiB, is less than hours of speech take
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        reader = csv.reader(file)
+        header = tuple(next(reader, ()))
+        rows = []
+        for fields in reader:
+            if len(fields) != len(header):
+                raise ValueError(
+                    f"{path}:{reader.line_num}: expected {len(header)} fields, got {len(fields)}"
+                )
+            rows.append(fields)
+    return header, rows
+
+
+def _column(path: Path, header: tuple[str, ...], side: str) -> int:
+    """Return the place of the column that holds the references or the predictions."""
+    for name in (f"{side}_raw", side):
+        if name in header:
+            return header.index(name)
+    raise ValueError(
+        f"{path}: no column {side}_raw or {side}; its columns are {', '.join(header) or 'missing'}"
+    )
 
 
 def _is_number(value: Any) -> bool:

@@ -4,6 +4,7 @@ The two stages differ in one thing: whether a teacher says something about each 
 in which order, updates, checkpoints, evaluation and logs are the same, and are here.
 """
 
+import gc
 import json
 import logging
 import math
@@ -192,6 +193,39 @@ def train(
         data_args, decoding_args, args, run_args: the flags.
         run: the run's folder and record, which is completed here.
     """
+    finished = _train(
+        accelerator, student, teach, weights, data_args, decoding_args, args, run_args, run
+    )
+    _leave_together(accelerator)
+    if not finished:
+        raise SystemExit(STOPPED)  # not 0: a recipe must not go on with this model
+
+
+def _leave_together(accelerator: Accelerator) -> None:
+    """Let go of the process group, on all processes at once.
+
+    The wrapper that shares the model's gradients must be gone before, so `_train` has returned: its
+    reducer would else let go of the group last, which joins gloo's threads while it holds Python's
+    lock, and hangs where one of them waits for that lock to forget the last collective. (Seen with
+    torch 2.13.)
+    """
+    accelerator.wait_for_everyone()
+    gc.collect()  # should the wrapper be in a cycle
+    accelerator.end_training()
+
+
+def _train(
+    accelerator: Accelerator,
+    student: whisper.Whisper,
+    teach: Teach | None,
+    weights: LossWeights,
+    data_args: TrainDataArguments,
+    decoding_args: DecodingArguments,
+    args: TrainingArguments,
+    run_args: RunArguments,
+    run: Run,
+) -> bool:
+    """Train as `train` says; return False if SIGTERM asked to stop before the end."""
     rule = _label_rule(student, decoding_args, args, run_args.seed)
     normalizer = student.normalizer(decoding_args.language, decoding_args.task)
     rows, order, ledger = _training_rows(data_args, args, rule, normalizer)
@@ -227,11 +261,10 @@ def train(
         with closing(batches):
             finished = _update_until(job, batches, progress, num_updates)
         if not finished:
-            accelerator.wait_for_everyone()  # who leaves first can leave the others hanging
-            accelerator.end_training()
-            raise SystemExit(STOPPED)  # not 0: a recipe must not go on with this model
+            return False
         _check_bad(progress, data_args.max_bad_fraction)
     _conclude(job, progress, ledger)
+    return True
 
 
 def batch_plan(accelerator: Accelerator, args: TrainingArguments) -> BatchPlan:
@@ -663,7 +696,9 @@ def _error_rates(pairs: list[tuple[str, str]], normalizer: Normalizer) -> dict[s
     if not known:
         return {}
     references, predictions = (list(side) for side in zip(*known, strict=True))
-    rates = evaluate.combine([WordErrorRate(), CharacterErrorRate()])
+    # In memory: every process scores, and files of one cache are no place to meet.
+    metrics = [WordErrorRate(keep_in_memory=True), CharacterErrorRate(keep_in_memory=True)]
+    rates = evaluate.combine(metrics)
     return dict(rates.compute(references=references, predictions=predictions))
 
 
@@ -745,5 +780,3 @@ def _conclude(job: Job, progress: Progress, ledger: Ledger | None) -> None:
         whisper.write_card(job.run.folder, _card(job))
         results = {"updates": progress.step, "best": progress.best, "num_bad": progress.num_bad}
         job.run.finish(**results, ledger=ledger.to_dict() if ledger else None)
-    job.accelerator.wait_for_everyone()
-    job.accelerator.end_training()

@@ -12,6 +12,7 @@ from distillery.arguments import (
     RunArguments,
     TrainDataArguments,
     TrainingArguments,
+    _StageParser,
     flag,
     flags_of,
     parse,
@@ -88,6 +89,23 @@ def test_hyphens_and_underscores_are_the_same():
     )
 
 
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_every_long_flag_and_alias_takes_both(script):
+    parser = _StageParser(groups_of(script), None)
+    spellings = parser._option_string_actions
+    long = {spelling[2:]: action for spelling, action in spellings.items() if spelling[1] == "-"}
+    assert long
+    for name, action in long.items():
+        for typed in (name.replace("_", "-"), name.replace("-", "_")):
+            known, value = parser.known_spelling(f"--{typed}=a-b_c=d").split("=", 1)
+            assert spellings[known] is action
+            assert value == "a-b_c=d"
+
+
+def test_values_are_left_as_typed():
+    assert cake("--flour_kind", "a-b_c", "--num-eggs=2") == Cake("a-b_c", 2)
+
+
 @pytest.mark.parametrize(
     ("words", "wanted"),
     [
@@ -124,6 +142,23 @@ def test_all_problems_are_reported_together_as_typed(capsys):
 
 def test_a_missing_flag_is_named(capsys):
     assert complaints(capsys) == ["--flour_kind is required"]
+
+
+@dataclass(frozen=True)
+class Shop:
+    """A group that changes what must be given."""
+
+    buy: bool = flag(False, "Buy a cake.")
+
+    @staticmethod
+    def required_flags(values, usual):
+        return {"heat"} if values.buy else usual
+
+
+def test_a_group_may_change_what_is_required(capsys):
+    groups = (Cake, Shop)
+    assert complaints(capsys, groups=groups) == ["--flour_kind is required"]
+    assert parse(groups, ["--buy"])[0].flour_kind is None
 
 
 def test_an_unknown_flag_without_a_neighbour(capsys):

@@ -165,3 +165,13 @@ def test_windows_without_a_usable_clip(log_mel):
     windows = WindowCollator(log_mel)([BAD, TOO_LONG])
     assert windows.features is None
     assert len(windows.rows) == 2
+
+
+def test_clips_longer_than_a_chunk_are_left_whole(log_mel):
+    collate = WindowCollator(log_mel, chunk_length_s=1.0)
+    windows = collate([row("a"), TOO_LONG, row("b", seconds=1.5), BAD])
+    assert [one[PROBLEM] is None for one in windows.rows] == [True, True, True, False]
+    assert set(windows.long) == {TOO_LONG["id"], "b"}
+    assert len(windows.long["b"]) / log_mel.sampling_rate == 1.5
+    assert torch.equal(windows.features, log_mel([wave_of("a")]))
+    assert WindowCollator(log_mel)([row("b", seconds=1.5)]).long == {}

@@ -1,12 +1,22 @@
 import hashlib
+import importlib.util
 import json
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from distillery import results, whisper
+from distillery.arguments import DecodingArguments
 from distillery.data import DatasetSpec
-from distillery.evaluation import Evaluation, Heard, reference_of
+from distillery.evaluation import (
+    Evaluation,
+    EvaluationArguments,
+    Heard,
+    plan_for_file,
+    reference_of,
+)
 from distillery.normalizers import normalizer_for
 from distillery.transcription import Decoding
 
@@ -80,7 +90,84 @@ def test_the_row_of_metrics(tmp_path):
     # Normalised: ねこ, いぬとさかな (1 of 6 wrong), na against null (3 of 2), みず (2 of 2).
     assert row["cer_norm"] == pytest.approx(100 * (0 + 1 + 3 + 2) / (2 + 6 + 2 + 2))
     assert row["cer_raw"] > 0
+    assert row["columns"] == {"audio": "audio", "text": None, "id": None}
     assert set(row["versions"]) >= {"torch", "transformers"}
+
+
+def test_the_row_has_intervals_edits_and_rates_by_duration(tmp_path):
+    row = evaluation_of(tmp_path).conclude([*HEARD, BAD], 2.0, 7, 0.2)
+    assert set(row["ci"]) == set(row["edits"]) == {"cer_norm", "wer_norm", "cer_raw", "wer_raw"}
+    low, high = row["ci"]["cer_norm"]
+    assert 0 <= low < row["cer_norm"] < high
+    # いぬとさかに has one character wrong, null for na three (of which two are too many), みず is
+    # missing.
+    assert row["edits"]["cer_norm"] == {
+        **{"hits": 8, "substitutions": 2, "deletions": 2, "insertions": 2},
+    }
+    assert [(b["from_s"], b["to_s"], b["num_rows"]) for b in row["by_duration"]] == [(0, 5, 4)]
+    assert (row["wer_words"], row["baselines"]) == (None, [])
+
+
+def test_an_earlier_result_is_completed_without_a_model(tmp_path):
+    one = evaluation_of(tmp_path)
+    row = one.conclude(HEARD, 2.0, 7, 0.0)
+    assert one.complete(row) == row
+    other = evaluation_of(tmp_path, "/b/student").conclude(HEARD[:3], 1.0, 7, 0.0)
+    compared = replace(one, baselines=(other,))
+    fuller = compared.complete(row)
+    assert results.read_rows(one.metrics_path) == [row, other, fuller]
+    (found,) = fuller["baselines"]
+    assert (found["model"], found["num_rows"]) == ("/b/student", 3)
+    # 5 s in 2 s, against 4 s in 1 s.
+    assert found["speed_ratio"] == pytest.approx(2.5 / 4)
+    assert fuller == {**row, "baselines": [found]}
+    assert compared.complete(compared.earlier()) == fuller
+    assert len(results.read_rows(one.metrics_path)) == 3
+    assert evaluation_of(tmp_path).complete(fuller) == fuller  # what is there is not taken away
+
+
+def test_words_of_japanese(tmp_path):
+    heard = [Heard("1", "明日は、晴れです。", "明日は雨です", 1.0), Heard("2", "。", "はい", 1.0)]
+    row = evaluation_of(tmp_path, with_words=True).conclude(heard, 2.0, 7, 0.0)
+    assert row["wer_words"] == 25.0  # 明日 は 晴れ です
+    assert re.fullmatch(r"fugashi [\d.]+ unidic-lite [\d.]+", row["word_segmenter"])
+    assert row["wer_norm"] == 100.0
+
+
+def test_words_are_japanese_words_only(tmp_path):
+    decoding, args = DecodingArguments(language="en"), EvaluationArguments(japanese_words=True)
+    with pytest.raises(ValueError, match="--japanese_words needs --language ja"):
+        plan_for_file(SOURCE, "model", DatasetSpec("set"), decoding, args)
+
+
+def test_words_need_their_packages(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    (problem,) = EvaluationArguments(japanese_words=True).problems()
+    assert problem.startswith("--japanese_words: ")
+    assert "pip install fugashi unidic-lite" in problem
+
+
+SOURCE = Path(__file__)  # any file will do
+
+
+def test_texts_alone_can_be_scored(tmp_path):
+    args = EvaluationArguments(output_dir=str(tmp_path))
+    decoding = DecodingArguments(language="Japanese")
+    one = plan_for_file(SOURCE, "org/model", DatasetSpec("org/set"), decoding, args)
+    assert one.metrics_path == tmp_path / "metric.ja.transcribe.jsonl"
+    row = one.conclude([replace(h, duration_s=None) for h in HEARD], None, None, 0.0)
+    assert results.read_rows(one.metrics_path) == [row]
+    assert (row["form"], row["model"], row["dataset"]) == ("short_form", "org/model", "org/set")
+    unknown = ("audio_s", "wall_s", "rtfx", "num_parameters")
+    assert [row[name] for name in unknown] == [None] * 4
+    assert row["by_duration"] == []
+    assert row["decoding"] == {"language": "Japanese", "task": "transcribe"}
+
+
+def test_translations_are_english(tmp_path):
+    decoding, args = DecodingArguments(language="ja", task="translate"), EvaluationArguments()
+    one = plan_for_file(SOURCE, "m", DatasetSpec("s"), decoding, args)
+    assert one.normalizer.id.startswith("whisper-english")
 
 
 def test_predictions_hold_the_good_clips_as_they_are(tmp_path):

@@ -1,8 +1,9 @@
 import pickle
+import sys
 
 import pytest
 
-from distillery.normalizers import normalizer_for, raw_text
+from distillery.normalizers import japanese_words, normalizer_for, raw_text
 
 
 def test_japanese():
@@ -153,3 +154,22 @@ def test_raw_text():
     assert raw_text(" a  b\n") == "a  b"
     assert raw_text("1 < 2 | 3 > 2") == "1 < 2 | 3 > 2"
     assert raw_text("<|0.00|><|1.20|>") == ""
+
+
+def test_texts_for_raw_rates():
+    assert normalizer_for("ja").raw("今日は、 晴れ。.") == "今日は、晴れ。"
+    assert normalizer_for("en").raw(" It's  5 o'clock. ") == "It's  5 o'clock."
+    assert normalizer_for("hi").raw("NA") == "NA"
+
+
+def test_japanese_words():
+    words = japanese_words()
+    assert words("木曜日停戦会談は終了しました") == "木曜 日 停戦 会談 は 終了 し まし た"
+    assert words("na") == "na"
+    assert words("") == ""
+
+
+def test_japanese_words_without_the_packages(monkeypatch):
+    monkeypatch.setitem(sys.modules, "fugashi", None)
+    with pytest.raises(ModuleNotFoundError, match="pip install fugashi unidic-lite"):
+        japanese_words()

@@ -73,7 +73,8 @@ def test_every_script_and_file_that_is_named_exists(document):
 
 
 def test_every_flag_that_the_readme_explains_exists():
-    explained = set(re.findall(r"`(--[a-z_]+)", text_of("README.md")))
+    found = re.findall(r"`(--[a-z_-]+)", text_of("README.md"))
+    explained = {flag.replace("_", "-") for flag in found}
     everything = set().union(*(spellings(script) for script in STAGES))
     assert explained
     assert explained <= everything

@@ -13,6 +13,8 @@ from distillery.results import (
     append_row,
     find_row,
     markdown_table,
+    read_folder,
+    read_foreign_predictions,
     read_predictions,
     read_rows,
     write_predictions,
@@ -209,6 +211,53 @@ def test_other_files_are_not_predictions(tmp_path, content, message):
     path.write_text(content, encoding="utf-8")
     with pytest.raises(ValueError, match=message):
         read_predictions(path)
+
+
+FOREIGN = {
+    "id,reference_norm,prediction_norm,reference_raw,prediction_raw\n7,a,b,A.,B.\n": (
+        "7",
+        "A.",
+        "B.",
+    ),
+    "id,reference,prediction\n7,A.,B.\n": ("7", "A.", "B."),
+    "prediction,extra,reference\nB.,x,A.\n": ("1", "A.", "B."),
+    "\ufeffid,reference,prediction\r\n7,NA,null\r\n": ("7", "NA", "null"),
+    'id,reference,prediction\n7,"",\n': ("7", "", ""),
+}
+
+
+@pytest.mark.parametrize(("content", "row"), FOREIGN.items())
+def test_predictions_from_elsewhere(tmp_path, content, row):
+    path = tmp_path / "other.csv"
+    path.write_text(content, encoding="utf-8")
+    assert read_foreign_predictions(path) == [row]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "no column reference_raw or reference; its columns are missing"),
+        ("id,text\n1,a\n", "no column reference_raw or reference; its columns are id, text"),
+        ("id,reference,text\n1,a,b\n", "no column prediction_raw or prediction; .* id, reference"),
+        ("id,reference,prediction\n", "no row below the header"),
+        ("id,reference,prediction\n1,a,b\n1,c,d\n", "id '1' occurs more than once"),
+        ("reference,prediction\na,b\na\n", r"other\.csv:3: expected 2 fields, got 1"),
+    ],
+)
+def test_files_that_cannot_be_scored(tmp_path, content, message):
+    path = tmp_path / "other.csv"
+    path.write_text(content, encoding="utf-8")
+    with pytest.raises(ValueError, match=message):
+        read_foreign_predictions(path)
+
+
+def test_rows_of_a_folder(tmp_path):
+    with pytest.raises(ValueError, match=f"{tmp_path} holds no result"):
+        read_folder(tmp_path)
+    append_row(tmp_path / "metric.ja.transcribe.jsonl", ROWS[1])
+    append_row(tmp_path / "metric.en.translate.jsonl", ROWS[0])
+    append_row(tmp_path / "results.jsonl", {"another": "file"})
+    assert read_folder(tmp_path) == ROWS
 
 
 @pytest.mark.skipif(not SHARED.exists(), reason=f"{SHARED} is absent: it comes with ../shared")

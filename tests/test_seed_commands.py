@@ -39,6 +39,14 @@ KOTOBA = {
     "run_short_form_eval.py": "-m my-org/my-model -d japanese-asr/ja_asr.reazonspeech_test",
 }
 
+# The flags of its evaluation script, all of them.
+KOTOBA_EVALUATION = {
+    "run_short_form_eval.py": """
+        -m my-org/my-model -d japanese-asr/a+japanese-asr/b -l ja -t transcribe -b 16 -c 15 -a sdpa
+        -o eval --dataset-split test --dataset-config default --column-audio sound
+        --column-text transcription --pretty-table"""
+}
+
 DISTIL_WHISPER = {
     "run_pseudo_labelling.py": """
         --model_name_or_path openai/whisper-large-v2
@@ -96,12 +104,23 @@ LOCAL_FILES = {
 ALIASES = {
     "-d": "dataset_name",
     "-m": "model_name_or_path",
+    "-l": "language",
+    "-t": "task",
+    "-b": "per_device_eval_batch_size",
+    "-c": "chunk_length_s",
+    "-a": "attn_type",
+    "-o": "output_dir",
+    "--dataset-split": "dataset_split_name",
+    "--dataset-config": "dataset_config_name",
+    "--column-audio": "audio_column_name",
+    "--column-text": "text_column_name",
+    "--pretty-table": "pretty_table",
     "--save_dir": "save_dir",
 }
 
 COMMANDS = [
     (script, text.split())
-    for commands in (KOTOBA, DISTIL_WHISPER, LOCAL_FILES)
+    for commands in (KOTOBA, KOTOBA_EVALUATION, DISTIL_WHISPER, LOCAL_FILES)
     for script, text in commands.items()
 ]
 

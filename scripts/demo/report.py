@@ -11,7 +11,7 @@ from typing import Any
 
 import matplotlib
 
-from distillery.results import markdown_table, read_rows
+from distillery.results import markdown_table, read_folder, read_rows
 from distillery.shards import replacing
 from distillery.training import LOSS_LOG
 
@@ -32,9 +32,7 @@ def main(arguments: list[str] | None = None) -> None:
     )
     args = parser.parse_args(arguments)
     models = dict(role.split("=", 1) for role in args.role)
-    measured = [
-        row for path in sorted(args.eval_dir.glob("metric.*.jsonl")) for row in read_rows(path)
-    ]
+    measured = read_folder(args.eval_dir)
     rows = [row for role, model in models.items() for row in _rows_of(role, Path(model), measured)]
     with replacing(args.output_dir / "results.jsonl") as temporary:
         temporary.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")

@@ -71,12 +71,14 @@ def test_sequential_and_chunked_are_two_evaluations(evaluated):
     assert texts(evaluated, rows[0]) != texts(evaluated, rows[1])
 
 
-def test_same_evaluations_are_not_repeated(evaluated, flags, capsys):
+def test_same_evaluations_are_not_repeated(tmp_path, evaluated, flags, capsys):
     before = snapshot(evaluated)
     run(SCRIPT, *flags, "-o", evaluated)
-    run(SCRIPT, *flags, *CHUNKED, "-o", evaluated)
+    run(SCRIPT, *flags, *CHUNKED, "-o", evaluated, "--html", tmp_path / "report.html")
     assert capsys.readouterr().err.count("was evaluated before") == 2
     assert snapshot(evaluated) == before
+    page = (tmp_path / "report.html").read_text("utf-8")
+    assert page.count('<details class="result"') == 2
 
 
 def test_streaming_equals_reading_from_disk(tmp_path, flags, evaluated):

@@ -1,5 +1,6 @@
 """A training run that is killed, stopped, damaged or moved goes on as if nothing had happened."""
 
+import gc
 import json
 import os
 import random
@@ -8,9 +9,11 @@ import signal
 
 import pytest
 import torch
+from accelerate import Accelerator
 from launching import launch
 from stage_runs import record, run, snapshot
 from tiny import REPOSITORY
+from torch.nn.parallel import DistributedDataParallel
 from training_runs import (
     DISTILLATION,
     FINETUNING,
@@ -369,6 +372,22 @@ def test_one_process_dies_and_the_launch_ends_then_one_alone_goes_on(pair, tmp_p
     assert_close_run(tmp_path, one)
 
 
+@pytest.fixture
+def parting_checked(monkeypatch):
+    """Fail a process that parts from the others while it holds the model made for several.
+
+    That model would let go of gloo's threads last, holding Python's lock: sometimes a deadlock.
+    """
+    end_training = Accelerator.end_training
+
+    def checked(self):
+        assert not [None for thing in gc.get_objects() if type(thing) is DistributedDataParallel]
+        end_training(self)
+
+    monkeypatch.setattr(Accelerator, "end_training", checked)
+
+
+@pytest.mark.usefixtures("parting_checked")
 def test_sigterm_to_one_process_stops_both_and_one_alone_goes_on(pair, tmp_path):
     flags, one = pair
     args = [*flags, *FOUR, "-o", tmp_path]

@@ -1,3 +1,5 @@
+import weakref
+
 import pytest
 from launching import kill, launch
 from stage_runs import (
@@ -8,13 +10,15 @@ from stage_runs import (
     talkative_model_folder,
     write_manifest,
 )
-from tiny import tone_manifest
+from tiny import SHARED, load_script, tone_manifest
 
 from distillery import labels, results, whisper
+from distillery.arguments import parse
 from distillery.collators import WindowCollator
 from distillery.data import DatasetSpec, load
 from distillery.metrics import score
 from distillery.normalizers import normalizer_for
+from distillery.runtime import load_model
 from distillery.transcription import Decoding, transcribe_windows
 
 SCRIPT = "run_short_form_eval.py"
@@ -23,9 +27,11 @@ TEXTS = {3: "NA", 4: "", 5: "null", 6: "。"}  # the last says nothing once it i
 COLUMNS = {
     *("form", "model", "model_revision", "model_fingerprint", "dataset", "config", "split"),
     *("max_rows", "dataset_fingerprint", "dtype", "attention", "decoding", "normalizer"),
+    *("postprocessing", "chunk_length_s"),
     *("cer_norm", "wer_norm", "cer_raw", "wer_raw", "num_rows", "num_empty_references"),
+    *("ci", "edits", "by_duration", "wer_words", "word_segmenter", "baselines"),
     *("num_bad", "num_parameters", "audio_s", "wall_s", "rtfx", "predictions"),
-    *("versions", "commit"),
+    *("columns", "versions", "commit"),
 }
 
 
@@ -124,6 +130,27 @@ def test_same_evaluation_is_shown_and_not_repeated(evaluated, flags, capsys):
     assert snapshot(evaluated) == before
 
 
+def test_page_shows_earlier_evaluations_and_their_audio(tmp_path, evaluated, flags, model):
+    page = tmp_path / "report.html"
+    before = snapshot(evaluated)
+    run(SCRIPT, *flags, "-o", evaluated, "--html", page)
+    assert snapshot(evaluated) == before
+    text = page.read_text("utf-8")
+    (row,) = metrics(evaluated)
+    assert f"{model.name} on test" in text
+    assert f"{row['cer_norm']:.1f}" in text
+    # Of the ten references two are empty, and a random model writes none of the others.
+    assert text.count("<audio") == NUM_CLIPS - 2
+    run(SCRIPT, "-o", evaluated, "--html", tmp_path / "again.html")  # with no model
+    assert (tmp_path / "again.html").read_text("utf-8").count("<audio") == NUM_CLIPS - 2
+
+
+def test_page_is_a_file(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        parse(load_script(SCRIPT).GROUPS, ["-o", str(tmp_path), "--html", str(tmp_path)])
+    assert f"--html {tmp_path} is a folder: name a file" in capsys.readouterr().err
+
+
 def test_lost_predictions_are_made_again(tmp_path, flags):
     run(SCRIPT, *flags, "-o", tmp_path)
     (row,) = metrics(tmp_path)
@@ -209,13 +236,152 @@ def test_kill_before_the_row_is_whole_leaves_none(tmp_path, flags, evaluated):
     assert figures(row) == figures(wanted)
 
 
-def test_english_only_model_takes_no_language(tmp_path, flags, manifest):
+def test_english_only_model_takes_no_other_language(tmp_path, flags, manifest):
     model = english_only(talkative_model_folder(tmp_path / "model.en"))
     with pytest.raises(ValueError, match=r"'ja' was given, but the model is English-only"):
         run(SCRIPT, *flags, "-m", model, "-o", tmp_path)
-    run(SCRIPT, "-m", model, "-d", manifest, "--max_samples", 2, "-o", tmp_path)
+    arguments = ["-m", model, "-d", manifest, "--max_samples", 2, "-o", tmp_path]
+    run(SCRIPT, *arguments)
+    run(SCRIPT, *arguments, "-l", "en")  # says the same
     (row,) = metrics(tmp_path, "metric.en.transcribe.jsonl")
     assert row["decoding"]["language"] is None
+
+
+def test_baselines_are_evaluated_on_the_same_rows(tmp_path, flags, manifest, monkeypatch):
+    other = tone_manifest(tmp_path / "other.jsonl", 3, 0.5)
+    first, second = (talkative_model_folder(tmp_path / name / "model", seed=s) for name, s in PAIR)
+    arguments = [*flags, "-d", f"{manifest}+{other}", "-o", tmp_path / "eval"]
+    loaded = []
+
+    def load_alone(*how):
+        assert [model for model in loaded if model() is not None] == []
+        model = load_model(*how)
+        loaded.append(weakref.ref(model.model))
+        return model
+
+    monkeypatch.setattr(load_script(SCRIPT), "load_model", load_alone)
+    run(SCRIPT, *arguments, "--baseline", f"{first}+{second}")
+    assert len(loaded) == 3
+    rows = metrics(tmp_path / "eval")
+    sets = [str(manifest), str(other)]
+    assert [(row["model"], row["dataset"]) for row in rows] == [
+        (str(model), name) for model in (first, second, flags[1]) for name in sets
+    ]
+    assert [row["baselines"] for row in rows[:4]] == [[]] * 4
+    for row, rivals in zip(rows[4:], (rows[0:4:2], rows[1:4:2]), strict=True):
+        assert [found["predictions"] for found in row["baselines"]] == [
+            rival["predictions"] for rival in rivals
+        ]
+        for found, rival in zip(row["baselines"], rivals, strict=True):
+            assert found["num_rows"] == row["num_rows"]
+            ratio, speed = row["cer_norm"] / rival["cer_norm"], row["rtfx"] / rival["rtfx"]
+            assert found["error_ratio"]["cer_norm"] == pytest.approx(ratio)
+            assert found["speed_ratio"] == pytest.approx(speed)
+
+
+PAIR = (("a", 1), ("b", 2))
+
+
+def test_long_clips_are_decoded_in_chunks(tmp_path, flags, manifest):
+    long = tone_manifest(tmp_path / "long.jsonl", 4, 6.0)  # 6, 5.5, 5 and 4.5 s; the window is 4 s
+    joined = write_manifest(
+        manifest.parent / "joined.jsonl",
+        [
+            *read_manifest(manifest)[:3],
+            *({**entry, "audio": str(tmp_path / entry["audio"])} for entry in read_manifest(long)),
+        ],
+    )
+    arguments = [*flags, "-d", joined, "-o", tmp_path / "eval"]
+    with pytest.raises(ValueError, match="4 of 7 clips cannot be used"):
+        run(SCRIPT, *arguments)
+    run(SCRIPT, *arguments, "--chunk-length", 3)
+    (row,) = metrics(tmp_path / "eval")
+    assert (row["num_rows"], row["num_bad"], row["chunk_length_s"]) == (7, 0, 3.0)
+    assert row["audio_s"] > 21
+    chunked = {p.id: p.prediction_raw for p in predictions(tmp_path / "eval", row)}
+    assert all(chunked.values())
+    with pytest.raises(ValueError, match=r"--chunk_length_s 5 is more than the .* window of 4 s"):
+        run(SCRIPT, *arguments, "-c", 5)
+
+
+KOTOBA = "kotoba-whisper-v1.0.ja_asr.common_voice_8_0.csv"
+LARGE_V3 = "whisper-large-v3.ja_asr.jsut_basic5000.csv"
+NAMES = ["-m", "kotoba-tech/kotoba-whisper-v1.0+openai/whisper-large-v3", "-d", "cv8+jsut"]
+
+
+def test_published_predictions_are_scored_without_a_model(tmp_path, capsys):
+    folder = SHARED / "data" / "kotoba_predictions"
+    if not folder.exists():
+        pytest.skip(f"{folder} is absent: the published predictions come with ../shared")
+    files = f"{folder / KOTOBA}+{folder / LARGE_V3}"
+    arguments = ["--predictions_file", files, *NAMES, "-l", "ja", "-o", tmp_path]
+    run(SCRIPT, *arguments, "--pretty-table")
+    kotoba, large = metrics(tmp_path)
+    wanted = {"cer_norm": (9.4, 7.1), "wer_norm": (59.3, 59.2), "cer_raw": (15.6, 13.4)}
+    for name, figures in wanted.items():
+        assert (kotoba[name], large[name]) == pytest.approx(figures, abs=0.06)
+    assert (kotoba["num_rows"], large["num_rows"]) == (4483, 5000)
+    assert len(predictions(tmp_path, large)) == 5000
+    printed = capsys.readouterr().out
+    assert "| model | cv8 | jsut |" in printed
+    assert "| kotoba-tech/kotoba-whisper-v1.0 | 9.4 |  |" in printed
+    assert "| openai/whisper-large-v3 |  | 13.4 |" in printed
+    before = snapshot(tmp_path)
+    run(SCRIPT, *arguments)
+    assert "was scored before" in capsys.readouterr().err
+    assert snapshot(tmp_path) == before
+
+
+def test_texts_of_a_file_that_look_like_nothing_survive(tmp_path):
+    path = tmp_path / "NA.csv"
+    texts = [("NA", "NA"), ("null", "null"), ("nan", "None"), ("", "x"), ("はい。", "")]
+    path.write_text("reference,prediction\n" + "".join(f"{a},{b}\n" for a, b in texts), "utf-8")
+    run(SCRIPT, "--predictions-file", path, "--language", "ja", "-o", tmp_path)
+    (row,) = metrics(tmp_path)
+    assert (row["num_rows"], row["num_empty_references"], row["model"]) == (5, 1, "NA")
+    found = predictions(tmp_path, row)
+    assert [(p.reference_raw, p.prediction_raw) for p in found] == texts
+    # Right are all of na and null, two letters of nan, and nothing of はい.
+    assert row["edits"]["cer_norm"]["hits"] == 2 + 4 + 2
+
+
+def test_tables_of_what_is_there_need_no_model(evaluated, model, capsys):
+    before = snapshot(evaluated)
+    capsys.readouterr()
+    run(SCRIPT, "--pretty-table", "-o", evaluated)
+    tables = capsys.readouterr().out
+    assert tables.startswith("- CER\n\n| model | ")
+    assert tables.count(f"| {model} | ") == 4
+    assert snapshot(evaluated) == before
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ([], ["--model_name_or_path is required", "--dataset_name is required"]),
+        (["-m", "a", "--pretty-table"], ["--dataset_name is required"]),
+        (
+            ["--predictions_file", "none.csv", "-c", "3"],
+            [
+                "--language is required",
+                "--chunk_length_s: for models; leave out --predictions_file",
+                "--predictions_file none.csv: there is no such file",
+            ],
+        ),
+    ],
+)
+def test_what_must_be_given_is_named(capsys, words, told):
+    with pytest.raises(SystemExit):
+        parse(load_script(SCRIPT).GROUPS, words)
+    assert [line.strip() for line in capsys.readouterr().err.splitlines()[1:]] == told
+
+
+def test_as_many_names_as_files(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_text("reference,prediction\na,a\n", "utf-8")
+    words = ["--predictions_file", path, "-l", "ja", "-o", tmp_path, "-m", "a+b"]
+    with pytest.raises(ValueError, match="names 2, but --predictions_file 1 files"):
+        run(SCRIPT, *words)
 
 
 def test_references_are_needed(tmp_path, flags, manifest):
