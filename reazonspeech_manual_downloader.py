@@ -226,9 +226,7 @@ def download(arguments: DownloaderArguments) -> int:
         arguments.folder,
     )
     write_config(arguments.folder / CONFIG, Path(__file__).name, (arguments,))
-    pool, policy = arguments.pool, arguments.policy
-    failures = download_all([texts], reazonspeech.check_transcripts, pool, policy)
-    failures |= download_all(clips, reazonspeech.check_archive, pool, policy)
+    failures = download_all([texts, *clips], arguments.pool, arguments.policy)
     for path, reason in failures.items():
         logger.error("not downloaded: %s: %s", path.name, reason)
     if failures:
@@ -243,7 +241,7 @@ def _account(arguments: DownloaderArguments) -> int:
     """Match clips and texts, print the account and save it; 1 where nothing matches."""
     ledger, _ = reazonspeech.pair_folder(arguments.transcripts, arguments.archives)
     write_json(arguments.folder / f"{arguments.target}.ledger.json", ledger.to_dict())
-    logger.info("%s", ledger)
+    logger.log(logging.WARNING if ledger.num_lost else logging.INFO, "%s", ledger)
     if ledger.matched == 0:
         logger.error("no clip has a text: are these files of ReazonSpeech %s?", arguments.target)
     return 0 if ledger.matched else 1
