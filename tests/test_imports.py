@@ -9,9 +9,10 @@ from tiny import REPOSITORY
 from distillery import schema
 
 LAYERS = {
-    "core": "schema tokens labels segments normalizers metrics filters vocabulary order",
+    "core": "schema tokens labels segments normalizers metrics filters vocabulary order "
+    "audio subtitles",
     "torch": "losses student collators optim features whisper transcription distillation",
-    "io": "data shards checkpointing hub results reazonspeech downloads examples",
+    "io": "data shards checkpointing hub results reazonspeech downloads examples segmentation",
     "app": "arguments runtime training evaluation",
 }
 LAYER_OF = {name: layer for layer, names in LAYERS.items() for name in names.split()}

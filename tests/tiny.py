@@ -98,3 +98,12 @@ def tone_manifest(
         )
     path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), "utf-8")
     return path
+
+
+def broken_torchcodec(folder: Path, module: str, error: str) -> Path:
+    """Write a package `torchcodec` of which one module raises; return what goes on the path."""
+    package = folder / "torchcodec"
+    package.mkdir()
+    for name in ("__init__", "decoders", "encoders"):
+        (package / f"{name}.py").write_text(f"raise {error}\n" if name == module else "")
+    return folder
