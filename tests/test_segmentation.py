@@ -8,7 +8,7 @@ import pytest
 import soundfile
 import torch
 from stage_runs import write_manifest
-from tiny import SHARED, load_script
+from tiny import SHARED, spoken
 
 from distillery import segmentation
 from distillery.audio import decode_audio
@@ -274,34 +274,21 @@ def test_an_offset_that_is_no_number_is_named(tmp_path, name):
 
 
 @pytest.fixture(scope="module")
-def spoken():
-    """espeak-ng says three sentences: pauses of 1, 1, 5 and 2 s around them, and where they are."""
-    espeak = load_script("scripts/demo/make_corpus.py").Espeak()
-    sentences = [
-        "this is the first sentence that somebody says",
-        "and here comes another one after a pause",
-        "that was all for today",
-    ]
-    noise = np.random.default_rng(0)
-    parts, spans = [], []
-    for sentence, pause_s in zip(sentences, (1, 1, 5), strict=True):
-        parts.append(np.zeros(pause_s * RATE))
-        parts.append(0.5 * espeak.say(sentence.split(), "en", 150, 50)[0])
-        end = sum(map(len, parts))
-        spans.append(((end - len(parts[-1])) / RATE * 1000, end / RATE * 1000))
-    samples = np.concatenate([*parts, np.zeros(2 * RATE)])
-    return (samples + 1e-4 * noise.standard_normal(len(samples))).astype(np.float32), spans
+def talking():
+    """Three sentences; the pause before the last is too long to be part of a clip."""
+    samples, spans = spoken(1, 1, 5, 2)
+    return samples, [(1000 * start, 1000 * end) for start, end in spans]
 
 
-def test_speech_is_found_and_neighbours_are_joined(spoken):
-    samples, spans = spoken
+def test_speech_is_found_and_neighbours_are_joined(talking):
+    samples, spans = talking
     wanted = [(spans[0][0], spans[1][1]), spans[2]]  # the pause of 5 s is too long
     for found, speech in zip(speech_windows(samples, 30.0), wanted, strict=True):
         assert found == pytest.approx(speech, abs=400)
 
 
-def test_no_window_is_longer_than_asked_for(spoken):
-    samples, spans = spoken
+def test_no_window_is_longer_than_asked_for(talking):
+    samples, spans = talking
     found = speech_windows(samples, 4.0)
     for window, speech in zip(found, spans, strict=True):
         assert window == pytest.approx(speech, abs=400)
@@ -325,8 +312,8 @@ def test_speech_without_a_pause_is_cut_where_it_is_quietest(monkeypatch):
 
 
 @pytest.mark.parametrize("streaming", [False, True])
-def test_recordings_without_cues_are_cut_at_pauses(tmp_path, talk, spoken, streaming, caplog):
-    soundfile.write(tmp_path / "long.flac", spoken[0], RATE)
+def test_recordings_without_cues_are_cut_at_pauses(tmp_path, talk, talking, streaming, caplog):
+    soundfile.write(tmp_path / "long.flac", talking[0], RATE)
     silence = np.zeros(8 * RATE)
     soundfile.write(tmp_path / "silence.flac", silence, RATE)
     rows = [
