@@ -74,15 +74,21 @@ class DataArguments:
     """One or several datasets to read, joined with `+`."""
 
     dataset_name: str = required(
-        "Dataset: Hub id, folder, .jsonl/.json/.csv/.tsv manifest, or .py file with one builder; "
-        "several are joined with '+'.",
+        "Dataset: Hub id; folder in the Hub's layout or of save_to_disk; .jsonl/.json/.csv/.tsv "
+        "manifest; audio file; folder or .tar/.tar.gz of audio, also as LibriSpeech and Common "
+        "Voice have it; .py file with one builder. Several are joined with '+'.",
         "-d",
     )
     dataset_config_name: str | None = flag(
-        None, "Configuration of each dataset, joined with '+'.", "--dataset-config"
+        None,
+        "Configuration of each dataset, joined with '+'; of Common Voice's layout the language.",
+        "--dataset-config",
     )
     dataset_split_name: str | None = flag(
-        None, "Split or splits, joined with '+'; default: the only one.", "--dataset-split"
+        None,
+        "Split or splits, joined with '+'; default: the only one, of Common Voice's layout "
+        "'validated'.",
+        "--dataset-split",
     )
     audio_column_name: str = flag(
         schema.AUDIO, "Column with the audio or its path.", "--column-audio"

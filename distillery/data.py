@@ -4,11 +4,9 @@ A dataset on disk has the Hub's own layout, so that a folder and a Hub id are in
 `README.md` with the configurations, and `<config>/<split>-00000-of-000NN.parquet`.
 """
 
-import csv
 import hashlib
 import importlib.util
 import inspect
-import json
 import logging
 import re
 import sys
@@ -18,6 +16,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from datasets import (
     Audio,
@@ -33,7 +32,6 @@ from datasets import (
     load_from_disk,
 )
 from datasets.config import HF_DATASETS_CACHE
-from datasets.table import InMemoryTable
 from huggingface_hub import DatasetCard, DatasetCardData, hf_hub_download
 from huggingface_hub.errors import (
     EntryNotFoundError,
@@ -42,13 +40,14 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
 )
 
-from distillery import schema, segmentation
+from distillery import filetrees, layouts, manifests, schema, segmentation
+from distillery.layouts import choose
+from distillery.manifests import Manifest
 from distillery.shards import RUN_RECORD, read_json, replacing, sha256
 
 logger = logging.getLogger(__name__)
 
-MANIFESTS = (".jsonl", ".json", ".csv", ".tsv")
-DATA_FILES = (".parquet", ".arrow", *MANIFESTS)
+DATA_FILES = (".parquet", ".arrow", *manifests.SUFFIXES)
 TAIL_BYTES = 2**16
 DEFAULT_CONFIG = "default"
 
@@ -139,16 +138,18 @@ def _check_ids(rows: Rows, spec: DatasetSpec) -> None:
 def fingerprint(spec: DatasetSpec) -> str:
     """Return a sum that changes when the dataset's files do.
 
-    Of a manifest it covers the text; of a folder the names and sizes of its files and their last
-    bytes, where Parquet keeps its statistics, so that a copy has the same sum; of a Hub id only
-    the id.
+    Of a manifest it covers the text; of a folder or an archive of audio the names and sizes of
+    the files and the contents of the texts; of a folder in the Hub's layout names, sizes and last
+    bytes, where Parquet keeps its statistics; of a Hub id only the id. A copy has the same sum.
     """
     path = Path(spec.name)
     digest = hashlib.sha256(str(spec).encode())
     if (spec.segment, spec.segment_max_s) != (DatasetSpec.segment, DatasetSpec.segment_max_s):
         digest.update(f"{spec.segment} {spec.segment_max_s:g}".encode())
-    if path.is_file():
-        digest.update(path.read_bytes())
+    if layouts.is_layout(path):
+        digest.update(filetrees.fingerprint(path))
+    elif path.is_file():
+        digest.update(sha256(path).encode())
     elif path.is_dir():
         digest.update(_folder_state(path))
     return digest.hexdigest()
@@ -169,12 +170,14 @@ def _folder_state(folder: Path) -> bytes:
 
 def _source(spec: DatasetSpec) -> Rows:
     path = Path(spec.name)
-    if path.suffix in MANIFESTS:
+    if path.suffix in manifests.SUFFIXES:
         return _from_manifest(spec)
     if path.suffix == ".py":
         return _from_builder(spec)
     if (path / "dataset_info.json").exists() or (path / "dataset_dict.json").exists():
         return _from_save_to_disk(spec)
+    if layouts.is_layout(path):
+        return layouts.load(path, spec.config, spec.split, spec.streaming, spec.cache_dir)
     looks_local = path.is_absolute() or spec.name.startswith(".")
     if not path.exists() and (looks_local or spec.name.count("/") != 1):
         raise FileNotFoundError(
@@ -185,10 +188,13 @@ def _source(spec: DatasetSpec) -> Rows:
 
 
 def _from_hub_layout(spec: DatasetSpec) -> Rows:
-    config = spec.config or _only(
-        "configuration", get_dataset_config_names(spec.name), DEFAULT_CONFIG, spec
+    config = spec.config or choose(
+        "configuration", None, get_dataset_config_names(spec.name), DEFAULT_CONFIG, spec.name
     )
-    split = spec.split or _only("split", get_dataset_split_names(spec.name, config), None, spec)
+    # A split that is named may be a part of one, such as train[:10].
+    split = spec.split or choose(
+        "split", None, get_dataset_split_names(spec.name, config), None, spec.name
+    )
     return load_dataset(
         spec.name, config, split=split, streaming=spec.streaming, cache_dir=_cache_dir(spec)
     )
@@ -218,22 +224,10 @@ def _undecoded(rows: Rows, spec: DatasetSpec) -> Rows:
     return rows
 
 
-def _only(what: str, names: list[str], preferred: str | None, spec: DatasetSpec) -> str:
-    """Return the only name there is, or the preferred one."""
-    if preferred in names:
-        return str(preferred)
-    if len(names) == 1:
-        return names[0]
-    raise ValueError(f"dataset {spec.name} has several {what}s: name one of {', '.join(names)}")
-
-
 def _from_save_to_disk(spec: DatasetSpec) -> Rows:
     loaded = load_from_disk(spec.name)
     if isinstance(loaded, DatasetDict):
-        split = spec.split or _only("split", list(loaded), None, spec)
-        if split not in loaded:
-            raise ValueError(f"dataset {spec.name} has no split {split!r}: {', '.join(loaded)}")
-        loaded = loaded[split]
+        loaded = loaded[choose("split", spec.split, list(loaded), None, spec.name)]
     return loaded.to_iterable_dataset() if spec.streaming else loaded
 
 
@@ -274,105 +268,12 @@ def _builder_class(path: Path) -> type[DatasetBuilder]:
 
 
 def _from_manifest(spec: DatasetSpec) -> Rows:
-    path = Path(spec.name)
-    if not path.is_file():
-        raise FileNotFoundError(f"dataset {path}: there is no such file")
-    entries = _read_manifest(path)
-    if spec.split is not None:
-        entries = _of_split(entries, spec)
-    if not entries:
-        raise ValueError(f"dataset {path} has no rows")
-    column = spec.audio_column
-    if column not in entries[0]:
-        raise _missing_column(spec, "--audio_column_name", column, list(entries[0]))
-    audio = [
-        _audio_entry(path, number, entry.pop(column, None)) for number, entry in enumerate(entries)
-    ]
-    audio_type = Features({schema.AUDIO: schema.AUDIO_TYPE}).arrow_schema.field(schema.AUDIO).type
-    names = dict.fromkeys(name for entry in entries for name in entry)
-    columns = {name: _manifest_column(path, name, entries) for name in names}
-    rows = Dataset(InMemoryTable(pa.table({column: pa.array(audio, audio_type), **columns})))
-    return rows.to_iterable_dataset() if spec.streaming else rows
-
-
-def _manifest_column(path: Path, name: str, entries: list[dict[str, Any]]) -> pa.Array:
-    try:
-        return pa.array([entry.get(name) for entry in entries])
-    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
-        raise ValueError(
-            f"{path}: column {name!r} holds values of several types: {error}"
-        ) from error
-
-
-def _read_manifest(path: Path) -> list[dict[str, Any]]:
-    if path.suffix in (".csv", ".tsv"):
-        return _read_table(path, "," if path.suffix == ".csv" else "\t")
-    text = path.read_text(encoding="utf-8-sig")
-    if path.suffix == ".json" and text.lstrip().startswith("["):
-        return list(json.loads(text))
-    # Not splitlines(): it also cuts where a text holds U+2028 and the like.
-    lines = enumerate(text.split("\n"), start=1)
-    return [_json_entry(path, number, line) for number, line in lines if line.strip()]
-
-
-def _read_table(path: Path, delimiter: str) -> list[dict[str, Any]]:
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(file, delimiter=delimiter)
-        entries = []
-        for entry in reader:
-            if None in entry:
-                raise ValueError(
-                    f"{path}, line {reader.line_num}: more fields than the header has columns"
-                )
-            entries.append(dict(entry))
-    return entries
-
-
-def _json_entry(path: Path, number: int, line: str) -> dict[str, Any]:
-    try:
-        entry = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}, line {number}: not JSON: {error}") from error
-    if not isinstance(entry, dict):
-        raise ValueError(f"{path}, line {number}: not a JSON object: {line[:80]}")
-    return entry
-
-
-def _of_split(entries: list[dict[str, Any]], spec: DatasetSpec) -> list[dict[str, Any]]:
-    """Keep the rows of a split, where a manifest has a column of that name."""
-    splits = {str(entry["split"]) for entry in entries if entry.get("split") is not None}
-    if not splits:
-        return entries
-    if spec.split not in splits:
-        raise ValueError(
-            f"dataset {spec.name} has no split {spec.split!r}: its column 'split' holds "
-            f"{', '.join(sorted(splits))}"
-        )
-    kept = [entry for entry in entries if str(entry.get("split")) == spec.split]
-    logger.info(
-        "%s: %d of %d rows belong to split %s", spec.name, len(kept), len(entries), spec.split
-    )
-    return kept
-
-
-def _audio_entry(manifest: Path, number: int, written: Any) -> dict[str, str | None]:
-    if not isinstance(written, str) or not written:
-        raise ValueError(f"{manifest}: row {number + 1} names no audio file: {written!r}")
-    return {"bytes": None, "path": _audio_path(manifest.parent, written)}
-
-
-def _audio_path(folder: Path, written: str) -> str:
-    """Return where a manifest's audio file is: relative to the manifest.
-
-    A manifest that was moved together with its audio still names folders that are no longer
-    there; then the longest end of the path that does exist beside the manifest is meant.
-    """
-    path = Path(written)
-    candidates = [
-        folder / path,
-        *(folder / Path(*path.parts[i:]) for i in range(1, len(path.parts))),
-    ]
-    return str(next((c for c in candidates if c.is_file()), candidates[0]).resolve())
+    manifest = Manifest(Path(spec.name), spec.split)
+    column = manifest.audio_column(spec.audio_column)
+    if column not in manifest.columns:
+        raise _missing_column(spec, "--audio_column_name", column, manifest.columns)
+    rows = manifest.stream(column) if spec.streaming else manifest.rows(column)
+    return rows if column == spec.audio_column else rows.rename_column(column, spec.audio_column)
 
 
 def _rename_columns(rows: Rows, spec: DatasetSpec) -> Rows:
@@ -435,7 +336,7 @@ def _is_meant_as_id(rows: Rows, spec: DatasetSpec) -> bool:
     it may be the id of a sentence that several speakers read, unless it is unique; in a stream
     that cannot be seen, and it is believed.
     """
-    said = spec.id_column is not None or Path(spec.name).suffix in MANIFESTS
+    said = spec.id_column is not None or Path(spec.name).suffix in manifests.SUFFIXES
     if said or schema.WHISPER_TRANSCRIPT in rows.column_names or not isinstance(rows, Dataset):
         return True
     return _id_that_occurs_twice(rows) is None
@@ -457,12 +358,11 @@ def _row_id(index: int) -> str:
 
 
 def _id_that_occurs_twice(rows: Dataset) -> Any:
-    seen: set[Any] = set()
-    for row_id in rows.select_columns(schema.ID).with_format("arrow")[schema.ID].to_pylist():
-        if row_id in seen:
-            return row_id
-        seen.add(row_id)
-    return None
+    ids = rows.select_columns(schema.ID).with_format("arrow")[:][schema.ID]
+    if pc.count_distinct(ids, mode="all").as_py() == len(ids):
+        return None
+    counts = pc.value_counts(ids)
+    return next(found["values"] for found in counts.to_pylist() if found["counts"] > 1)
 
 
 def require_column(rows: Rows, spec: DatasetSpec, name: str, flag: str) -> None:

@@ -10,15 +10,14 @@ Archives are never extracted: their members are read in place, and their names a
 import io
 import itertools
 import re
-import tarfile
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import soundfile
 
+from distillery.archives import Rejected, listed, open_archive
 from distillery.downloads import (
     DamagedFileError,
     Download,
@@ -35,8 +34,6 @@ BASE_URLS = ("https://corpus.reazon-research.org/reazonspeech-v2",)
 
 MAX_CLIP_BYTES = 64 << 20  # a minute of 16 kHz speech is about 1 MB of FLAC
 _BOM = b"\xef\xbb\xbf"
-# Besides its own errors, tarfile lets these escape on headers that no archiver wrote.
-_TAR_ERRORS = (tarfile.TarError, ValueError, IndexError, OverflowError, RecursionError)
 
 
 def default_folder(target: str, suffix: str | None = None) -> Path:
@@ -111,10 +108,10 @@ def scan_archive(path: Path) -> ArchiveScan:
     Raises:
         DamagedFileError: it is no tar archive, or cut, or a header is broken.
     """
-    rejected: dict[str, list[str]] = {}
-    with _open_archive(path) as (archive, file):
-        names = tuple(name for name, _ in _clips(archive, rejected))
-        _check_end(file, archive.offset)
+    rejected: Rejected = {}
+    with open_archive(path, MAX_CLIP_BYTES) as archive:
+        names = tuple(name for name, _ in archive.members(rejected))
+        archive.check_end()
     return ArchiveScan(names, rejected)
 
 
@@ -129,80 +126,9 @@ def read_clips(path: Path) -> Iterator[tuple[str, bytes]]:
     Raises:
         DamagedFileError: the archive is damaged.
     """
-    with _open_archive(path) as (archive, _):
-        for name, member in _clips(archive, {}):
-            file = archive.extractfile(member)
-            assert file is not None  # a regular file has content
-            yield name, file.read()
-
-
-class _BoundedFile(io.BufferedReader):
-    """A file that refuses the huge reads that a forged header can ask of tarfile."""
-
-    def read(self, size: int | None = -1, /) -> bytes:
-        if size is None or not 0 <= size <= MAX_CLIP_BYTES:
-            raise tarfile.ReadError(f"a header asks for {size} bytes")
-        return super().read(size)
-
-
-@contextmanager
-def _open_archive(path: Path) -> Iterator[tuple[tarfile.TarFile, io.BufferedReader]]:
-    with _BoundedFile(path.open("rb", buffering=0)) as file:
-        try:
-            with tarfile.open(fileobj=file, mode="r:") as archive:
-                yield archive, file
-        except _TAR_ERRORS as error:
-            raise DamagedFileError(f"not a whole tar archive: {error}") from error
-
-
-def _clips(
-    archive: tarfile.TarFile, rejected: dict[str, list[str]]
-) -> Iterator[tuple[str, tarfile.TarInfo]]:
-    """Yield the members that are clips by their keys; note the others but folders in `rejected`."""
-    seen = set()
-    for member in archive:
-        if member.size < 0:  # would send tarfile backwards, without end
-            raise tarfile.ReadError(f"{member.name!r} has a negative size")
-        if member.isdir():
-            continue
-        name = member.name.removeprefix("./")
-        reason = _refusal(member) or ("duplicate member" if name in seen else None)
-        if reason:
-            rejected.setdefault(reason, []).append(member.name)
-        else:
-            seen.add(name)
-            yield name, member
-
-
-def _refusal(member: tarfile.TarInfo) -> str | None:
-    """Return why a member is not taken as a clip, or None."""
-    path = PurePosixPath(member.name)
-    if member.issym() or member.islnk():
-        return "link"
-    if member.issparse():
-        return "sparse file"
-    if not member.isreg():
-        return "special file"
-    if path.is_absolute() or ".." in path.parts or "\\" in member.name:
-        return "unsafe name"
-    if member.size > MAX_CLIP_BYTES:
-        return "too large"
-    return None
-
-
-def _check_end(file: io.BufferedReader, offset: int) -> None:
-    """Check that after the last member come two blocks of zeros, and nothing else.
-
-    tarfile takes a cut between two members, or a broken header, for the end of the archive.
-    """
-    file.seek(offset)
-    num_zeros = 0
-    while block := file.read(1 << 20):
-        if block.count(0) != len(block):
-            raise DamagedFileError(f"not a whole tar archive: broken header at byte {offset}")
-        num_zeros += len(block)
-    if num_zeros < 2 * tarfile.BLOCKSIZE:
-        raise DamagedFileError(f"not a whole tar archive: cut after byte {offset}")
+    with open_archive(path, MAX_CLIP_BYTES) as archive:
+        for name, member in archive.members({}):
+            yield name, archive.read(member)
 
 
 def undecodable_clips(path: Path) -> dict[str, str]:
@@ -282,8 +208,8 @@ class TsvLedger:
         return dict(vars(self))
 
     def __str__(self) -> str:
-        lines = _listed(self.rejected, "line")
-        members = _listed(self.rejected_members, "member")
+        lines = listed(self.rejected, "line")
+        members = listed(self.rejected_members, "member")
         return (
             f"{self.lines} lines, {self.elsewhere} of them about other archives; "
             f"{self.matched} clips with text, "
@@ -291,16 +217,6 @@ class TsvLedger:
             f"{len(self.audio_without_text)} clips without text, "
             f"rejected lines: {lines}, rejected archive members: {members}"
         )
-
-
-def _listed(rejected: Mapping[str, Sequence[int | str]], what: str) -> str:
-    """Name the first few rejected things per reason; the JSON ledger has them all."""
-    parts = []
-    for reason, places in rejected.items():
-        first = ", ".join(str(place) for place in places[:5])
-        more = ", …" if len(places) > 5 else ""
-        parts.append(f"{len(places)} {reason} ({what} {first}{more})")
-    return "; ".join(parts) or "none"
 
 
 def read_transcripts(

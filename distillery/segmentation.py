@@ -338,7 +338,7 @@ class _Cutter:
 
 
 def _is_part(row: Row) -> bool:
-    return row.get(schema.OFFSET) not in (None, "") and schema.DURATION in row
+    return all(row.get(name) not in (None, "") for name in (schema.OFFSET, schema.DURATION))
 
 
 def _seconds(row: Row, name: str) -> float:

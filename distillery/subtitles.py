@@ -38,12 +38,6 @@ class Subtitles:
     refused: list[tuple[int, str]]
 
 
-def beside(recording: Path) -> Path | None:
-    """Return the subtitles that lie beside a recording under its name, if there are any."""
-    paths = (recording.with_suffix(suffix) for suffix in SUFFIXES)
-    return next((path for path in paths if path.is_file()), None)
-
-
 def read_subtitles(path: Path) -> Subtitles:
     """Read a file of SRT or WebVTT; which of them it is shows in its content.
 

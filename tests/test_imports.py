@@ -12,7 +12,8 @@ LAYERS = {
     "core": "schema tokens labels segments normalizers metrics filters vocabulary order "
     "audio subtitles",
     "torch": "losses student collators optim features whisper transcription distillation",
-    "io": "data shards checkpointing hub results reazonspeech downloads examples segmentation",
+    "io": "data archives filetrees manifests layouts examples shards checkpointing hub results "
+    "reazonspeech downloads segmentation",
     "app": "arguments runtime training evaluation",
 }
 LAYER_OF = {name: layer for layer, names in LAYERS.items() for name in names.split()}
@@ -35,6 +36,7 @@ HOMONYMS = {
     "run_data_filtering": {"audio"},
     "training": {"best"},
     "transcription": {"text"},
+    "layouts": {"text"},
 }
 SPECIAL_TOKEN = re.compile(r"<\|[a-z.0-9]+\|>")
 CHECKPOINT_FOLDER = re.compile(r"checkpoint-(\d|\*|\{|$)|^best$")

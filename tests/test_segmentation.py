@@ -2,6 +2,7 @@ import io
 import itertools
 import logging
 import sys
+import tarfile
 
 import numpy as np
 import pytest
@@ -131,6 +132,34 @@ def test_cues_that_cannot_be_used_are_counted_and_named(tmp_path, talk, caplog):
         "5 dropped (longer than a clip may be: 2, ends before it starts: 1, no text: 1, begins "
         "after the recording: 1) + 0 quarantined" in caplog.text
     )
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_subtitles_beside_a_recording_are_found_by_their_name(tmp_path, talk, caplog, streaming):
+    (tmp_path / "short.txt").write_text("whole")
+    srt(tmp_path / "orphan.srt", (0, 1, "x"))
+    rows = list(load(DatasetSpec(str(tmp_path), streaming=streaming)))
+    assert [row["text"] for row in rows] == ["whole", "one", "two", "three"]
+    assert [row["recording_id"] for row in rows] == [None, "talk", "talk", "talk"]
+    assert "2 clips with text" in caplog.text
+    assert "1 texts without audio (such as orphan.srt)" in caplog.text
+    one = load(DatasetSpec(str(tmp_path / "talk.wav"), streaming=streaming))
+    assert list(one) == [row for row in rows if row["recording_id"] == "talk"]
+    assert len(list(load(DatasetSpec(str(tmp_path), segment="none", streaming=streaming)))) == 2
+
+
+def test_subtitles_in_an_archive_are_named(tmp_path, talk, caplog):
+    with tarfile.open(tmp_path / "talks.tar", "w") as archive:
+        for name in ("talk.wav", "talk.vtt"):
+            archive.add(tmp_path / name, name)
+    assert load(DatasetSpec(str(tmp_path / "talks.tar")))["id"][:] == ["talk"]
+    assert "subtitles in an archive: extract it to use them" in caplog.text
+
+
+def test_the_fingerprint_of_a_folder_covers_subtitles(tmp_path, talk):
+    before = fingerprint(DatasetSpec(str(tmp_path)))
+    srt(tmp_path / "talk.vtt", (1, 2.5, "eno"), (2, 3.001, "two"), (8, 12, "three"))
+    assert fingerprint(DatasetSpec(str(tmp_path))) != before
 
 
 def test_subtitles_may_be_left_alone(tmp_path, talk, counted):

@@ -1,6 +1,6 @@
 import pytest
 
-from distillery.subtitles import Cue, beside, read_subtitles
+from distillery.subtitles import Cue, read_subtitles
 
 SRT = """1
 00:00:01,000 --> 00:00:02,500
@@ -142,10 +142,3 @@ def test_a_file_without_cues_is_refused(path, text):
 def test_another_encoding_is_refused_by_name(path):
     with pytest.raises(ValueError, match=r"talk\.srt is not UTF-8 .*: save it as UTF-8"):
         cues_of(path, SRT.replace("Hello", "Grüße"), "latin-1")
-
-
-def test_subtitles_beside_a_recording(tmp_path):
-    assert beside(tmp_path / "talk.mp3") is None
-    for name in ("talk.vtt", "talk.srt"):  # an SRT comes first
-        (tmp_path / name).touch()
-        assert beside(tmp_path / "talk.mp3") == tmp_path / name
