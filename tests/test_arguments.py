@@ -307,3 +307,17 @@ def test_help_explains_every_flag(path, capsys):
             assert len(each.metadata["help"]) > 10, each.name
             assert f"--{each.name}" in shown
             assert "".join(each.metadata["help"].split()) in shown
+
+
+@pytest.mark.parametrize(
+    ("group", "words"), [(DataArguments, ["-d", "a"]), (TrainDataArguments, ["-d", "a"])]
+)
+def test_how_recordings_are_cut(capsys, group, words):
+    (data,) = parse((group,), [*words, "--segment", "vad", "--segment_max_s", "20"])
+    specs = data.specs() if group is DataArguments else data.train_specs()
+    assert [(spec.segment, spec.segment_max_s) for spec in specs] == [("vad", 20.0)]
+    wrong = [*words, "--segment", "loudness", "--segment_max_s", "0"]
+    assert complaints(capsys, *wrong, groups=(group,)) == [
+        "--segment must be one of none, cues, vad; got 'loudness'",
+        "--segment_max_s must be >= 1, got 0.0",
+    ]

@@ -12,7 +12,7 @@ from stage_runs import write_manifest
 from tiny import SHARED, spoken
 
 from distillery import segmentation
-from distillery.audio import decode_audio
+from distillery.audio import AudioError, decode_audio
 from distillery.data import DatasetSpec, fingerprint, load
 from distillery.segmentation import speech_windows
 
@@ -182,6 +182,21 @@ def test_a_recording_that_cannot_be_decoded_is_left_to_the_stage(tmp_path, talk,
     assert clips["id"][:] == ["talk", "short"]
     assert clips[0]["audio"]["path"] == str(tmp_path / "talk.wav")
     assert "recording talk cannot be decoded" in caplog.text
+
+
+def test_what_can_be_decoded_later_is_cut_then(tmp_path, talk, monkeypatch):
+    def without_ffmpeg(audio):
+        raise AudioError("cannot be decoded: install ffmpeg")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(segmentation, "decode_at_own_rate", without_ffmpeg)
+        assert clips_of(tmp_path, talk)["id"][:] == ["talk", "short"]
+    assert len(clips_of(tmp_path, talk)) == 4
+
+
+def test_the_split_keeps_its_name(tmp_path, talk):
+    rows = load(DatasetSpec(str(tmp_path), split="dev"))
+    assert str(rows.split) == "dev"
 
 
 def test_missing_subtitles_are_an_error(tmp_path, talk):
