@@ -261,14 +261,18 @@ def _read_chapter(tree: FileTree, name: str, texts: dict[str, str], account: Acc
 
 def _lines(tree: FileTree, name: str, account: Account) -> Iterator[tuple[str, str]]:
     """Yield (place, line) of the lines of a text file that can be read; reject the others."""
-    for number, raw in enumerate(tree.read_text(name).removeprefix(_BOM).split(b"\n"), start=1):
+    content = tree.read_text(name).removeprefix(_BOM).removesuffix(b"\n")
+    for number, raw in enumerate(content.split(b"\n"), start=1):
         place = f"{name}:{number}"
-        line = raw.rstrip(b"\r")
         try:
-            if line.strip():
-                yield place, line.decode("utf-8")
+            line = raw.removesuffix(b"\r").decode("utf-8")
         except UnicodeDecodeError:
             account.reject_text("not UTF-8", place)
+            continue
+        if line.strip():
+            yield place, line
+        else:
+            account.reject_text("blank", place)
 
 
 def _common_voice(

@@ -297,6 +297,8 @@ def _array_items(path: Path) -> Iterator[tuple[int, Any]]:
     except UnicodeDecodeError:
         deque(_lines(path), maxlen=0)  # names the line
         raise
+    except RecursionError as error:
+        raise ValueError(f"{path}: not JSON: {error}") from error
 
 
 def _items(path: Path, file: TextIO) -> Iterator[tuple[int, Any]]:

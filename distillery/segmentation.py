@@ -38,6 +38,7 @@ VAD_RATE = 16_000  # Hz, which Silero VAD was trained at
 VAD_PADDING_MS = 200  # kept before and behind speech, so that no soft sound is lost
 MAX_PAUSE_MS = 3000  # a longer one is no part of a clip
 QUIET_MS = 200  # where speech must be cut, the quietest stretch of this length is looked for
+ROUNDING_MS = 100  # a manifest's duration may differ so much from that of the file it names
 MOST_CACHE_FILES = 100
 FORMAT = 1  # of the cache: clips that an older version of this module cut are not taken
 
@@ -303,7 +304,7 @@ class _Cutter:
         start_ms = round(_seconds(row, schema.OFFSET) * 1000)
         end_ms = start_ms + round(_seconds(row, schema.DURATION) * 1000)
         lasts_ms = len(samples) * 1000 // rate
-        if start_ms == 0 and end_ms >= lasts_ms:
+        if start_ms == 0 and end_ms >= lasts_ms - ROUNDING_MS:
             return None
         self.account.num_in += 1
         if not 0 <= start_ms < min(end_ms, lasts_ms):

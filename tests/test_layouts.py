@@ -1,15 +1,15 @@
 """Folders and archives of audio, in plain, LibriSpeech and Common Voice layouts."""
 
-import gzip
-import io
 import logging
 import tarfile
 
 import pytest
 import tiny
+from corpora import pack, spread
 from datasets import Dataset, IterableDataset
 
 from distillery import data, layouts
+from distillery.audio import decode_audio
 from distillery.data import DatasetSpec
 
 PLAIN = {
@@ -41,28 +41,6 @@ COMMON_VOICE = {
 }
 KINDS = ["folder", "tar", "tar.gz"]
 EVERYWHERE = pytest.mark.parametrize("kind", KINDS)
-
-
-def pack(path, files, extra=()):
-    """Write an archive; `extra` are members of any sort."""
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w") as tar:
-        for name, content in files.items():
-            member = tarfile.TarInfo(name)
-            member.size = len(content)
-            tar.addfile(member, io.BytesIO(content))
-        for member in extra:
-            tar.addfile(member)
-    content = buffer.getvalue()
-    path.write_bytes(gzip.compress(content) if path.name.endswith("gz") else content)
-    return path
-
-
-def spread(folder, files):
-    for name, content in files.items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(content)
-    return folder
 
 
 def source(tmp_path, kind, files):
@@ -306,7 +284,8 @@ def test_odd_lines_of_librispeech_are_counted(tmp_path, caplog):
         "2 clips with text, 1 of other splits, 0 files that are neither audio nor text; "
         "2 clips without text (such as s/1/2/1-2-1.flac, s/1/2/1-2-2.flac); "
         "1 texts without audio (such as s/1/2/1-2-9); "
-        f"1 texts (not UTF-8) (such as {at}:3); 1 texts (no text) (such as {at}:4); "
+        f"1 texts (blank) (such as {at}:2); 1 texts (not UTF-8) (such as {at}:3); "
+        f"1 texts (no text) (such as {at}:4); "
         f"1 texts (duplicate) (such as {at}:5)"
     )
 
@@ -332,6 +311,7 @@ def test_odd_lines_of_common_voice_are_counted(tmp_path, caplog):
         "1 clips with text, 2 of other splits, 0 files that are neither audio nor text; "
         "1 clips without text (such as train.tsv:10); "
         "2 texts without audio (such as train.tsv:8, train.tsv:9); "
+        "1 texts (blank) (such as train.tsv:3); "
         "1 texts (2 instead of 3 columns) (such as train.tsv:4); "
         "1 texts (4 instead of 3 columns) (such as train.tsv:5); "
         "1 texts (not UTF-8) (such as train.tsv:6); 1 texts (duplicate) (such as train.tsv:7)",
@@ -407,52 +387,8 @@ def test_an_archive_that_changes_while_it_is_read_is_noticed(tmp_path):
         list(rows)
 
 
-# --- folders -------------------------------------------------------------------------------------
-
-
-def test_links_and_hidden_files_of_a_folder(tmp_path, caplog):
-    folder = spread(tmp_path / "corpus", {**PLAIN, ".git/c.wav": b"", ".d.wav": b""})
-    (folder / "linked.wav").symlink_to(folder / "a.wav")
-    (folder / "dead.wav").symlink_to(folder / "gone.wav")
-    (folder / "elsewhere").symlink_to(tmp_path)
-    assert list(loaded(folder)["id"]) == ["a", "linked", "deep/b"]
-    _, account = account_of(caplog)
-    assert "refused files (link to a folder) (such as elsewhere)" in account
-    assert "refused files (link to nothing) (such as dead.wav)" in account
-
-
 def test_rows_of_a_folder_hold_paths_that_decode(tmp_path):
     tiny.tone_manifest(tmp_path / "m.jsonl", 2, 0.1, suffix=".wav").unlink()
-    from distillery.audio import decode_audio
-
     for row in loaded(tmp_path):
         assert row["audio"]["bytes"] is None
         assert len(decode_audio(row["audio"], 16_000)) > 1000
-
-
-# --- fingerprints --------------------------------------------------------------------------------
-
-
-@EVERYWHERE
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"a.txt": b"other words, as long..."},
-        {"a.wav": b"a longer sound"},
-        {"new.wav": b"1"},
-    ],
-)
-def test_a_fingerprint_changes_with_texts_and_audio(tmp_path, kind, change):
-    (tmp_path / "two").mkdir()
-    spec = DatasetSpec(str(source(tmp_path, kind, PLAIN)))
-    before = data.fingerprint(spec)
-    assert data.fingerprint(spec) == before
-    source(tmp_path, kind, {**PLAIN, **change})
-    assert data.fingerprint(spec) != before
-
-
-def test_a_copy_has_the_same_sum(tmp_path):
-    from distillery import filetrees
-
-    folders = [spread(tmp_path / name, PLAIN) for name in ("one", "two")]
-    assert filetrees.fingerprint(folders[0]) == filetrees.fingerprint(folders[1])

@@ -371,6 +371,7 @@ def test_a_column_that_starts_empty_may_hold_texts_later(tmp_path, small_batches
         ("m.jsonl", b"[" * 100_000, "line 1: not JSON"),
         ("m.jsonl", b'{"audio": "a", "n": 1' + b"0" * 30 + b"}", "'n' holds .* lines 1 and 1"),
         ("m.jsonl", b'{"audio": "a", "text": "\\ud800"}', "'text' holds .* lines 1 and 1"),
+        ("m.json", b"[" * 100_000, "not JSON"),
         ("m.json", b'[{"audio": "a"},\n\n {"audio": }]', "line 3: not JSON"),
         ("m.json", b'[{"audio": "a"},\n {"audio": "b"}', "line 2: not JSON"),
         ("m.json", b'[{"audio": "a"},\n {"audio": "b', "line 2: not JSON"),

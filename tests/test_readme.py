@@ -35,9 +35,9 @@ def spellings(script: str) -> set[str]:
     return {spelling for action in parser._actions for spelling in action.option_strings}
 
 
-def commands(document: str) -> list[tuple[str, list[str]]]:
-    """Return the stage commands in a document: the script, and its words."""
-    joined = text_of(document).replace("\\\n", " ")
+def commands_in(text: str) -> list[tuple[str, list[str]]]:
+    """Return the stage commands in a text: the script, and its words."""
+    joined = text.replace("\\\n", " ")
     found = []
     for line in joined.splitlines():
         match = re.search(r"(?:python|accelerate launch|launch)\s+(\w+\.py)\b(.*)", line)
@@ -49,7 +49,7 @@ def commands(document: str) -> list[tuple[str, list[str]]]:
 ALL_COMMANDS = [
     pytest.param(script, words, id=f"{document}:{script}:{number}")
     for document in DOCUMENTS
-    for number, (script, words) in enumerate(commands(document))
+    for number, (script, words) in enumerate(commands_in(text_of(document)))
 ]
 
 

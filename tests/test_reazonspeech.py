@@ -4,6 +4,7 @@ import tarfile
 
 import pytest
 import soundfile
+from corpora import member_header
 from loopback import clip_name, flac, tar
 
 from distillery import reazonspeech
@@ -211,70 +212,6 @@ def test_what_is_no_archive_is_refused(archive, content):
         scan_archive(archive)
 
 
-def _member(name, kind=tarfile.REGTYPE, size=0, **more):
-    header = tarfile.TarInfo(name)
-    header.type, header.size = kind, size
-    for key, value in more.items():
-        setattr(header, key, value)
-    return header.tobuf(tarfile.GNU_FORMAT)
-
-
-def test_members_that_are_no_clips_are_refused_and_named(archive):
-    good = _member("000/a.flac", size=3) + b"abc".ljust(512, b"\0")
-    archive.write_bytes(
-        _member("000/", tarfile.DIRTYPE)
-        + _member("../../etc/passwd")
-        + _member("/etc/passwd")
-        + _member("000\\..\\a.flac")
-        + good
-        + good
-        + _member("000/link", tarfile.SYMTYPE, linkname="/etc/passwd")
-        + _member("000/hard", tarfile.LNKTYPE, linkname="000/a.flac")
-        + _member("000/fifo", tarfile.FIFOTYPE)
-        + _member("000/disk", tarfile.BLKTYPE)
-        + _sparse("000/sparse.flac")
-        + bytes(1024)
-    )
-    scan = scan_archive(archive)
-    assert scan.names == ("000/a.flac",)
-    assert scan.rejected == {
-        "unsafe name": ["../../etc/passwd", "/etc/passwd", "000\\..\\a.flac"],
-        "duplicate member": ["000/a.flac"],
-        "link": ["000/link", "000/hard"],
-        "special file": ["000/fifo", "000/disk"],
-        "sparse file": ["000/sparse.flac"],
-    }
-    assert list(read_clips(archive)) == [("000/a.flac", b"abc")]
-    assert list(archive.parent.iterdir()) == [archive]
-
-
-def _sparse(name):
-    """Make the header of a file of 8 EB with one byte in it, as GNU tar writes sparse files."""
-    block = bytearray(_member(name, tarfile.GNUTYPE_SPARSE))
-    block[386:410] = b"00000000000\0" + b"00000000000\0"  # one piece: offset, number of bytes
-    block[483:495] = b"\x80\0\0\0" + (2**63 - 1).to_bytes(8, "big")
-    block[148:156] = b" " * 8
-    block[148:156] = b"%06o\0 " % sum(block)
-    return bytes(block)
-
-
-@pytest.mark.parametrize("kind", [tarfile.REGTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.XHDTYPE])
-@pytest.mark.parametrize("size", [-512, 2**40, 2**63 + 1])
-def test_forged_sizes_are_refused_and_nothing_is_allocated(archive, kind, size):
-    header = bytearray(_member("000/a.flac", kind))
-    header[124:136] = (
-        b"\x80\0\0\0" + size.to_bytes(8, "big")
-        if size > 0
-        else b"\xff" * 4 + (size.to_bytes(8, "big", signed=True))
-    )
-    header[148:156] = b" " * 8
-    header[148:156] = b"%06o\0 " % sum(header)
-    good = _member("000/b.flac", size=3) + b"abc".ljust(512, b"\0")
-    archive.write_bytes(good + bytes(header) + bytes(2048))
-    with pytest.raises(DamagedFileError):
-        scan_archive(archive)
-
-
 def test_clips_without_samples_or_end_do_not_pass_for_decoded(archive):
     clips = {"000/none.flac": flac(1, 0), "000/half.flac": flac(1)[:1500], "000/no.flac": b""}
     archive.write_bytes(tar({**clips, "000/good.flac": flac(2)}))
@@ -284,7 +221,7 @@ def test_clips_without_samples_or_end_do_not_pass_for_decoded(archive):
 def test_a_clip_that_is_too_large_is_refused(archive):
     num_bytes = reazonspeech.MAX_CLIP_BYTES + 512
     with archive.open("wb") as file:
-        file.write(_member("000/hours.flac", size=num_bytes))
+        file.write(member_header("000/hours.flac", size=num_bytes))
         file.truncate(512 + num_bytes)  # takes no space on the disk
         file.seek(512 + num_bytes)
         file.write(WHOLE)
