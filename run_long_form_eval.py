@@ -36,8 +36,8 @@ from distillery.arguments import (
     flag,
     parse,
 )
+from distillery.audio import AudioError, Waveform, decode_audio
 from distillery.evaluation import EvaluationArguments, Heard
-from distillery.features import AudioError, Waveform, decode_audio
 from distillery.labels import plain_text
 from distillery.runtime import Run, load_model, load_outline, make_accelerator
 from distillery.transcription import Decoding, transcribe_in_chunks, transcribe_sequentially

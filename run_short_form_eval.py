@@ -51,9 +51,9 @@ from distillery.arguments import (
     parse,
     plus_list,
 )
+from distillery.audio import Waveform
 from distillery.collators import PROBLEM, WindowCollator, Windows
 from distillery.evaluation import Evaluation, EvaluationArguments, Heard
-from distillery.features import Waveform
 from distillery.normalizers import raw_text
 from distillery.postprocessing import Postprocessor
 from distillery.runtime import Run, load_model, load_outline, make_accelerator

@@ -10,7 +10,7 @@ from torch.nn import functional
 from transformers import WhisperForConditionalGeneration, pipeline
 from transformers.modeling_outputs import BaseModelOutput
 
-from distillery.features import Waveform
+from distillery.audio import Waveform
 from distillery.tokens import SpecialTokens
 from distillery.whisper import Whisper
 

@@ -10,11 +10,11 @@ from distillery import schema
 
 LAYERS = {
     "core": "schema tokens labels segments normalizers metrics filters vocabulary order bootstrap "
-    "provenance",
+    "provenance audio subtitles",
     "torch": "losses student collators optim features whisper transcription distillation "
     "pipelines postprocessing",
-    "io": "data archives filetrees manifests layouts examples shards checkpointing hub results "
-    "reazonspeech downloads comparison tables report",
+    "io": "data archives filetrees manifests layouts examples segmentation shards checkpointing "
+    "hub results reazonspeech downloads comparison tables report",
     "app": "flags arguments runtime forecast training evaluation",
 }
 LAYER_OF = {name: layer for layer, names in LAYERS.items() for name in names.split()}
