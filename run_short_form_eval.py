@@ -58,7 +58,7 @@ def main(
         model,
         data_args,
         run_args,
-        lambda spec: evaluation.plan("short_form", spec, model, model_args, decoding_args, args),
+        lambda spec: [evaluation.plan("short_form", spec, model, model_args, decoding_args, args)],
         lambda one, rows: _transcribe(one, rows, model, args, run_args, accelerator),
     )
 

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -119,6 +119,7 @@ class Evaluation:
         row = {
             **self.identity,
             **asdict(scores),
+            **self.more_figures(good),
             "num_bad": len(heard) - len(good),
             "num_parameters": num_parameters,
             "audio_s": round(audio_s, 3),
@@ -132,6 +133,10 @@ class Evaluation:
         self._write_worst(good)
         results.append_row(self.metrics_path, row)
         return row
+
+    def more_figures(self, good: Sequence[Heard]) -> dict[str, Any]:
+        """Return figures beside the error rates; a form that has some overrides this."""
+        return {}
 
     def _write_worst(self, good: list[Heard]) -> None:
         """Write the worst utterances, aligned with their references, for a person to read."""
@@ -229,7 +234,9 @@ def reference_of(row: dict[str, Any]) -> str:
 
 def report(accelerator: Accelerator, run_args: RunArguments, rows: list[results.Row]) -> None:
     """Print a table of results and hand them to the trackers."""
-    columns = ["model", "dataset", "cer_norm", "wer_norm", "cer_raw", "wer_raw", "rtfx", "num_rows"]
+    rates = ["cer_norm", "wer_norm", "cer_raw", "wer_raw"]
+    columns = ["model", "dataset", "algorithm", *rates, "rtfx", "num_rows"]
+    columns = [column for column in columns if any(column in row for row in rows)]
     for line in results.markdown_table(rows, columns).splitlines():
         logger.info("%s", line)
     if accelerator.log_with:
@@ -244,7 +251,7 @@ def evaluate_each(
     model: whisper.Whisper,
     data_args: DataArguments,
     run_args: RunArguments,
-    plan_one: Callable[[data.DatasetSpec], Evaluation],
+    plan_each: Callable[[data.DatasetSpec], Sequence[Evaluation]],
     transcribe: Callable[[Evaluation, data.Rows], tuple[list[Heard], float]],
 ) -> None:
     """Evaluate on each dataset in turn, unless the same was done before, and report.
@@ -253,22 +260,22 @@ def evaluate_each(
         accelerator: of this launch.
         model: the model.
         data_args, run_args: the flags.
-        plan_one: puts together what identifies the evaluation on a dataset.
+        plan_each: puts together what identifies each evaluation on a dataset.
         transcribe: returns all rows, heard by all processes, and the seconds it took.
     """
     found = []
     for spec, rows in specs_with_references(data_args):
-        one = plan_one(spec)
-        row = one.earlier()
-        accelerator.wait_for_everyone()  # all have looked before one of them writes
-        if row is not None:
-            logger.info("%s was evaluated before: %s", spec, one.metrics_path)
-        else:
-            heard, wall_s = transcribe(one, rows)
-            if accelerator.is_main_process:
-                bad = data_args.max_bad_fraction
-                row = one.conclude(heard, wall_s, model.num_parameters, bad)
-        found.append(row)
+        for one in plan_each(spec):
+            row = one.earlier()
+            accelerator.wait_for_everyone()  # all have looked before one of them writes
+            if row is not None:
+                logger.info("%s was evaluated before: %s", spec, one.metrics_path)
+            else:
+                heard, wall_s = transcribe(one, rows)
+                if accelerator.is_main_process:
+                    bad = data_args.max_bad_fraction
+                    row = one.conclude(heard, wall_s, model.num_parameters, bad)
+            found.append(row)
     if accelerator.is_main_process:
         report(accelerator, run_args, [row for row in found if row is not None])
     accelerator.end_training()

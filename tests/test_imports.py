@@ -9,8 +9,9 @@ from tiny import REPOSITORY
 from distillery import schema
 
 LAYERS = {
-    "core": "schema tokens labels segments normalizers metrics filters vocabulary order",
-    "torch": "losses student collators optim features whisper transcription distillation",
+    "core": "schema tokens labels segments normalizers metrics filters vocabulary order "
+    "loudness timestamps hallucinations",
+    "torch": "losses student collators optim features whisper transcription distillation long_form",
     "io": "data shards checkpointing hub results reazonspeech downloads examples",
     "app": "arguments runtime training evaluation",
 }
@@ -33,7 +34,7 @@ HOMONYMS = {
     "run_pseudo_labelling": {"audio"},
     "run_data_filtering": {"audio"},
     "training": {"best"},
-    "transcription": {"text"},
+    "hallucinations": {"text"},
 }
 SPECIAL_TOKEN = re.compile(r"<\|[a-z.0-9]+\|>")
 CHECKPOINT_FOLDER = re.compile(r"checkpoint-(\d|\*|\{|$)|^best$")

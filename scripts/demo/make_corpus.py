@@ -7,8 +7,8 @@
 Writes FLAC files (16 kHz, mono) and one JSON-lines manifest for each set:
 
 - `train.jsonl`: clips of one utterance, 1 to 3 s;
-- `windows.jsonl`: training windows of `--window_s` seconds cut out of longer recordings, two thirds
-  where a decoder that seeks to the last end timestamp cuts them, one third anywhere;
+- `windows.jsonl`: training windows cut out of longer recordings as long-form decoding cuts them:
+  two thirds begin in a pause and last `--window_s` seconds, one third begins and ends in a pause;
 - `test.jsonl`: clips of word sequences that no training utterance has;
 - `long.jsonl`: such utterances joined with pauses to 20 to 40 s, with the times of each.
 
@@ -40,7 +40,7 @@ TIMESTAMPED_TEXT = "timestamped_text"
 LANGUAGE = "language"
 SEGMENTS = "segments"
 
-RECIPE = 1  # raise it when the same arguments no longer give the same corpus
+RECIPE = 2  # raise it when the same arguments no longer give the same corpus
 SUMMARY = "corpus.json"
 SAMPLE_RATE = 16_000
 
@@ -63,8 +63,7 @@ PAUSES_S = (0.7, 1.2)  # silence between the utterances of a recording
 RECORDING_S = (23.0, 40.0)  # at most: a recording ends up to 3.5 s before its draw
 MIN_CLIP_S = 1.0
 WINDOWS_PER_RECORDING = 12
-ANYWHERE_EVERY = 3  # of three windows, one is cut at a random place
-MIN_WORD_INSIDE = 0.7  # of a word's length, to count as heard in such a window
+WHOLE_EVERY = 3  # of three windows, one ends in a pause
 SPEECH_FLOOR = 0.02  # of the peak: quieter than this at either end is silence
 
 
@@ -197,18 +196,6 @@ class Utterance:
         """Seconds."""
         return len(self.samples) / SAMPLE_RATE
 
-    def words_between(self, start: float, end: float) -> str:
-        """Return the text of the words that lie mostly between two times, full stop included."""
-        bounds = [*self.word_starts, self.duration]
-        heard = ""
-        for index, word in enumerate(self.words):
-            left, right = bounds[index : index + 2]
-            inside = min(right, end) - max(left, start)
-            if inside >= MIN_WORD_INSIDE * (right - left):
-                is_last = index == len(self.words) - 1
-                heard += word + "。" * (is_last and self.full_stop)
-        return heard
-
 
 @dataclass(frozen=True)
 class Recording:
@@ -273,10 +260,6 @@ class Recording:
             elif start <= left < end:
                 parts.append(timestamp(left - start))
         return "".join(parts)
-
-    def words_between(self, start: float, end: float) -> str:
-        """Return the plain text of the words that lie mostly between two times."""
-        return "".join(u.words_between(start - left, end - left) for u, left, _ in self.spans)
 
     def pauses(self) -> list[tuple[float, float]]:
         """Return start and end of the silences before, between and after the utterances."""
@@ -412,12 +395,17 @@ def make_windows(
         for pause in pauses[:WINDOWS_PER_RECORDING]:
             if index == count:
                 return
-            start, texts = draw_window(rng, recording, window_s, pause, index)
-            if texts[TEXT].replace("。", "") in held_out:
-                continue  # part of a training sentence can be a test sentence
+            start, end = draw_window(rng, recording, window_s, pause, index)
+            text = recording.complete_between(start, end)
+            if text.replace("。", "") in held_out:
+                continue  # two training sentences can be a test sentence
             name = f"window-{index:05d}"
-            write_audio(folder, name, recording.cut(start, window_s))
-            yield make_row(name, speaker, f"windows-{number:05d}", window_s) | texts
+            write_audio(folder, name, recording.cut(start, end - start))
+            yield make_row(name, speaker, f"windows-{number:05d}", end - start) | {
+                TEXT: text,
+                # Silence alone is written as a segment that starts and has no end.
+                TIMESTAMPED_TEXT: recording.timestamped_between(start, end) or timestamp(0.0),
+            }
             index += 1
 
 
@@ -427,24 +415,19 @@ def draw_window(
     window_s: float,
     pause: tuple[float, float],
     index: int,
-) -> tuple[float, dict[str, Any]]:
-    """Draw a window's start (seconds) and return it with the window's texts.
+) -> tuple[float, float]:
+    """Draw a window's start and end, in seconds.
 
-    One in three is cut anywhere: it has the words that are mostly inside and no timestamps. The
-    others start in the given pause, half of them where it begins: there a decoder goes on after an
-    end timestamp.
+    A window starts in the given pause, half of them where it begins: there a decoder goes on after
+    an end timestamp. One in three ends in the last pause that it reaches, as a chunk does that is
+    cut where it is quiet; the others end anywhere.
     """
-    if index % ANYWHERE_EVERY == ANYWHERE_EVERY - 1:
-        start = rng.uniform(0.0, recording.duration - window_s)
-        words = recording.words_between(start, start + window_s)
-        return start, {TEXT: words, TIMESTAMPED_TEXT: words}
     start = pause[0] if rng.random() < 0.5 else rng.uniform(*pause)
     end = start + window_s
-    return start, {
-        TEXT: recording.complete_between(start, end),
-        # Silence alone is written as a segment that starts and has no end.
-        TIMESTAMPED_TEXT: recording.timestamped_between(start, end) or timestamp(0.0),
-    }
+    if index % WHOLE_EVERY == WHOLE_EVERY - 1:
+        left, right = [later for later in recording.pauses() if later[0] < end][-1]
+        end = max(rng.uniform(left, min(right, end)), start + MIN_CLIP_S)
+    return start, end
 
 
 def write_audio(folder: Path, name: str, samples: np.ndarray) -> None:
