@@ -34,7 +34,6 @@ HOMONYMS = {
     "run_pseudo_labelling": {"audio"},
     "run_data_filtering": {"audio"},
     "training": {"best"},
-    "hallucinations": {"text"},
 }
 SPECIAL_TOKEN = re.compile(r"<\|[a-z.0-9]+\|>")
 CHECKPOINT_FOLDER = re.compile(r"checkpoint-(\d|\*|\{|$)|^best$")

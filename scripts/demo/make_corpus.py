@@ -33,12 +33,21 @@ import soundfile
 import soxr
 from espeakng_loader import get_data_path, get_library_path
 
-from distillery.schema import AUDIO, DURATION, ID, RECORDING_ID, SPEAKER_ID, TEXT
+from distillery.schema import (
+    AUDIO,
+    DURATION,
+    END,
+    ID,
+    RECORDING_ID,
+    SEGMENTS,
+    SPEAKER_ID,
+    START,
+    TEXT,
+)
 from distillery.tokens import TIMESTAMP_STEP_S
 
 TIMESTAMPED_TEXT = "timestamped_text"
 LANGUAGE = "language"
-SEGMENTS = "segments"
 
 RECIPE = 2  # raise it when the same arguments no longer give the same corpus
 SUMMARY = "corpus.json"
@@ -67,25 +76,9 @@ WHOLE_EVERY = 3  # of three windows, one ends in a pause
 SPEECH_FLOOR = 0.02  # of the peak: quieter than this at either end is silence
 
 
-class EspeakEvent(ctypes.Structure):
-    """`espeak_EVENT` of espeak-ng's speak_lib.h."""
-
-    _fields_ = [
-        ("type", ctypes.c_int),
-        ("unique_identifier", ctypes.c_uint),
-        ("text_position", ctypes.c_int),
-        ("length", ctypes.c_int),
-        ("audio_position", ctypes.c_int),
-        ("sample", ctypes.c_int),
-        ("user_data", ctypes.c_void_p),
-        ("id", ctypes.c_int * 2),
-    ]
-
-
 SYNTH_CALLBACK = ctypes.CFUNCTYPE(
-    ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.POINTER(EspeakEvent)
+    ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p
 )
-END_OF_EVENTS, WORD_EVENT = 0, 1
 RATE_PARAMETER, PITCH_PARAMETER = 1, 3
 SYNCHRONOUS_RETRIEVAL = 2
 UTF8 = 1
@@ -107,38 +100,28 @@ class Espeak:
             raise RuntimeError(f"espeak-ng cannot start with the data in {get_data_path()}")
         self._library.espeak_ng_SetRandSeed(ctypes.c_long(1))  # else it is the time of day
         self._chunks: list[np.ndarray] = []
-        self._word_samples: list[int] = []
         self._callback = SYNTH_CALLBACK(self._receive)  # kept: C holds no reference to it
         self._library.espeak_SetSynthCallback(self._callback)
 
     def _receive(self, samples: Any, num_samples: int, events: Any) -> int:
         if num_samples > 0:
             self._chunks.append(np.ctypeslib.as_array(samples, (num_samples,)).copy())
-        index = 0
-        while events[index].type != END_OF_EVENTS:
-            if events[index].type == WORD_EVENT:
-                self._word_samples.append(events[index].sample)
-            index += 1
         return 0
 
-    def say(
-        self, words: list[str], voice: str, rate: int, pitch: int
-    ) -> tuple[np.ndarray, list[float]]:
-        """Return speech (float32 at 16 kHz, peak 1) and the second at which each word starts."""
+    def say(self, words: list[str], voice: str, rate: int, pitch: int) -> np.ndarray:
+        """Return speech (float32 at 16 kHz, peak 1)."""
         self._chunks.clear()
-        self._word_samples.clear()
         if self._library.espeak_SetVoiceByName(voice.encode()) != 0:
             raise RuntimeError(f"espeak-ng has no voice {voice!r}")
         self._library.espeak_SetParameter(RATE_PARAMETER, rate, 0)
         self._library.espeak_SetParameter(PITCH_PARAMETER, pitch, 0)
         text = " ".join(words).encode()
         self._library.espeak_Synth(text, len(text) + 1, 0, 1, 0, UTF8, None, None)
-        if len(self._word_samples) != len(words):
-            raise RuntimeError(f"espeak-ng said {len(self._word_samples)} words instead of {words}")
+        if not self._chunks:
+            raise RuntimeError(f"espeak-ng said nothing instead of {words}")
         samples = np.concatenate(self._chunks).astype(np.float32)
         samples = soxr.resample(samples, self._sample_rate, SAMPLE_RATE)
-        starts = [sample / self._sample_rate for sample in self._word_samples]
-        return samples / np.abs(samples).max(), starts
+        return samples / np.abs(samples).max()
 
 
 @dataclass(frozen=True)
@@ -163,27 +146,22 @@ class Speaker:
 
 @dataclass(frozen=True)
 class Utterance:
-    """Words spoken in one go, without silence at either end.
-
-    `samples` is float32 at 16 kHz; `word_starts` are seconds from its start.
-    """
+    """Words spoken in one go, without silence at either end; `samples` is float32 at 16 kHz."""
 
     words: tuple[str, ...]
     full_stop: bool
     samples: np.ndarray
-    word_starts: tuple[float, ...]
 
     @classmethod
     def speak(cls, espeak: Espeak, speaker: Speaker, words: tuple[str, ...]) -> "Utterance":
         """Let a speaker say the words and cut the silence off."""
-        samples, starts = espeak.say(list(words), speaker.voice, speaker.rate, speaker.pitch)
+        samples = espeak.say(list(words), speaker.voice, speaker.rate, speaker.pitch)
         loud = np.flatnonzero(np.abs(samples) > SPEECH_FLOOR)
         first, last = int(loud[0]), int(loud[-1])
         return cls(
             words=words,
             full_stop=len(words) >= FULL_STOP_FROM,
             samples=samples[first : last + 1] * speaker.peak,
-            word_starts=tuple(max(0.0, start - first / SAMPLE_RATE) for start in starts),
         )
 
     @cached_property
@@ -375,7 +353,7 @@ def make_long(
             TEXT: recording.text(),
             TIMESTAMPED_TEXT: recording.timestamped_text(),
             SEGMENTS: [
-                {"start": round(start, 3), "end": round(end, 3), TEXT: utterance.text}
+                {START: round(start, 3), END: round(end, 3), TEXT: utterance.text}
                 for utterance, start, end in recording.spans
             ],
         }
