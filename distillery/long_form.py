@@ -2,7 +2,7 @@
 
 A recording is read window by window, and features are computed for a batch of windows alone, so
 that hours take no more memory than their samples. Both algorithms cut where it is quiet, so that
-no word is heard in two halves.
+no word is heard in two halves, and leave out what is digital silence: models make up text for it.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -14,7 +14,7 @@ import torch
 from distillery.features import Waveform
 from distillery.filters import compression_ratio
 from distillery.labels import plain_text, text_ids
-from distillery.loudness import quietest
+from distillery.loudness import is_silent, quietest
 from distillery.timestamps import Passage, Segment, passages
 from distillery.transcription import Decoding, Transcript, transcribe_windows
 from distillery.whisper import Whisper
@@ -71,11 +71,13 @@ def transcribe_sequentially(
     while reading := reading + [
         _Reading(number, wave) for number, wave in islice(waiting, batch_size - len(reading))
     ]:
-        size = whisper.log_mel.window_samples
-        windows = [one.waveform[one.position : one.position + size] for one in reading]
-        prompts = [one.prompt(whisper) if condition_on_prev_tokens else [] for one in reading]
+        for one in reading:
+            one.skip_silence(whisper)
+        audible = [one for one in reading if not one.is_finished]
+        windows = [one.window(whisper) for one in audible]
+        prompts = [one.prompt(whisper) if condition_on_prev_tokens else [] for one in audible]
         decoded = _decode_with_fallback(whisper, windows, prompts, decoding, temperatures)
-        for one, (transcript, temperature) in zip(reading, decoded, strict=True):
+        for one, (transcript, temperature) in zip(audible, decoded, strict=True):
             one.read(whisper, transcript)
             if temperature > MAX_TEMPERATURE_OF_PROMPT:
                 one.history.clear()
@@ -96,6 +98,17 @@ class _Reading:
     @property
     def is_finished(self) -> bool:
         return self.position >= len(self.waveform)
+
+    def window(self, whisper: Whisper) -> Waveform:
+        """Return what is read next, as long as the model's window or up to the end."""
+        return self.waveform[self.position : self.position + whisper.log_mel.window_samples]
+
+    def skip_silence(self, whisper: Whisper) -> None:
+        """Go on to the next window that has any sound."""
+        rate = whisper.log_mel.sampling_rate
+        while not self.is_finished and is_silent(self.window(whisper), rate):
+            # Not the whole window: the next word would begin without any silence before it.
+            self.position += round((1 - MIN_ADVANCE) * whisper.log_mel.window_samples)
 
     def prompt(self, whisper: Whisper) -> list[int]:
         """Return what was written before, as much as half of the decoder's positions hold."""
@@ -161,6 +174,8 @@ def _decode_with_fallback(
     temperatures: Sequence[float],
 ) -> list[tuple[Transcript | None, float]]:
     """Return the transcript of each window, None where it has no speech, and its temperature."""
+    if not windows:
+        return []
     features = whisper.log_mel(windows).to(whisper.model.device)
     found: dict[int, tuple[Transcript | None, float]] = {}
     pending = list(range(len(windows)))
@@ -258,21 +273,24 @@ def transcribe_in_chunks(
         The number of a recording and its segments, once it is finished. Without timestamps, a
         segment is a chunk.
     """
+    rate = whisper.log_mel.sampling_rate
     stride_s = chunk_length_s / 6 if stride_length_s is None else stride_length_s
-    chunks = (
-        _Chunk(number, start, waveform[start:end])
-        for number, waveform in enumerate(waveforms)
-        for start, end in chunk_bounds(
-            waveform, whisper.log_mel.sampling_rate, chunk_length_s, 2 * stride_s
-        )
-    )
     found: dict[int, list[Segment]] = {}
+
+    def audible_chunks() -> Iterator[_Chunk]:
+        for number, waveform in enumerate(waveforms):
+            found[number] = []
+            for start, end in chunk_bounds(waveform, rate, chunk_length_s, 2 * stride_s):
+                if not is_silent(waveform[start:end], rate):
+                    yield _Chunk(number, start, waveform[start:end])
+
+    chunks = audible_chunks()
     while batch := list(islice(chunks, batch_size)):
         features = whisper.log_mel([chunk.samples for chunk in batch]).to(whisper.model.device)
         transcripts = transcribe_windows(whisper, features, decoding)
         for chunk, transcript in zip(batch, transcripts, strict=True):
-            found.setdefault(chunk.number, []).extend(chunk.segments(whisper, transcript))
-        # A recording is finished once a chunk of the next one was seen.
+            found[chunk.number] += chunk.segments(whisper, transcript)
+        # A recording is finished once a chunk of a later one was seen.
         for number in [number for number in found if number < batch[-1].number]:
             yield number, found.pop(number)
     yield from found.items()

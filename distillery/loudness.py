@@ -27,6 +27,11 @@ def levels_db(samples: Samples, rate: int) -> NDArray[np.float64]:
     return _decibels(np.einsum("ij,ij->i", frames, frames, dtype=np.float64) / size)
 
 
+def is_silent(samples: Samples, rate: int) -> bool:
+    """Tell whether nothing rises above the floor of -70 dB: digital silence, no mere quiet."""
+    return not (levels_db(samples, rate) > FLOOR_DB).any()
+
+
 def silent_frames(levels: NDArray[np.float64]) -> NDArray[np.bool_]:
     """Tell which frames are silence.
 

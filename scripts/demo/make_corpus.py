@@ -7,8 +7,9 @@
 Writes FLAC files (16 kHz, mono) and one JSON-lines manifest for each set:
 
 - `train.jsonl`: clips of one utterance, 1 to 3 s;
-- `windows.jsonl`: training windows cut out of longer recordings as long-form decoding cuts them:
-  two thirds begin in a pause and last `--window_s` seconds, one third begins and ends in a pause;
+- `windows.jsonl`: training windows cut out of longer recordings as long-form decoding cuts them,
+  all beginning in a pause: half of them last `--window_s` seconds, whatever is said when they end,
+  a few with silence alone; half hold two utterances or more, none of them cut off;
 - `test.jsonl`: clips of word sequences that no training utterance has;
 - `long.jsonl`: such utterances joined with pauses to 20 to 40 s, with the times of each.
 
@@ -72,7 +73,8 @@ PAUSES_S = (0.7, 1.2)  # silence between the utterances of a recording
 RECORDING_S = (23.0, 40.0)  # at most: a recording ends up to 3.5 s before its draw
 MIN_CLIP_S = 1.0
 WINDOWS_PER_RECORDING = 12
-WHOLE_EVERY = 3  # of three windows, one ends in a pause
+LEADS_S = (0.05, 0.5)  # silence at the start of a window
+TAILS_S = (0.05, 0.4)  # silence at the end of a window that cuts nothing off
 SPEECH_FLOOR = 0.02  # of the peak: quieter than this at either end is silence
 
 
@@ -221,9 +223,13 @@ class Recording:
         """Return the text with Whisper's timestamps around each utterance."""
         return self.timestamped_between(0.0, self.duration)
 
+    def between(self, start: float, end: float) -> list[tuple[Utterance, float, float]]:
+        """Return the utterances that lie wholly between two times, with their start and end."""
+        return [span for span in self.spans if start <= span[1] and span[2] <= end]
+
     def complete_between(self, start: float, end: float) -> str:
         """Return the plain text of the utterances that lie wholly between two times."""
-        return "".join(u.text for u, left, right in self.spans if start <= left and right <= end)
+        return "".join(utterance.text for utterance, _, _ in self.between(start, end))
 
     def timestamped_between(self, start: float, end: float) -> str:
         """Return timestamped text as Whisper writes it for a window.
@@ -238,10 +244,6 @@ class Recording:
             elif start <= left < end:
                 parts.append(timestamp(left - start))
         return "".join(parts)
-
-    def pauses(self) -> list[tuple[float, float]]:
-        """Return start and end of the silences before, between and after the utterances."""
-        return list(zip((0.0, *self.ends), (*self.starts, self.duration), strict=True))
 
     def cut(self, start: float, seconds: float) -> np.ndarray:
         """Return the samples of a window, with silence behind the recording's end."""
@@ -368,12 +370,14 @@ def make_windows(
     index = 0
     for number in itertools.count():
         speaker, recording = studio.recording(rng, endless)
-        pauses = recording.pauses()
-        rng.shuffle(pauses)
-        for pause in pauses[:WINDOWS_PER_RECORDING]:
+        starts = [*recording.starts, recording.duration]
+        rng.shuffle(starts)
+        for next_start in starts[:WINDOWS_PER_RECORDING]:
             if index == count:
                 return
-            start, end = draw_window(rng, recording, window_s, pause, index)
+            start, end = draw_window(rng, recording, window_s, next_start, whole=index % 2 == 1)
+            if index % 2 and len(recording.between(start, end)) < 2:
+                continue  # clips have one utterance each
             text = recording.complete_between(start, end)
             if text.replace("。", "") in held_out:
                 continue  # two training sentences can be a test sentence
@@ -388,23 +392,18 @@ def make_windows(
 
 
 def draw_window(
-    rng: random.Random,
-    recording: Recording,
-    window_s: float,
-    pause: tuple[float, float],
-    index: int,
+    rng: random.Random, recording: Recording, window_s: float, next_start: float, whole: bool
 ) -> tuple[float, float]:
     """Draw a window's start and end, in seconds.
 
-    A window starts in the given pause, half of them where it begins: there a decoder goes on after
-    an end timestamp. One in three ends in the last pause that it reaches, as a chunk does that is
-    cut where it is quiet; the others end anywhere.
+    The window begins in the silence before an utterance, or at the recording's end. A whole one
+    ends behind the last utterance that fits in.
     """
-    start = pause[0] if rng.random() < 0.5 else rng.uniform(*pause)
+    start = next_start - rng.uniform(*LEADS_S)
     end = start + window_s
-    if index % WHOLE_EVERY == WHOLE_EVERY - 1:
-        left, right = [later for later in recording.pauses() if later[0] < end][-1]
-        end = max(rng.uniform(left, min(right, end)), start + MIN_CLIP_S)
+    complete = recording.between(start, end - TAILS_S[0])
+    if whole and complete:
+        end = min(end, complete[-1][2] + rng.uniform(*TAILS_S))
     return start, end
 
 
