@@ -122,9 +122,11 @@ class _Reading:
             passages(text_ids(transcript.ids, whisper.tokens), whisper.tokens) if transcript else []
         )
         window_end = min(self.position + size, len(self.waveform))
-        complete, gap = _complete_passages(found, (window_end - self.position) / rate)
+        window_s = (window_end - self.position) / rate
+        complete, gap = _complete_passages(found, window_s)
         for passage in complete:
-            self._keep(whisper, passage)
+            if passage.start < window_s:  # else it was written for the silence behind the recording
+                self._keep(whisper, passage, window_s)
         earliest = self.position + round(MIN_ADVANCE * size)
         first, last = (min(self.position + round(time * rate), window_end) for time in gap)
         first = max(first, earliest)
@@ -134,16 +136,12 @@ class _Reading:
             window_end if at_end else quietest(self.waveform, rate, first, max(first, last))
         )
 
-    def _keep(self, whisper: Whisper, passage: Passage) -> None:
-        tokens, rate = whisper.tokens, whisper.log_mel.sampling_rate
-        offset, duration = self.position / rate, len(self.waveform) / rate
-        start, end = offset + passage.start, offset + (passage.end or 0.0)
-        if start >= duration:
-            return  # what a model writes for the silence behind the recording
+    def _keep(self, whisper: Whisper, passage: Passage, window_s: float) -> None:
+        offset, end = self.position / whisper.log_mel.sampling_rate, passage.end or 0.0
         text = whisper.tokenizer.decode(list(passage.ids), skip_special_tokens=True)
-        self.segments.append(Segment(start, min(end, duration), text))
-        marks = tokens.timestamp(passage.start), tokens.timestamp(passage.end or 0.0)
-        self.history += [marks[0], *passage.ids, marks[1]]
+        self.segments.append(Segment(offset + passage.start, offset + min(end, window_s), text))
+        timestamp = whisper.tokens.timestamp
+        self.history += [timestamp(passage.start), *passage.ids, timestamp(end)]
 
 
 def _complete_passages(

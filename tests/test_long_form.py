@@ -211,13 +211,13 @@ def test_silence_is_read_window_by_window(monkeypatch, seconds, num_windows, wri
     assert len(wave) <= heard <= 3.5 * len(wave) + 1
 
 
-def test_an_hour_is_never_held_as_features(monkeypatch):
+def test_a_long_recording_is_never_held_as_features(monkeypatch):
     speaking(monkeypatch, lambda *_: [0.0])
-    hour, model = hush(3600.0), stub(30.0)
-    assert list(transcribe_sequentially(model, [hour], DECODING, 8)) == [(0, [])]
+    wave, model = hush(600.0), stub(30.0)
+    assert list(transcribe_sequentially(model, [wave], DECODING, 8)) == [(0, [])]
     assert {len(batch) for batch in model.log_mel.batches} == {1}
     model = stub(30.0)
-    ((_, segments),) = transcribe_in_chunks(model, [hour], DECODING, 8, chunk_length_s=30.0)
+    ((_, segments),) = transcribe_in_chunks(model, [wave], DECODING, 8, chunk_length_s=30.0)
     assert text_of(segments) == ""
     assert max(len(batch) for batch in model.log_mel.batches) == 8
 
@@ -268,6 +268,13 @@ def test_text_behind_the_end_of_the_recording_is_left_out(monkeypatch):
     wave = np.full(RATE // 2, 0.1, np.float32)
     ((_, segments),) = transcribe_sequentially(stub(), [wave], DECODING, 1)
     assert segments == [Segment(0.0, 0.4, "ねこ"), Segment(0.44, 0.5, "いぬ")]
+
+
+def test_times_end_with_the_window(monkeypatch):
+    """A model whose window is short knows timestamps up to 30 s all the same."""
+    speaking(monkeypatch, lambda *_: [0.5, "ねこ", 20.0])
+    ((_, segments),) = transcribe_sequentially(stub(), [hush(5.0)], DECODING, 1)
+    assert [segment[:2] for segment in segments] == [(0.5, 3.0), (3.5, 5.0)]
 
 
 def loop(model, temperature):
