@@ -2,7 +2,7 @@
 
 A recording is read window by window, and features are computed for a batch of windows alone, so
 that hours take no more memory than their samples. Both algorithms cut where it is quiet, so that
-no word is heard in two halves, and leave out what is digital silence: models make up text for it.
+no word is heard in two halves, and skip digital silence, for which models make up text.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -14,7 +14,7 @@ import torch
 from distillery.features import Waveform
 from distillery.filters import compression_ratio
 from distillery.labels import plain_text, text_ids
-from distillery.loudness import is_silent, quietest
+from distillery.loudness import next_sound, quietest
 from distillery.timestamps import Passage, Segment, passages
 from distillery.transcription import Decoding, Transcript, transcribe_windows
 from distillery.whisper import Whisper
@@ -65,14 +65,14 @@ def transcribe_sequentially(
     Yields:
         The number of a recording and its segments, as soon as it is finished.
     """
-    decoding = replace(decoding, timestamps=True)
+    decoding, rate = replace(decoding, timestamps=True), whisper.log_mel.sampling_rate
     waiting = enumerate(waveforms)
     reading: list[_Reading] = []
     while reading := reading + [
         _Reading(number, wave) for number, wave in islice(waiting, batch_size - len(reading))
     ]:
         for one in reading:
-            one.skip_silence(whisper)
+            one.position = next_sound(one.waveform, rate, one.position)
         audible = [one for one in reading if not one.is_finished]
         windows = [one.window(whisper) for one in audible]
         prompts = [one.prompt(whisper) if condition_on_prev_tokens else [] for one in audible]
@@ -102,13 +102,6 @@ class _Reading:
     def window(self, whisper: Whisper) -> Waveform:
         """Return what is read next, as long as the model's window or up to the end."""
         return self.waveform[self.position : self.position + whisper.log_mel.window_samples]
-
-    def skip_silence(self, whisper: Whisper) -> None:
-        """Go on to the next window that has any sound."""
-        rate = whisper.log_mel.sampling_rate
-        while not self.is_finished and is_silent(self.window(whisper), rate):
-            # Not the whole window: the next word would begin without any silence before it.
-            self.position += round((1 - MIN_ADVANCE) * whisper.log_mel.window_samples)
 
     def prompt(self, whisper: Whisper) -> list[int]:
         """Return what was written before, as much as half of the decoder's positions hold."""
@@ -275,14 +268,13 @@ def transcribe_in_chunks(
     stride_s = chunk_length_s / 6 if stride_length_s is None else stride_length_s
     found: dict[int, list[Segment]] = {}
 
-    def audible_chunks() -> Iterator[_Chunk]:
+    def cut_all() -> Iterator[_Chunk]:
         for number, waveform in enumerate(waveforms):
             found[number] = []
             for start, end in chunk_bounds(waveform, rate, chunk_length_s, 2 * stride_s):
-                if not is_silent(waveform[start:end], rate):
-                    yield _Chunk(number, start, waveform[start:end])
+                yield _Chunk(number, start, waveform[start:end])
 
-    chunks = audible_chunks()
+    chunks = cut_all()
     while batch := list(islice(chunks, batch_size)):
         features = whisper.log_mel([chunk.samples for chunk in batch]).to(whisper.model.device)
         transcripts = transcribe_windows(whisper, features, decoding)
@@ -297,7 +289,7 @@ def transcribe_in_chunks(
 def chunk_bounds(
     waveform: Waveform, rate: int, chunk_length_s: float, overlap_s: float
 ) -> Iterator[tuple[int, int]]:
-    """Yield start and end sample of the chunks of a recording, one behind the other.
+    """Yield start and end sample of the chunks of a recording; between them is only silence.
 
     Args:
         waveform: float32 (samples,).
@@ -306,12 +298,13 @@ def chunk_bounds(
         overlap_s: a chunk may end earlier by as much, where it is quietest.
     """
     longest, overlap = round(chunk_length_s * rate), round(overlap_s * rate)
-    start = 0
-    while len(waveform) - start > longest:
-        end = quietest(waveform, rate, start + longest - overlap, start + longest)
+    start = next_sound(waveform, rate, 0)
+    while start < len(waveform):
+        end = len(waveform)
+        if end - start > longest:
+            end = quietest(waveform, rate, start + longest - overlap, start + longest)
         yield start, end
-        start = end
-    yield start, len(waveform)
+        start = next_sound(waveform, rate, end)
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,9 @@ Samples = NDArray[np.float32]
 FRAME_S = 0.02
 FLOOR_DB = -70.0  # below full scale; what is quieter counts as equally silent
 
+SCAN_S = 10.0  # a recording is searched for sound in pieces of this length
+LEAD_S = 0.1  # a word is shown to a model with so much silence before it
+
 CUT_S = 0.2  # a cut is judged by what is heard so long around it
 EQUALLY_QUIET_DB = 3.0
 
@@ -27,9 +30,25 @@ def levels_db(samples: Samples, rate: int) -> NDArray[np.float64]:
     return _decibels(np.einsum("ij,ij->i", frames, frames, dtype=np.float64) / size)
 
 
-def is_silent(samples: Samples, rate: int) -> bool:
-    """Tell whether nothing rises above the floor of -70 dB: digital silence, no mere quiet."""
-    return not (levels_db(samples, rate) > FLOOR_DB).any()
+def next_sound(samples: Samples, rate: int, start: int) -> int:
+    """Return where to go on reading: a tenth of a second before the next sound.
+
+    A sound is what rises above the floor of -70 dB: digital silence is skipped, mere quiet is not.
+
+    Args:
+        samples: float32 (samples,) of the whole recording.
+        rate: samples a second.
+        start: the earliest place.
+
+    Returns:
+        A place from `start` on; the end of the recording where no sound follows.
+    """
+    frame, piece = round(FRAME_S * rate), round(SCAN_S * rate)
+    for first in range(start, len(samples), piece):
+        loud = np.flatnonzero(levels_db(samples[first : first + piece], rate) > FLOOR_DB)
+        if len(loud):
+            return max(start, first + int(loud[0]) * frame - round(LEAD_S * rate))
+    return len(samples)
 
 
 def silent_frames(levels: NDArray[np.float64]) -> NDArray[np.bool_]:

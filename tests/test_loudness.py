@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from distillery.loudness import is_silent, levels_db, quietest, silent_frames, silent_share
+from distillery.loudness import levels_db, next_sound, quietest, silent_frames, silent_share
 
 RATE = 16_000
 
@@ -28,10 +28,22 @@ def test_a_recording_of_nothing_is_silence():
     assert not silent_frames(levels_db(levels((1.0, 0.01)), RATE)).any()
 
 
-def test_digital_silence_is_not_a_quiet_voice():
-    assert is_silent(levels((1.0, 0.0)), RATE)
-    assert is_silent(levels((1.0, 0.0003)), RATE)
-    assert not is_silent(levels((1.0, 0.0), (0.02, 0.001)), RATE)
+@pytest.mark.parametrize(
+    ("samples", "start", "expected"),
+    [
+        (levels((1.0, 0.0), (1.0, 0.5)), 0.0, 0.9),
+        (levels((25.0, 0.0), (1.0, 0.5)), 0.0, 24.9),
+        (levels((1.0, 0.0), (1.0, 0.5)), 0.95, 0.95),  # never back
+        (levels((1.0, 0.0), (1.0, 0.5)), 1.5, 1.5),
+        (levels((1.0, 0.5), (2.0, 0.0)), 1.0, 3.0),  # the end
+        (levels((1.0, 0.0002), (1.0, 0.5)), 0.0, 0.9),
+        (levels((1.0, 0.001), (1.0, 0.5)), 0.0, 0.0),  # quiet, but no digital silence
+        (levels((1.0, 0.5)), 1.0, 1.0),
+    ],
+)
+def test_digital_silence_is_skipped_up_to_a_tenth_of_a_second(samples, start, expected):
+    found = next_sound(samples, RATE, round(start * RATE))
+    assert found / RATE == pytest.approx(expected, abs=0.0201)
 
 
 def test_silent_share_of_a_span():
