@@ -51,13 +51,13 @@ from distillery.arguments import (
     parse,
     plus_list,
 )
-from distillery.audio import Waveform
 from distillery.collators import PROBLEM, WindowCollator, Windows
 from distillery.evaluation import Evaluation, EvaluationArguments, Heard
+from distillery.long_form import text_of, transcribe_in_chunks
 from distillery.normalizers import raw_text
 from distillery.postprocessing import Postprocessor
 from distillery.runtime import Run, load_model, load_outline, make_accelerator
-from distillery.transcription import transcribe_in_chunks, transcribe_windows
+from distillery.transcription import transcribe_windows
 
 logger = logging.getLogger(__name__)
 
@@ -68,7 +68,7 @@ class ShortFormArguments:
 
     chunk_length_s: float | None = flag(
         None,
-        "Decode clips that are longer than so many seconds in overlapping chunks of that length; "
+        "Decode clips that are longer than so many seconds in chunks of at most that length; "
         "default: a clip must fit into the model's window.",
         "-c",
         "--chunk_length",
@@ -144,12 +144,16 @@ def main(
         if run_args.dry_run:
             forecast.show(accelerator, run.stage, _files_forecast(short_args))
         elif accelerator.is_main_process:
-            run.write_config()
-            rows = _score_files(short_args, model_args, data_args, decoding_args, post_args, args)
+            rows = _score_files(
+                run, short_args, model_args, data_args, decoding_args, post_args, args
+            )
             evaluation.report(accelerator, run_args, rows)
         accelerator.end_training()
     elif model_args.model_name_or_path is not None:
-        _evaluate_models(run, *groups, accelerator)
+        _evaluate_models(
+            *(run, model_args, data_args, decoding_args, post_args),
+            *(args, short_args, run_args, accelerator),
+        )
     if run_args.dry_run:
         return
     if short_args.pretty_table and accelerator.is_main_process:
@@ -166,6 +170,7 @@ def _files_forecast(short_args: ShortFormArguments) -> list[forecast.Line]:
 
 
 def _score_files(
+    run: Run,
     short_args: ShortFormArguments,
     model_args: ModelArguments,
     data_args: DataArguments,
@@ -192,6 +197,7 @@ def _score_files(
                 Heard(row_id, raw_text(said), postprocess.punctuated(raw_text(found)), None)
                 for row_id, said, found in results.read_foreign_predictions(path)
             ]
+            run.write_config()
             rows.append(one.conclude(heard, None, None, max_bad_fraction=0.0))
         else:
             logger.info("%s was scored before: %s", path, one.metrics_path)
@@ -260,11 +266,13 @@ def _steps(
     chunk_length_s = short_args.chunk_length_s
     evaluation.check_chunk(chunk_length_s, model)
     return (
-        lambda spec: evaluation.plan(
-            *("short_form", spec, model, model_args, decoding_args, args),
-            chunk_length_s=chunk_length_s,
-            **post_args.identity(),
-        ),
+        lambda spec: [
+            evaluation.plan(
+                *("short_form", spec, model, model_args, decoding_args, args),
+                chunk_length_s=chunk_length_s,
+                **post_args.identity(),
+            )
+        ],
         lambda one, rows: _transcribe(
             one, rows, model, postprocess, args, short_args, run_args, accelerator
         ),
@@ -283,17 +291,11 @@ def _transcribe(
 ) -> tuple[list[Heard], float]:
     """Transcribe a dataset on all processes; return all rows, and the seconds it took."""
     heard: list[Heard] = []
-    in_chunks = None
-    if short_args.chunk_length_s is not None:
-        batch_size = args.per_device_eval_batch_size
-        in_chunks = transcribe_in_chunks(
-            model, one.decoding, short_args.chunk_length_s, None, batch_size
-        )
     collate = WindowCollator(model.log_mel, short_args.chunk_length_s, postprocess.stable_ts)
     bar = tqdm(desc="evaluating", unit=" clips", disable=not accelerator.is_local_main_process)
     started = time.perf_counter()
     for batch in _batches(rows, collate, args, run_args, accelerator):
-        heard += _hear(batch, one, model, in_chunks, postprocess, accelerator)
+        heard += _hear(batch, one, model, short_args.chunk_length_s, postprocess, accelerator)
         bar.update(len(batch.rows))
     bar.close()
     everything = gather_object(heard)
@@ -332,11 +334,18 @@ def _hear(
     batch: Windows,
     one: Evaluation,
     model: whisper.Whisper,
-    in_chunks: Callable[[Waveform], str] | None,
+    chunk_length_s: float | None,
     postprocess: Postprocessor,
     accelerator: Accelerator,
 ) -> list[Heard]:
-    """Transcribe a batch; clips that are longer than a chunk one by one."""
+    """Transcribe a batch; of clips that are longer than a chunk, the chunks."""
+    in_chunks: dict[str, str] = {}
+    if chunk_length_s is not None and batch.long:
+        ids, size = list(batch.long), len(batch.rows)
+        found = transcribe_in_chunks(
+            model, batch.long.values(), one.decoding, size, chunk_length_s=chunk_length_s
+        )
+        in_chunks = {ids[number]: text_of(segments) for number, segments in found}
     written: Iterator[Any] = iter(())
     if batch.features is not None:
         features = batch.features.to(accelerator.device)
@@ -350,7 +359,7 @@ def _hear(
             continue
         if row_id in batch.long:
             # Of its chunks only the text is left; times would not change it.
-            text = postprocess.punctuated(in_chunks(batch.long[row_id]))
+            text = postprocess.punctuated(in_chunks[row_id])
         else:
             transcript, waveform = next(written)
             text = postprocess(model, transcript.ids, waveform)

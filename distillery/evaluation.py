@@ -167,6 +167,7 @@ class Evaluation:
         row = {
             **self.identity,
             **figures,
+            **self.more_figures(good),
             "wer_words": None,
             "word_segmenter": None,
             "baselines": [],
@@ -230,6 +231,10 @@ class Evaluation:
             **comparison.compare(predictions, theirs, self.normalizer),
             "speed_ratio": comparison.ratio(rtfx, baseline["rtfx"]),
         }
+
+    def more_figures(self, good: Sequence[Heard]) -> dict[str, Any]:
+        """Return figures beside the error rates; a form that has some overrides this."""
+        return {}
 
     def _write_worst(self, predictions: list[Prediction]) -> None:
         """Write the worst utterances, aligned with their references, for a person to read."""
@@ -390,7 +395,9 @@ def reference_of(row: dict[str, Any]) -> str:
 
 def report(accelerator: Accelerator, run_args: RunArguments, rows: list[results.Row]) -> None:
     """Print tables of results and comparisons, and hand the results to the trackers."""
-    columns = ["model", "dataset", "cer_norm", "wer_norm", "cer_raw", "wer_raw", "rtfx", "num_rows"]
+    rates = ["cer_norm", "wer_norm", "cer_raw", "wer_raw"]
+    columns = ["model", "dataset", "algorithm", *rates, "rtfx", "num_rows"]
+    columns = [column for column in columns if any(column in row for row in rows)]
     tables = [results.markdown_table(rows, columns)]
     compared = [line for row in rows for line in comparison.table_rows(row)]
     if compared:
@@ -417,7 +424,7 @@ def evaluate_each(
     model: whisper.Whisper,
     data_args: DataArguments,
     run_args: RunArguments,
-    plan_one: Callable[[data.DatasetSpec], Evaluation],
+    plan_each: Callable[[data.DatasetSpec], Sequence[Evaluation]],
     transcribe: Callable[[Evaluation, data.Rows], tuple[list[Heard], float]],
     baselines: Sequence[results.Row] = (),
 ) -> None:
@@ -428,12 +435,12 @@ def evaluate_each(
         run: the flags, which are written beside the results where something was evaluated.
         model: the model; for a dry run its outline.
         data_args, run_args: the flags.
-        plan_one: puts together what identifies the evaluation on a dataset.
+        plan_each: puts together what identifies each evaluation on a dataset.
         transcribe: returns all rows, heard by all processes, and the seconds it took.
         baselines: results of the models to compare with, from `measure_each`.
     """
     found = measure_each(
-        accelerator, run, model, data_args, run_args, plan_one, transcribe, baselines
+        accelerator, run, model, data_args, run_args, plan_each, transcribe, baselines
     )
     if accelerator.is_main_process and not run_args.dry_run:
         report(accelerator, run_args, [*baselines, *found])
@@ -446,38 +453,39 @@ def measure_each(
     model: whisper.Whisper,
     data_args: DataArguments,
     run_args: RunArguments,
-    plan_one: Callable[[data.DatasetSpec], Evaluation],
+    plan_each: Callable[[data.DatasetSpec], Sequence[Evaluation]],
     transcribe: Callable[[Evaluation, data.Rows], tuple[list[Heard], float]],
     baselines: Sequence[results.Row] = (),
 ) -> list[results.Row]:
     """Evaluate on each dataset in turn, unless the same was done before, without a report.
 
     Args:
-        accelerator, run, model, data_args, run_args, plan_one, transcribe, baselines: as in
+        accelerator, run, model, data_args, run_args, plan_each, transcribe, baselines: as in
             `evaluate_each`.
 
     Returns:
         On the main process one row for each dataset; on the others, and in a dry run, none.
     """
     if run_args.dry_run:
-        forecast.show(accelerator, run.stage, _forecast(run, model, data_args, plan_one))
+        forecast.show(accelerator, run.stage, _forecast(run, model, data_args, plan_each))
         return []
     found = []
     for spec, rows in specs_with_references(data_args):
         place = (spec.name, spec.config, spec.split)
         rivals = [b for b in baselines if (b["dataset"], b["config"], b["split"]) == place]
-        one = replace(plan_one(spec), baselines=tuple(rivals))
-        row = one.earlier()
-        accelerator.wait_for_everyone()  # all have looked before one of them writes
-        if row is None:
-            heard, wall_s = transcribe(one, rows)
-            if accelerator.is_main_process:
-                run.write_config()
-                bad = data_args.max_bad_fraction
-                found.append(one.conclude(heard, wall_s, model.num_parameters, bad))
-        elif accelerator.is_main_process:
-            logger.info("%s was evaluated before: %s", spec, one.metrics_path)
-            found.append(one.complete(row))
+        for planned in plan_each(spec):
+            one = replace(planned, baselines=tuple(rivals))
+            row = one.earlier()
+            accelerator.wait_for_everyone()  # all have looked before one of them writes
+            if row is None:
+                heard, wall_s = transcribe(one, rows)
+                if accelerator.is_main_process:
+                    run.write_config()
+                    bad = data_args.max_bad_fraction
+                    found.append(one.conclude(heard, wall_s, model.num_parameters, bad))
+            elif accelerator.is_main_process:
+                logger.info("%s was evaluated before: %s", spec, one.metrics_path)
+                found.append(one.complete(row))
     return found
 
 
@@ -485,12 +493,12 @@ def _forecast(
     run: Run,
     model: whisper.Whisper,
     data_args: DataArguments,
-    plan_one: Callable[[data.DatasetSpec], Evaluation],
+    plan_each: Callable[[data.DatasetSpec], Sequence[Evaluation]],
 ) -> list[forecast.Line]:
     """Say what an evaluation would do and take."""
     flag = "--text_column_name"
     speech = [forecast.survey(spec, schema.TEXT, flag) for spec in data_args.specs()]
-    planned = [plan_one(one.spec) for one in speech]
+    planned = [each for one in speech for each in plan_each(one.spec)]
     num_done = sum(one.earlier() is not None for one in planned)
     decoding, batch_size = planned[0].decoding, run.arguments["per_device_eval_batch_size"]
     return [
@@ -499,7 +507,7 @@ def _forecast(
         forecast.windows_line(speech, model.log_mel.window_s),
         forecast.decoding_memory(model, batch_size, decoding.num_beams, decoding.max_length),
         forecast.disk_line(run.folder, None, "predictions, which are small,"),
-        ("resume", f"{num_done} of {len(planned)} datasets were evaluated before"),
+        ("resume", f"{num_done} of {len(planned)} evaluations were made before"),
     ]
 
 

@@ -109,6 +109,7 @@ for model in "$teacher" "$student_init" "$student"; do
   launch run_short_form_eval.py -m "$model" -d "$corpus/test.jsonl" --language ja \
     --generation_max_length 64 --per_device_eval_batch_size 64 -o "$evals"
   launch run_long_form_eval.py -m "$model" -d "$corpus/long.jsonl" --language ja \
+    --algorithm sequential+chunked --stride_length_s 1 \
     --generation_max_length 64 -o "$evals"
 done
 

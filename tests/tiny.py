@@ -169,7 +169,7 @@ def spoken(*pauses_s: float) -> tuple[np.ndarray, list[tuple[float, float]]]:
     espeak = load_script("scripts/demo/make_corpus.py").Espeak()
     parts, spans, position = [], [], 0.0
     for sentence, pause_s in zip(SPOKEN, pauses_s, strict=False):
-        said = 0.5 * espeak.say(sentence.split(), "en", 150, 50)[0]
+        said = 0.5 * espeak.say(sentence.split(), "en", 150, 50)
         parts += [np.zeros(round(pause_s * SAMPLE_RATE)), said]
         start = position + pause_s
         position = start + len(said) / SAMPLE_RATE
