@@ -9,7 +9,7 @@ FRAME_S = 0.02
 FLOOR_DB = -70.0  # below full scale; what is quieter counts as equally silent
 
 SCAN_S = 10.0  # a recording is searched for sound in pieces of this length
-LEAD_S = 0.1  # a word is shown to a model with so much silence before it
+LEAD_S = 0.25  # a word is shown to a model with so much silence before it
 
 CUT_S = 0.2  # a cut is judged by what is heard so long around it
 EQUALLY_QUIET_DB = 3.0
@@ -31,7 +31,7 @@ def levels_db(samples: Samples, rate: int) -> NDArray[np.float64]:
 
 
 def next_sound(samples: Samples, rate: int, start: int) -> int:
-    """Return where to go on reading: a tenth of a second before the next sound.
+    """Return where to go on reading: a quarter of a second before the next sound.
 
     A sound is what rises above the floor of -70 dB: digital silence is skipped, mere quiet is not.
 

@@ -383,7 +383,7 @@ def test_what_was_drawn_freely_is_no_prompt(monkeypatch):
 def test_chunks_begin_before_sound_and_end_in_silence():
     wave = spoken([(0, 1.5), (1, 1.2), (2, 2.0), (3, 0.5)], [0.5, 0.7, 0.7, 0.7, 0.7])
     bounds = [(start / RATE, end / RATE) for start, end in chunk_bounds(wave, RATE, 3.0, 2.0)]
-    expected = [(0.4, 2.6), (2.6, 4.5), (4.5, 7.2), (7.2, 8.5)]
+    expected = [(0.25, 2.6), (2.6, 4.5), (4.5, 7.2), (7.2, 8.5)]
     for found, times in zip(bounds, expected, strict=True):
         assert found == pytest.approx(times, abs=0.021)
     loud = np.flatnonzero(wave) / RATE
@@ -393,7 +393,7 @@ def test_chunks_begin_before_sound_and_end_in_silence():
 def test_chunks_that_cut_nothing_skip_the_silence_between_them():
     wave = spoken([(0, 1.0), (1, 1.0)], [0.0, 9.0, 20.0])
     bounds = [(start / RATE, end / RATE) for start, end in chunk_bounds(wave, RATE, 3.0, 1.0)]
-    assert bounds == [(0.0, 3.0), pytest.approx((9.9, 12.9), abs=0.021)]
+    assert bounds == [(0.0, 3.0), pytest.approx((9.75, 12.75), abs=0.021)]
 
 
 def test_chunks_of_noise_and_of_what_fits():

@@ -31,17 +31,17 @@ def test_a_recording_of_nothing_is_silence():
 @pytest.mark.parametrize(
     ("samples", "start", "expected"),
     [
-        (levels((1.0, 0.0), (1.0, 0.5)), 0.0, 0.9),
-        (levels((25.0, 0.0), (1.0, 0.5)), 0.0, 24.9),
+        (levels((1.0, 0.0), (1.0, 0.5)), 0.0, 0.75),
+        (levels((25.0, 0.0), (1.0, 0.5)), 0.0, 24.75),
         (levels((1.0, 0.0), (1.0, 0.5)), 0.95, 0.95),  # never back
         (levels((1.0, 0.0), (1.0, 0.5)), 1.5, 1.5),
         (levels((1.0, 0.5), (2.0, 0.0)), 1.0, 3.0),  # the end
-        (levels((1.0, 0.0002), (1.0, 0.5)), 0.0, 0.9),
+        (levels((1.0, 0.0002), (1.0, 0.5)), 0.0, 0.75),
         (levels((1.0, 0.001), (1.0, 0.5)), 0.0, 0.0),  # quiet, but no digital silence
         (levels((1.0, 0.5)), 1.0, 1.0),
     ],
 )
-def test_digital_silence_is_skipped_up_to_a_tenth_of_a_second(samples, start, expected):
+def test_digital_silence_is_skipped_up_to_a_quarter_of_a_second(samples, start, expected):
     found = next_sound(samples, RATE, round(start * RATE))
     assert found / RATE == pytest.approx(expected, abs=0.0201)
 

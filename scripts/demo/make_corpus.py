@@ -73,7 +73,7 @@ PAUSES_S = (0.7, 1.2)  # silence between the utterances of a recording
 RECORDING_S = (23.0, 40.0)  # at most: a recording ends up to 3.5 s before its draw
 MIN_CLIP_S = 1.0
 WINDOWS_PER_RECORDING = 12
-LEADS_S = (0.05, 0.5)  # silence at the start of a window, of which decoding leaves 0.1
+LEADS_S = (0.05, 0.5)  # silence at the start of a window, of which decoding leaves 0.25
 TAILS_S = (0.05, 0.4)  # silence at the end of a window that cuts nothing off
 SPEECH_FLOOR = 0.02  # of the peak: quieter than this at either end is silence
 
