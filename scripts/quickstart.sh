@@ -105,9 +105,10 @@ launch run_distillation.py \
   --output_dir "$student"
 
 stage "evaluation: clips, and recordings of 20 to 40 s"
+launch run_short_form_eval.py -m "$student" --baseline "$teacher+$student_init" \
+  -d "$corpus/test.jsonl" --language ja --generation_max_length 64 \
+  --per_device_eval_batch_size 64 -o "$evals"
 for model in "$teacher" "$student_init" "$student"; do
-  launch run_short_form_eval.py -m "$model" -d "$corpus/test.jsonl" --language ja \
-    --generation_max_length 64 --per_device_eval_batch_size 64 -o "$evals"
   launch run_long_form_eval.py -m "$model" -d "$corpus/long.jsonl" --language ja \
     --algorithm sequential+chunked --chunk_length_s 2.5 --stride_length_s 1 \
     --generation_max_length 64 -o "$evals"
