@@ -50,6 +50,7 @@ from distillery.features import Waveform
 from distillery.labels import plain_text
 from distillery.normalizers import raw_text
 from distillery.runtime import load_model, make_accelerator
+from distillery.speculation import DraftedWhisper, with_draft
 from distillery.transcription import transcribe_in_chunks, transcribe_windows
 
 logger = logging.getLogger(__name__)
@@ -70,6 +71,13 @@ class ShortFormArguments:
         None,
         "Models to evaluate on the same rows first, joined with '+'; the result of the main model "
         "then has the ratio of errors and speed to each.",
+    )
+    assistant_model: str | None = flag(
+        None,
+        "Model that drafts for the main model (speculative decoding): Hub id or folder with the "
+        "same vocabulary and features, such as a student of the main model. The transcripts are "
+        "those of greedy search without it; windows are decoded one by one, whatever --batch says. "
+        "Baselines decode without it.",
     )
     predictions_file: str | None = flag(
         None,
@@ -97,8 +105,14 @@ class ShortFormArguments:
         found = []
         if self.chunk_length_s is not None and self.chunk_length_s <= 0:
             found.append(f"--chunk_length_s must be > 0, got {self.chunk_length_s}")
+        if self.assistant_model is not None:
+            if self.chunk_length_s is not None:
+                found.append("--assistant_model: for single windows; leave out --chunk_length_s")
+            # The parser has the flags of all groups checked on one object.
+            if getattr(self, "generation_num_beams", 1) > 1:
+                found.append("--assistant_model: for greedy search; leave out --num_beams")
         if self.predictions_file is not None:
-            model_flags = ("baseline", "chunk_length_s")
+            model_flags = ("baseline", "chunk_length_s", "assistant_model")
             given = [f"--{name}" for name in model_flags if getattr(self, name) is not None]
             if given:
                 found.append(f"{', '.join(given)}: for models; leave out --predictions_file")
@@ -202,8 +216,21 @@ def _evaluate_models(
         del model, steps
         release_memory()
     model = load_model(model_args, accelerator)
+    if short_args.assistant_model is not None:
+        model = _with_assistant(model, short_args.assistant_model, model_args, accelerator)
     steps = _steps(model, model_args, *how)
     evaluation.evaluate_each(accelerator, model, data_args, run_args, *steps, baselines)
+
+
+def _with_assistant(
+    model: whisper.Whisper, name: str, model_args: ModelArguments, accelerator: Accelerator
+) -> whisper.Whisper:
+    """Load the assistant as the model was loaded, and let it draft."""
+    own_args = replace(model_args, model_name_or_path=name, model_revision=None)
+    try:
+        return with_draft(model, load_model(own_args, accelerator))
+    except ValueError as error:
+        raise ValueError(f"--assistant_model {name}: {error}") from error
 
 
 def _steps(
@@ -217,11 +244,14 @@ def _steps(
 ) -> tuple[Callable[..., Evaluation], Callable[..., tuple[list[Heard], float]]]:
     """Return how an evaluation of a model is planned, and how the model transcribes a dataset."""
     chunk_length_s = short_args.chunk_length_s
+    assistant = short_args.assistant_model if isinstance(model, DraftedWhisper) else None
     evaluation.check_chunk(chunk_length_s, model)
     return (
         lambda spec: evaluation.plan(
             *("short_form", spec, model, model_args, decoding_args, args),
             chunk_length_s=chunk_length_s,
+            assistant_model=assistant and whisper.full_name(assistant),
+            assistant_fingerprint=assistant and whisper.fingerprint(assistant),
         ),
         lambda one, rows: _transcribe(one, rows, model, args, short_args, run_args, accelerator),
     )

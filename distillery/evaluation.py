@@ -300,7 +300,7 @@ def plan(
     name = model_args.model_name_or_path
     identity = {
         "form": form,
-        "model": str(Path(name).resolve()) if Path(name).exists() else name,
+        "model": whisper.full_name(name),
         "model_revision": model_args.model_revision,
         "model_fingerprint": whisper.fingerprint(name),
         "dataset": spec.name,

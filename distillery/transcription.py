@@ -2,15 +2,22 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
-from transformers import WhisperForConditionalGeneration, pipeline
+from transformers import (
+    LogitsProcessorList,
+    SuppressTokensAtBeginLogitsProcessor,
+    WhisperForConditionalGeneration,
+    pipeline,
+)
 from transformers.modeling_outputs import BaseModelOutput
 
 from distillery.features import Waveform
+from distillery.speculation import DraftedWhisper
 from distillery.tokens import SpecialTokens
 from distillery.whisper import Whisper
 
@@ -63,6 +70,10 @@ def transcribe_windows(
         input_features: float (batch, mels, frames of the window).
         decoding: see `Decoding`.
     """
+    if isinstance(whisper, DraftedWhisper) and len(input_features) > 1:
+        # Transformers has a window drafted at a time.
+        each = (transcribe_windows(whisper, window[None], decoding) for window in input_features)
+        return [transcript for found in each for transcript in found]
     model, tokens = whisper.model, whisper.tokens
     prefix = tokens.prefix(decoding.language, decoding.task, decoding.timestamps)
     # The encoder runs once, for the search and for the log-probabilities.
@@ -76,6 +87,7 @@ def transcribe_windows(
         return_dict_in_generate=True,
         # One pass: without it, a window with timestamps is decoded again from its last one on.
         force_unique_generate_call=True,
+        **_draft_arguments(whisper, input_features, len(prefix)),
         **prompt_arguments(tokens, decoding),
     )
     sequences = [_until_end(row, tokens) for row in output.sequences.tolist()]
@@ -84,6 +96,20 @@ def transcribe_windows(
         Transcript(ids, ids[-1] != tokens.end_of_text, logprob)
         for ids, logprob in zip(sequences, logprobs, strict=True)
     ]
+
+
+def _draft_arguments(whisper: Whisper, window: Tensor, num_prefix: int) -> dict[str, Any]:
+    """Return `generate`'s arguments for speculative decoding; none where nobody drafts."""
+    if not isinstance(whisper, DraftedWhisper):
+        return {}
+    whisper.draft.hear(window)
+    found: dict[str, Any] = {"assistant_model": whisper.draft.decoder}
+    suppressed = whisper.model.generation_config.begin_suppress_tokens
+    if suppressed:
+        # With a draft transformers lets a transcript begin with any id, as no other search does.
+        rule = SuppressTokensAtBeginLogitsProcessor(suppressed, num_prefix, device=window.device)
+        found["logits_processor"] = LogitsProcessorList([rule])
+    return found
 
 
 def _until_end(row: list[int], tokens: SpecialTokens) -> list[int]:

@@ -133,6 +133,11 @@ def load(
     return Whisper(**vars(processor), model=model)
 
 
+def full_name(name_or_path: str) -> str:
+    """Return a name that tells models apart: the whole path of a folder, or the Hub id."""
+    return str(Path(name_or_path).resolve()) if Path(name_or_path).exists() else name_or_path
+
+
 def fingerprint(name_or_path: str) -> str | None:
     """Return a sum that changes when a local model is trained again; None for a Hub id.
 

@@ -10,7 +10,8 @@ from distillery import schema
 
 LAYERS = {
     "core": "schema tokens labels segments normalizers metrics filters vocabulary order bootstrap",
-    "torch": "losses student collators optim features whisper transcription distillation",
+    "torch": "losses student collators optim features whisper transcription speculation speed "
+    "distillation",
     "io": "data archives filetrees manifests layouts examples shards checkpointing hub results "
     "reazonspeech downloads comparison tables report",
     "app": "arguments runtime training evaluation",

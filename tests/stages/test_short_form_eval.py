@@ -10,7 +10,7 @@ from stage_runs import (
     talkative_model_folder,
     write_manifest,
 )
-from tiny import SHARED, load_script, tone_manifest
+from tiny import SHARED, load_script, tiny_model_folder, tone_manifest
 
 from distillery import labels, results, whisper
 from distillery.arguments import parse
@@ -27,7 +27,7 @@ TEXTS = {3: "NA", 4: "", 5: "null", 6: "。"}  # the last says nothing once it i
 COLUMNS = {
     *("form", "model", "model_revision", "model_fingerprint", "dataset", "config", "split"),
     *("max_rows", "dataset_fingerprint", "dtype", "attention", "decoding", "normalizer"),
-    *("postprocessing", "chunk_length_s"),
+    *("postprocessing", "chunk_length_s", "assistant_model", "assistant_fingerprint"),
     *("cer_norm", "wer_norm", "cer_raw", "wer_raw", "num_rows", "num_empty_references"),
     *("ci", "edits", "by_duration", "wer_words", "word_segmenter", "baselines"),
     *("num_bad", "num_parameters", "audio_s", "wall_s", "rtfx", "predictions"),
@@ -183,6 +183,29 @@ def test_other_decoding_is_another_evaluation(tmp_path, flags):
     rows = metrics(tmp_path)
     assert [row["decoding"]["num_beams"] for row in rows] == [1, 2]
     assert rows[0]["predictions"] != rows[1]["predictions"]
+
+
+def test_an_assistant_changes_the_speed_alone(tmp_path, flags, evaluated, model, root):
+    assistant = talkative_model_folder(root / "assistant", seed=4)
+    run(SCRIPT, *flags, "--assistant_model", assistant, "-o", tmp_path)
+    ((row,), (wanted,)) = metrics(tmp_path), metrics(evaluated)
+    assert row["assistant_model"] == str(assistant)
+    assert row["assistant_fingerprint"] == whisper.fingerprint(str(assistant))
+    assert wanted["assistant_model"] is wanted["assistant_fingerprint"] is None
+    other = {"assistant_model", "assistant_fingerprint", "predictions", "wall_s", "rtfx"}
+    assert [row[name] for name in COLUMNS - other] == [wanted[name] for name in COLUMNS - other]
+    assert predictions(tmp_path, row) == predictions(evaluated, wanted)
+
+
+def test_an_assistant_that_does_not_fit_is_refused(tmp_path, flags, capsys):
+    small = tiny_model_folder(tmp_path / "small", window_s=2)
+    with pytest.raises(ValueError, match=r"--assistant_model \S+small: .* hears 200 frames"):
+        run(SCRIPT, *flags, "--assistant_model", small, "-o", tmp_path)
+    with pytest.raises(SystemExit):
+        run(SCRIPT, *flags, "--assistant_model", small, "--num_beams", 2, "-c", 1, "-o", tmp_path)
+    told = capsys.readouterr().err
+    assert "--assistant_model: for greedy search; leave out --num_beams" in told
+    assert "--assistant_model: for single windows; leave out --chunk_length_s" in told
 
 
 def test_streaming_equals_reading_from_disk(tmp_path, flags, evaluated):
