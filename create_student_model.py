@@ -13,13 +13,14 @@ On a laptop:
 """
 
 import logging
-from dataclasses import dataclass
+import sys
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
-from distillery import whisper
-from distillery.arguments import at_least, flag, flags_of, one_of, parse, required
+from distillery import forecast, whisper
+from distillery.arguments import DRY_RUN, at_least, flag, one_of, parse, required
 from distillery.checkpointing import sealed_folder
 from distillery.runtime import Run, publish, set_up_logging
 from distillery.student import make_student, spaced_layers
@@ -40,6 +41,7 @@ class StudentArguments:
     push_to_hub: bool = flag(False, "Upload the student to the Hub, as a private repository.")
     hub_model_id: str | None = flag(None, "Hub repository; default: the name of the folder.")
     hub_public: bool = flag(False, "Make the uploaded repository public.")
+    dry_run: bool = flag(False, DRY_RUN)
 
     def problems(self) -> list[str]:
         """Return what is wrong with the values."""
@@ -58,21 +60,24 @@ def main(args: StudentArguments) -> None:
     set_up_logging()
     folder = Path(args.save_dir)
     teacher_sum = {args.teacher_checkpoint: whisper.fingerprint(args.teacher_checkpoint)}
-    run = Run(
-        folder, "create_student_model", flags_of(args), teacher_sum, remedy="name another folder"
-    )
-    if not _is_done(run):
+    run = Run(folder, "create_student_model", (args,), teacher_sum, remedy="name another folder")
+    is_done = _is_done(run)
+    if args.dry_run:
+        sys.stdout.write(forecast.text_of(run.stage, _forecast(args, run, is_done)))
+        return
+    if not is_done:
         teacher = whisper.load(args.teacher_checkpoint, args.dtype, cache_dir=args.cache_dir)
         whisper.check_finite(teacher.model, args.teacher_checkpoint)
-        config = teacher.model.config
-        encoder = _layers("--encoder_layers", config.encoder_layers, args.encoder_layers)
-        decoder = _layers("--decoder_layers", config.decoder_layers, args.decoder_layers)
+        encoder, decoder = _copied_layers(args, teacher)
         student = make_student(teacher.model, encoder, decoder)
         _check_forward(student)
         with sealed_folder(folder) as temporary:
             whisper.save(student, teacher.tokenizer, teacher.feature_extractor, temporary)
-            whisper.write_card(temporary, _card(args, encoder, decoder))
-            Run(temporary, run.stage, run.arguments, run.inputs).finish(
+            card = _card(args, encoder, decoder)
+            whisper.write_card(temporary, card, title=folder.resolve().name)
+            written = replace(run, folder=temporary)
+            written.write_config()
+            written.finish(
                 encoder_layers=encoder,
                 decoder_layers=decoder,
                 num_parameters=student.num_parameters(),
@@ -102,6 +107,31 @@ def _is_done(run: Run) -> bool:
     run.refuse_other_configuration()
     logger.info("%s is complete: nothing to do", run.folder)
     return True
+
+
+def _forecast(args: StudentArguments, run: Run, is_done: bool) -> list[forecast.Line]:
+    """Say what this run would do and take."""
+    teacher = whisper.load_outline(args.teacher_checkpoint, args.dtype, cache_dir=args.cache_dir)
+    encoder, decoder = _copied_layers(args, teacher)
+    with torch.device("meta"):
+        outline = replace(teacher, model=make_student(teacher.model, encoder, decoder))
+    needed = forecast.num_bytes(outline)
+    return [
+        forecast.model_line(args.teacher_checkpoint, teacher),
+        forecast.model_line("student", outline),
+        ("layers", f"of the teacher: {encoder} of the encoder, {decoder} of the decoder"),
+        ("memory", f"{forecast.size(needed + forecast.num_bytes(teacher))} for both models"),
+        forecast.disk_line(run.folder, needed, "the student"),
+        ("resume", "complete: nothing to do" if is_done else "nothing is there of an earlier run"),
+    ]
+
+
+def _copied_layers(args: StudentArguments, teacher: whisper.Whisper) -> tuple[list[int], list[int]]:
+    config = teacher.model.config
+    return (
+        _layers("--encoder_layers", config.encoder_layers, args.encoder_layers),
+        _layers("--decoder_layers", config.decoder_layers, args.decoder_layers),
+    )
 
 
 def _layers(flag_name: str, num_teacher: int, num_student: int | None) -> list[int]:

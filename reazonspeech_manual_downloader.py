@@ -17,46 +17,101 @@ Look for damage in what is there; damaged files are renamed, and fetched again b
     python reazonspeech_manual_downloader.py --target tiny --health_check --deep
 """
 
-import argparse
 import logging
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from urllib.parse import urlsplit
 
 from tqdm import tqdm
 
 from distillery import reazonspeech
 from distillery.downloads import (
     DamagedFileError,
+    Download,
     Policy,
+    ask_sizes,
     damaged_path,
     download_all,
+    is_published,
     lock_folder,
     set_aside,
 )
-from distillery.shards import write_json
+
+# Not from `distillery.arguments`, which needs torch: that takes seconds to import.
+from distillery.flags import (
+    CONFIG,
+    at_least,
+    flag,
+    one_of,
+    parse,
+    repeated,
+    within,
+    write_config,
+)
+from distillery.shards import free_bytes, write_json
 
 logger = logging.getLogger("reazonspeech_manual_downloader")
 
 
 @dataclass(frozen=True)
 class DownloaderArguments:
-    """The checked command line."""
+    """What is fetched, from where, to where."""
 
-    target: str
-    indices: range  # of the archives
-    folder: Path
-    pool: int
-    base_urls: tuple[str, ...]
-    policy: Policy
-    health_check: bool
-    deep: bool
+    target: str = flag("tiny", f"Size of the corpus: {', '.join(reazonspeech.NUM_ARCHIVES)}.", "-t")
+    pool: int = flag(10, "Files at a time.", "-p")
+    start_que: int | None = flag(
+        None, "First archive, from 0; default: all archives.", "-s", "--start"
+    )
+    end_que: int | None = flag(None, "Archive after the last one, at most 4095.", "-e", "--end")
+    health_check: bool = flag(False, "Check what is there, download nothing.")
+    deep: bool = flag(False, "With --health_check: decode every clip once.")
+    output_dir: str | None = flag(
+        None, "Folder; default: ~/.cache/reazon_manual_download/TARGET, or TARGET_START_END."
+    )
+    base_url: list[str] = repeated(  # noqa: RUF009 (a field with a factory)
+        "Where tsv/ and data/ are; several are mirrors, tried in the order given; default: "
+        f"{' '.join(reazonspeech.BASE_URLS)}."
+    )
+    max_attempts: int = flag(Policy.max_attempts, "Requests per file and mirror.")
+    timeout: float = flag(
+        Policy.timeout_s, "Seconds of silence after which a connection is given up."
+    )
+    dry_run: bool = flag(False, "Ask how large the missing files are, fetch nothing and stop.")
+
+    def problems(self) -> list[str]:
+        """Return what is wrong with the values."""
+        found = [
+            *one_of(self, "target", reazonspeech.NUM_ARCHIVES),
+            *at_least(self, "pool", 1),
+            *at_least(self, "max_attempts", 1),
+            *within(self, "timeout", 1, 86_400),
+            *_range_problems(self.start_que, self.end_que, self.target),
+            *[problem for url in self.base_url for problem in _url_problems(url)],
+        ]
+        if self.deep and not self.health_check:
+            found.append("--deep needs --health_check")
+        if self.dry_run and self.health_check:
+            found.append("--dry_run is about a download: leave out --health_check")
+        return found
+
+    @property
+    def indices(self) -> range:
+        """Numbers of the archives; the end is left out, as the seeds' commands have it."""
+        if self.start_que is None or self.end_que is None:
+            return range(reazonspeech.NUM_ARCHIVES[self.target])
+        return range(self.start_que, self.end_que)
+
+    @property
+    def folder(self) -> Path:
+        """Where the files are kept."""
+        suffix = None if self.start_que is None else f"{self.start_que}_{self.end_que}"
+        return Path(self.output_dir or reazonspeech.default_folder(self.target, suffix))
 
     @property
     def transcripts(self) -> Path:
@@ -70,16 +125,47 @@ class DownloaderArguments:
             reazonspeech.archive_path(self.folder, self.target, index) for index in self.indices
         ]
 
+    @property
+    def policy(self) -> Policy:
+        """How patient the download is."""
+        return Policy(max_attempts=self.max_attempts, timeout_s=self.timeout)
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; return 0 where every file is there and whole, else 1 (130: stopped)."""
+
+def _range_problems(start: int | None, end: int | None, target: str) -> list[str]:
+    most = reazonspeech.NUM_ARCHIVES.get(target, reazonspeech.NUM_ARCHIVES["all"])
+    if start is None and end is None:
+        return []
+    if start is None or end is None:
+        return ["--start_que and --end_que go together: one is missing"]
+    found = []
+    if start < 0:
+        found.append(f"--start_que must be >= 0, got {start}")
+    if start >= end:
+        found.append(f"--start_que must be below --end_que, got {start} and {end}")
+    if end > most:
+        found.append(
+            f"--end_que must be at most {most}, the number of archives of {target}, got {end}"
+        )
+    return found
+
+
+def _url_problems(url: str) -> list[str]:
+    if not url.startswith(("https://", "http://")):
+        return [f"--base_url must begin with https:// or http://, got {url!r}"]
+    if urlsplit(url).password is not None:
+        return ["--base_url must not hold a password, which would be logged: put it into ~/.netrc"]
+    return []
+
+
+GROUPS = (DownloaderArguments,)
+
+
+def main(arguments: DownloaderArguments) -> int:
+    """Run the command; return 0 where every file is there and whole, else 1 (130: stopped)."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    arguments = parse_arguments(argv)
-    step = check_health if arguments.health_check else download
     try:
-        arguments.folder.mkdir(parents=True, exist_ok=True)
-        with _sigterm_as_interrupt(), lock_folder(arguments.folder):
-            return step(arguments)
+        with _sigterm_as_interrupt():
+            return forecast(arguments) if arguments.dry_run else _locked(arguments)
     except KeyboardInterrupt:
         logger.error("stopped: the same command goes on from here")
         return 130
@@ -88,15 +174,59 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
 
 
+def _locked(arguments: DownloaderArguments) -> int:
+    """Check or fetch the files while no other process does."""
+    arguments.folder.mkdir(parents=True, exist_ok=True)
+    with lock_folder(arguments.folder):
+        return check_health(arguments) if arguments.health_check else download(arguments)
+
+
+def forecast(arguments: DownloaderArguments) -> int:
+    """Say what a download would fetch; return 1 where a file is not to be had."""
+    everything = _downloads(arguments)
+    wanted = [each for each in everything if not each.path.exists()]
+    unchecked = [each for each in everything if each.path.exists() and not is_published(each.path)]
+    sizes, failures = ask_sizes(wanted, arguments.pool, arguments.policy)
+    for path, reason in failures.items():
+        logger.error("not to be had: %s: %s", path.name, reason)
+    unknown = sum(size is None for size in sizes.values())
+    missing = sum(size or 0 for size in sizes.values())
+    free = free_bytes(arguments.folder)
+    sys.stdout.write(
+        "reazonspeech_manual_downloader, dry run: nothing is written\n"
+        f"  files   {len(wanted)} to fetch, {len(everything) - len(wanted)} are there"
+        + (f", {len(unchecked)} of them unchecked" if unchecked else "")
+        + "\n"
+        f"  bytes   {missing / 1e9:.3f} GB to come"
+        + (f", and {unknown} files whose size is not known" if unknown else "")
+        + f"\n  disk    {free / 1e9:.3f} GB are free for {arguments.folder}"
+        + ("; THAT IS NOT ENOUGH" if missing > free else "")
+        + "\n"
+    )
+    return 1 if failures else 0
+
+
+def _downloads(arguments: DownloaderArguments) -> list[Download]:
+    """Return all files, the transcripts first."""
+    folder, target = arguments.folder, arguments.target
+    base_urls = arguments.base_url or reazonspeech.BASE_URLS
+    return [
+        reazonspeech.transcripts_download(folder, target, base_urls),
+        *reazonspeech.archive_downloads(folder, target, arguments.indices, base_urls),
+    ]
+
+
 def download(arguments: DownloaderArguments) -> int:
     """Fetch the transcripts and the archives that are not there yet, and account for them."""
-    folder, target, base_urls = arguments.folder, arguments.target, arguments.base_urls
-    texts = reazonspeech.transcripts_download(folder, target, base_urls)
-    clips = reazonspeech.archive_downloads(folder, target, arguments.indices, base_urls)
-    logger.info("%d archives and the transcripts of %s, into %s", len(clips), target, folder)
-    pool, policy = arguments.pool, arguments.policy
-    failures = download_all([texts], reazonspeech.check_transcripts, pool, policy)
-    failures |= download_all(clips, reazonspeech.check_archive, pool, policy)
+    texts, *clips = _downloads(arguments)
+    logger.info(
+        "%d archives and the transcripts of %s, into %s",
+        len(clips),
+        arguments.target,
+        arguments.folder,
+    )
+    write_config(arguments.folder / CONFIG, Path(__file__).name, (arguments,))
+    failures = download_all([texts, *clips], arguments.pool, arguments.policy)
     for path, reason in failures.items():
         logger.error("not downloaded: %s: %s", path.name, reason)
     if failures:
@@ -111,7 +241,7 @@ def _account(arguments: DownloaderArguments) -> int:
     """Match clips and texts, print the account and save it; 1 where nothing matches."""
     ledger, _ = reazonspeech.pair_folder(arguments.transcripts, arguments.archives)
     write_json(arguments.folder / f"{arguments.target}.ledger.json", ledger.to_dict())
-    logger.info("%s", ledger)
+    logger.log(logging.WARNING if ledger.num_lost else logging.INFO, "%s", ledger)
     if ledger.matched == 0:
         logger.error("no clip has a text: are these files of ReazonSpeech %s?", arguments.target)
     return 0 if ledger.matched else 1
@@ -163,108 +293,5 @@ def _sigterm_as_interrupt() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def parse_arguments(argv: Sequence[str] | None = None) -> DownloaderArguments:
-    """Read the command line; exit with one message that names everything wrong with it."""
-    parser = _parser()
-    given, unknown = parser.parse_known_args(argv)
-    problems = [f"{flag} is no flag of this script" for flag in unknown]
-    if given.target not in reazonspeech.NUM_ARCHIVES:
-        choices = ", ".join(reazonspeech.NUM_ARCHIVES)
-        problems.append(f"--target must be one of {choices}, got {given.target!r}")
-    pool = _number("--pool", given.pool, int, problems)
-    max_attempts = _number("--max_attempts", given.max_attempts, int, problems)
-    timeout_s = _number("--timeout", given.timeout, float, problems)
-    indices = _indices(given, problems)
-    if given.deep and not given.health_check:
-        problems.append("--deep needs --health_check")
-    base_urls = tuple(given.base_url or reazonspeech.BASE_URLS)
-    problems += [
-        f"--base_url must begin with https:// or http://, got {url!r}"
-        for url in base_urls
-        if not url.startswith(("https://", "http://"))
-    ]
-    if problems:
-        parser.error("; ".join(problems))
-    suffix = f"{indices.start}_{indices.stop}" if given.start_que is not None else None
-    folder = Path(given.output_dir or reazonspeech.default_folder(given.target, suffix))
-    policy = Policy(max_attempts=max_attempts, timeout_s=timeout_s)
-    return DownloaderArguments(
-        given.target, indices, folder, pool, base_urls, policy, given.health_check, given.deep
-    )
-
-
-def _number(
-    flag: str, text: str, kind: Callable[[str], Any], problems: list[str], minimum: int = 1
-) -> Any:
-    """Read a number, or note what is wrong with it."""
-    try:
-        value = kind(text)
-    except ValueError:
-        value = None
-    if value is None or not minimum <= value < float("inf"):
-        noun = "a whole number" if kind is int else "a number"
-        problems.append(f"{flag} must be {noun} of at least {minimum}, got {text!r}")
-    return value
-
-
-def _indices(given: argparse.Namespace, problems: list[str]) -> range:
-    """Read the range of archives, the end left out, as the seeds' commands have it."""
-    num_archives = reazonspeech.NUM_ARCHIVES.get(given.target, reazonspeech.NUM_ARCHIVES["all"])
-    if given.start_que is None and given.end_que is None:
-        return range(num_archives)
-    if given.start_que is None or given.end_que is None:
-        problems.append("--start_que and --end_que go together: one is missing")
-        return range(0)
-    start = _number("--start_que", given.start_que, int, problems, minimum=0)
-    end = _number("--end_que", given.end_que, int, problems)
-    if start is None or end is None:
-        return range(0)
-    if start >= end:
-        problems.append(f"--start_que must be below --end_que, got {start} and {end}")
-    if end > num_archives:
-        problems.append(
-            f"--end_que must be at most {num_archives}, the number of archives of {given.target}, "
-            f"got {end}"
-        )
-    return range(start, end)
-
-
-def _parser() -> argparse.ArgumentParser:
-    """Describe the flags. Values stay text here, so that all mistakes can be told at once."""
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    add, default = parser.add_argument, Policy()
-    add("-t", "--target", default="tiny", help="tiny, small, medium, large or all (default: tiny)")
-    add("-p", "--pool", default="10", help="files at a time (default: 10)")
-    add("-s", "--start_que", "--start", help="first archive, from 0 (default: all archives)")
-    add("-e", "--end_que", "--end", help="archive after the last one, at most 4095")
-    add("--health_check", action="store_true", help="check what is there, download nothing")
-    add("--deep", action="store_true", help="with --health_check: decode every clip once")
-    add(
-        "--output_dir",
-        help="folder (default: ~/.cache/reazon_manual_download/TARGET, or TARGET_START_END)",
-    )
-    add(
-        "--base_url",
-        action="append",
-        help="where tsv/ and data/ are; repeat it for mirrors, tried in the order given "
-        f"(default: {' '.join(reazonspeech.BASE_URLS)})",
-    )
-    add(
-        "--max_attempts",
-        default=str(default.max_attempts),
-        help="requests per file and mirror (default: %(default)s)",
-    )
-    add(
-        "--timeout",
-        default=str(default.timeout_s),
-        help="seconds of silence after which a connection is given up (default: %(default)s)",
-    )
-    return parser
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(*parse(GROUPS, description=__doc__)))

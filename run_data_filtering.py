@@ -28,14 +28,13 @@ import numpy as np
 from datasets import Dataset, Features, List, Value
 from tqdm.auto import tqdm
 
-from distillery import data, schema, whisper
+from distillery import data, forecast, schema, whisper
 from distillery.arguments import (
     DataArguments,
     OutputArguments,
     RunArguments,
     at_least,
     flag,
-    flags_of,
     known_language,
     one_of,
     parse,
@@ -143,12 +142,19 @@ def main(
     folder = output_args.output_dir or _default_output(data_args.dataset_name, filter_args)
     accelerator = make_accelerator(run_args, folder, "float32")
     specs = data_args.specs()
-    run = open_run(
-        accelerator,
-        folder,
+    run = Run(
+        Path(folder),
         "run_data_filtering",
-        flags_of(data_args, filter_args, output_args, run_args),
+        (data_args, filter_args, output_args, run_args),
         {str(spec): data.fingerprint(spec) for spec in specs},
+    )
+    if run_args.dry_run:
+        work = _work(filter_args, data.read_run_record(specs[0].name), run_args.seed)
+        forecast.show(accelerator, run.stage, _forecast(run, specs, work))
+        return
+    open_run(
+        accelerator,
+        run,
         output_args.overwrite_output_dir,
         owned=[WORK_FOLDER, "README.md", "*/*.parquet"],
     )
@@ -178,6 +184,29 @@ def _default_output(dataset_name: str, args: FilterArguments) -> str:
     if args.vectorize:
         parts.append("vectorized")
     return ".".join(parts if len(parts) > 1 else [*parts, "filtered"])
+
+
+def _forecast(run: Run, specs: list[data.DatasetSpec], work: "_Work") -> list[forecast.Line]:
+    """Say what this run would do and take."""
+    column = schema.WHISPER_TRANSCRIPT
+    speech = [forecast.survey(spec, column, "--dataset_name") for spec in specs]
+    most, what = forecast.total_bytes(speech), "audio and labels if all rows pass,"
+    if work.log_mel is not None:
+        most, what = _features_bytes(speech, work.log_mel), "features and labels if all rows pass,"
+    num_filtered = forecast.sealed_rows(run.folder, f"{WORK_FOLDER}/*/*/*.parquet")
+    return [
+        *forecast.data_lines(speech),
+        forecast.disk_line(run.folder, most, what),
+        ("resume", run.outlook(f"{num_filtered:,} rows are filtered")),
+    ]
+
+
+def _features_bytes(speech: list[forecast.Speech], log_mel: LogMel) -> float | None:
+    seconds = [one.audio_s for one in speech]
+    if None in seconds:
+        return None
+    frames = sum(s or 0 for s in seconds) * log_mel.num_frames / log_mel.window_s
+    return frames * log_mel.num_mels * np.dtype(np.float16).itemsize
 
 
 def _load_splits(specs: list[data.DatasetSpec]) -> dict[data.DatasetSpec, data.Rows]:

@@ -23,7 +23,7 @@ A killed run goes on from its newest whole checkpoint when it is started again; 
 
 from dataclasses import dataclass
 
-from distillery import whisper
+from distillery import forecast, whisper
 from distillery.arguments import (
     DecodingArguments,
     ModelArguments,
@@ -33,14 +33,13 @@ from distillery.arguments import (
     TrainingArguments,
     at_least,
     flag,
-    flags_of,
     parse,
     required,
 )
 from distillery.distillation import Teacher
 from distillery.losses import LossWeights
-from distillery.runtime import make_accelerator, publish
-from distillery.training import load_student, open_training, train
+from distillery.runtime import load_outline, make_accelerator, open_run, publish
+from distillery.training import OWNED, batch_plan, load_student, train, training_run
 
 
 @dataclass(frozen=True)
@@ -82,7 +81,7 @@ def main(
 ) -> None:
     """Train, or go on training."""
     accelerator = make_accelerator(run_args, output_args.output_dir, model_args.dtype)
-    flags = flags_of(
+    groups = (
         model_args,
         distillation_args,
         data_args,
@@ -92,15 +91,25 @@ def main(
         run_args,
     )
     name, teacher_name = model_args.model_name_or_path, distillation_args.teacher_model_name_or_path
-    run = open_training(
+    run = training_run(
         accelerator,
         "run_distillation",
-        flags,
+        groups,
         [name, teacher_name],
         data_args,
         training_args,
         output_args,
     )
+    if run_args.dry_run:
+        student = load_outline(model_args)
+        teacher = whisper.load_outline(
+            teacher_name, model_args.dtype, cache_dir=model_args.cache_dir
+        )
+        plan = batch_plan(accelerator, training_args)
+        lines = forecast.training_lines(run, student, teacher, data_args, training_args, plan)
+        forecast.show(accelerator, run.stage, lines)
+        return
+    open_run(accelerator, run, output_args.overwrite_output_dir, OWNED)
     if not run.is_complete:
         student = load_student(accelerator, model_args, training_args, run)
         teacher = whisper.load(

@@ -19,6 +19,7 @@ On a laptop:
 A killed run goes on from its newest whole checkpoint when it is started again; SIGTERM saves one.
 """
 
+from distillery import forecast
 from distillery.arguments import (
     DecodingArguments,
     ModelArguments,
@@ -26,12 +27,11 @@ from distillery.arguments import (
     RunArguments,
     TrainDataArguments,
     TrainingArguments,
-    flags_of,
     parse,
 )
 from distillery.losses import LossWeights
-from distillery.runtime import make_accelerator, publish
-from distillery.training import load_student, open_training, train
+from distillery.runtime import load_outline, make_accelerator, open_run, publish
+from distillery.training import OWNED, batch_plan, load_student, train, training_run
 
 GROUPS = (
     ModelArguments,
@@ -53,16 +53,23 @@ def main(
 ) -> None:
     """Train, or go on training."""
     accelerator = make_accelerator(run_args, output_args.output_dir, model_args.dtype)
-    flags = flags_of(model_args, data_args, decoding_args, training_args, output_args, run_args)
-    run = open_training(
+    groups = (model_args, data_args, decoding_args, training_args, output_args, run_args)
+    run = training_run(
         accelerator,
         "run_finetuning",
-        flags,
+        groups,
         [model_args.model_name_or_path],
         data_args,
         training_args,
         output_args,
     )
+    if run_args.dry_run:
+        plan = batch_plan(accelerator, training_args)
+        model = load_outline(model_args)
+        lines = forecast.training_lines(run, model, None, data_args, training_args, plan)
+        forecast.show(accelerator, run.stage, lines)
+        return
+    open_run(accelerator, run, output_args.overwrite_output_dir, OWNED)
     if not run.is_complete:
         model = load_student(accelerator, model_args, training_args, run)
         train(

@@ -21,6 +21,7 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 from accelerate import Accelerator
 from accelerate.utils import gather_object
@@ -38,7 +39,7 @@ from distillery.arguments import (
 from distillery.evaluation import EvaluationArguments, Heard
 from distillery.features import AudioError, Waveform, decode_audio
 from distillery.labels import plain_text
-from distillery.runtime import load_model, make_accelerator
+from distillery.runtime import Run, load_model, load_outline, make_accelerator
 from distillery.transcription import Decoding, transcribe_in_chunks, transcribe_sequentially
 
 logger = logging.getLogger(__name__)
@@ -99,10 +100,13 @@ def main(
 ) -> None:
     """Evaluate the model on each dataset in turn."""
     accelerator = make_accelerator(run_args, args.output_dir, model_args.dtype)
-    model = load_model(model_args, accelerator)
+    groups = (model_args, data_args, decoding_args, args, long_args, run_args)
+    run = Run(Path(args.output_dir), "run_long_form_eval", groups, {})
+    model = load_outline(model_args) if run_args.dry_run else load_model(model_args, accelerator)
     evaluation.check_chunk(long_args.chunk_length_s, model)
     evaluation.evaluate_each(
         accelerator,
+        run,
         model,
         data_args,
         run_args,
@@ -113,7 +117,7 @@ def main(
             rows, _algorithm(model, one.decoding, long_args, args), model, accelerator
         ),
     )
-    if accelerator.is_main_process:
+    if accelerator.is_main_process and not run_args.dry_run:
         evaluation.write_page(args)
 
 

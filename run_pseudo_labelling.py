@@ -30,7 +30,7 @@ from datasets import Features, Value
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-from distillery import data, labels, schema, transcription, whisper
+from distillery import data, forecast, labels, schema, transcription, whisper
 from distillery.arguments import (
     DataArguments,
     DecodingArguments,
@@ -39,14 +39,20 @@ from distillery.arguments import (
     RunArguments,
     at_least,
     flag,
-    flags_of,
     parse,
 )
 from distillery.collators import PROBLEM, WindowCollator, Windows
 from distillery.filters import compression_ratio
 from distillery.metrics import Scores, score
 from distillery.normalizers import raw_text
-from distillery.runtime import Run, load_model, make_accelerator, open_run, publish
+from distillery.runtime import (
+    Run,
+    load_model,
+    load_outline,
+    make_accelerator,
+    open_run,
+    publish,
+)
 from distillery.shards import Ledger, read_seal, remove_leftovers, replacing, write_sealed
 
 logger = logging.getLogger(__name__)
@@ -99,15 +105,24 @@ def main(
     """Label every split, then write the dataset."""
     accelerator = make_accelerator(run_args, output_args.output_dir, model_args.dtype)
     specs = data_args.specs()
-    run = open_run(
-        accelerator,
-        output_args.output_dir,
+    run = Run(
+        Path(output_args.output_dir),
         "run_pseudo_labelling",
-        flags_of(model_args, data_args, decoding_args, labelling_args, output_args, run_args),
+        (model_args, data_args, decoding_args, labelling_args, output_args, run_args),
         {
             model_args.model_name_or_path: whisper.fingerprint(model_args.model_name_or_path),
             **{str(spec): data.fingerprint(spec) for spec in specs},
         },
+    )
+    if run_args.dry_run:
+        teacher = load_outline(model_args)
+        decoding = _decoding(decoding_args, labelling_args, teacher)
+        lines = _forecast(run, specs, teacher, decoding, labelling_args, accelerator.num_processes)
+        forecast.show(accelerator, run.stage, lines)
+        return
+    open_run(
+        accelerator,
+        run,
         output_args.overwrite_output_dir,
         owned=[WORK_FOLDER, "README.md", "*/*.parquet"],
     )
@@ -127,6 +142,28 @@ def main(
     if accelerator.is_main_process:
         publish(run, output_args, "dataset")
     accelerator.end_training()
+
+
+def _forecast(
+    run: Run,
+    specs: list[data.DatasetSpec],
+    teacher: whisper.Whisper,
+    decoding: transcription.Decoding,
+    own: LabellingArguments,
+    num_processes: int,
+) -> list[forecast.Line]:
+    """Say what this run would do and take."""
+    batch_size = own.per_device_eval_batch_size
+    speech = [forecast.survey(spec, schema.AUDIO, "--audio_column_name") for spec in specs]
+    num_labelled = forecast.sealed_rows(run.folder, f"{WORK_FOLDER}/*/*/*.parquet")
+    return [
+        *forecast.data_lines(speech),
+        forecast.model_line(run.arguments["model_name_or_path"], teacher),
+        forecast.batches(forecast.total_rows(speech), batch_size, num_processes),
+        forecast.decoding_memory(teacher, batch_size, decoding.num_beams, decoding.max_length),
+        forecast.disk_line(run.folder, forecast.total_bytes(speech), "audio and labels"),
+        ("resume", run.outlook(f"{num_labelled:,} rows are labelled")),
+    ]
 
 
 class _Split:

@@ -11,6 +11,11 @@ On a laptop:
 
     accelerate launch run_short_form_eval.py -m my-student -d my_test.jsonl --language ja -o eval
 
+Punctuated by rules, and with timestamps fitted to the sound, as kotoba-whisper v1.1 does it:
+
+    accelerate launch run_short_form_eval.py -m my-student -d my_test.jsonl --language ja -o eval \
+        -p rules -s
+
 An evaluation that was made before, of the same model on the same rows, is shown and not repeated.
 
 Two ways without a model: texts that were predicted elsewhere are scored, and tables or a page are
@@ -26,6 +31,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -34,11 +40,12 @@ from accelerate.utils import gather_object, release_memory
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-from distillery import data, evaluation, results, schema, tables, whisper
+from distillery import data, evaluation, forecast, results, schema, tables, whisper
 from distillery.arguments import (
     DataArguments,
     DecodingArguments,
     ModelArguments,
+    PostprocessingArguments,
     RunArguments,
     flag,
     parse,
@@ -47,9 +54,9 @@ from distillery.arguments import (
 from distillery.collators import PROBLEM, WindowCollator, Windows
 from distillery.evaluation import Evaluation, EvaluationArguments, Heard
 from distillery.features import Waveform
-from distillery.labels import plain_text
 from distillery.normalizers import raw_text
-from distillery.runtime import load_model, make_accelerator
+from distillery.postprocessing import Postprocessor
+from distillery.runtime import Run, load_model, load_outline, make_accelerator
 from distillery.speculation import DraftedWhisper, with_draft
 from distillery.transcription import transcribe_in_chunks, transcribe_windows
 
@@ -125,6 +132,7 @@ GROUPS = (
     ModelArguments,
     DataArguments,
     DecodingArguments,
+    PostprocessingArguments,
     EvaluationArguments,
     ShortFormArguments,
     RunArguments,
@@ -135,25 +143,40 @@ def main(
     model_args: ModelArguments,
     data_args: DataArguments,
     decoding_args: DecodingArguments,
+    post_args: PostprocessingArguments,
     args: EvaluationArguments,
     short_args: ShortFormArguments,
     run_args: RunArguments,
 ) -> None:
     """Evaluate the model on each dataset in turn, or score files, and print tables."""
     accelerator = make_accelerator(run_args, args.output_dir, model_args.dtype)
+    groups = (model_args, data_args, decoding_args, post_args, args, short_args, run_args)
+    run = Run(Path(args.output_dir), "run_short_form_eval", groups, {})
+    if post_args.stable_ts:  # it has nothing to move otherwise
+        decoding_args = replace(decoding_args, return_timestamps=True)
     if short_args.predictions_file is not None:
-        if accelerator.is_main_process:
-            rows = _score_files(short_args, model_args, data_args, decoding_args, args)
+        if run_args.dry_run:
+            forecast.show(accelerator, run.stage, _files_forecast(short_args))
+        elif accelerator.is_main_process:
+            run.write_config()
+            rows = _score_files(short_args, model_args, data_args, decoding_args, post_args, args)
             evaluation.report(accelerator, run_args, rows)
         accelerator.end_training()
     elif model_args.model_name_or_path is not None:
-        _evaluate_models(
-            model_args, data_args, decoding_args, args, short_args, run_args, accelerator
-        )
+        _evaluate_models(run, *groups, accelerator)
+    if run_args.dry_run:
+        return
     if short_args.pretty_table and accelerator.is_main_process:
         sys.stdout.write(tables.error_tables(results.read_folder(args.output_dir)))
     if accelerator.is_main_process:
         evaluation.write_page(args)
+
+
+def _files_forecast(short_args: ShortFormArguments) -> list[forecast.Line]:
+    """Say what would be scored."""
+    paths = [Path(name) for name in plus_list(short_args.predictions_file)]
+    rows = [sum(1 for _ in results.read_foreign_predictions(path)) for path in paths]
+    return [("data", f"{path}: {n:,} predictions") for path, n in zip(paths, rows, strict=True)]
 
 
 def _score_files(
@@ -161,9 +184,11 @@ def _score_files(
     model_args: ModelArguments,
     data_args: DataArguments,
     decoding_args: DecodingArguments,
+    post_args: PostprocessingArguments,
     args: EvaluationArguments,
 ) -> list[results.Row]:
     """Score predictions that are there already; the flags of model and dataset only name them."""
+    postprocess = Postprocessor.load(post_args.punctuator, post_args.stable_ts)
     paths = [Path(name) for name in plus_list(short_args.predictions_file)]
     models = plus_list(model_args.model_name_or_path) or [path.stem for path in paths]
     named = data_args.dataset_name is not None
@@ -172,11 +197,13 @@ def _score_files(
     specs = _one_each(specs, "--dataset_name", len(paths))
     rows = []
     for path, model, spec in zip(paths, models, specs, strict=True):
-        one = evaluation.plan_for_file(path, model, spec, decoding_args, args)
+        one = evaluation.plan_for_file(
+            path, model, spec, decoding_args, args, **post_args.identity()
+        )
         row = one.earlier()
         if row is None:
             heard = [
-                Heard(row_id, raw_text(said), raw_text(found), None)
+                Heard(row_id, raw_text(said), postprocess.punctuated(raw_text(found)), None)
                 for row_id, said, found in results.read_foreign_predictions(path)
             ]
             rows.append(one.conclude(heard, None, None, max_bad_fraction=0.0))
@@ -197,38 +224,56 @@ def _one_each(values: list[Any], name: str, num_files: int) -> list[Any]:
 
 
 def _evaluate_models(
+    run: Run,
     model_args: ModelArguments,
     data_args: DataArguments,
     decoding_args: DecodingArguments,
+    post_args: PostprocessingArguments,
     args: EvaluationArguments,
     short_args: ShortFormArguments,
     run_args: RunArguments,
     accelerator: Accelerator,
 ) -> None:
     """Evaluate the baselines and then the model, with one model in memory at a time."""
-    how = (decoding_args, args, short_args, run_args, accelerator)
+    postprocess = Postprocessor()
+    if not run_args.dry_run:
+        postprocess = Postprocessor.load(post_args.punctuator, post_args.stable_ts)
+    how = (decoding_args, post_args, postprocess, args, short_args, run_args, accelerator)
     baselines: list[results.Row] = []
     for name in plus_list(short_args.baseline):
         own_args = replace(model_args, model_name_or_path=name, model_revision=None)
-        model = load_model(own_args, accelerator)
+        model = _load(own_args, run_args, accelerator)
         steps = _steps(model, own_args, *how)
-        baselines += evaluation.measure_each(accelerator, model, data_args, *steps)
+        baselines += evaluation.measure_each(accelerator, run, model, data_args, run_args, *steps)
         del model, steps
         release_memory()
-    model = load_model(model_args, accelerator)
+    model = _load(model_args, run_args, accelerator)
     if short_args.assistant_model is not None:
-        model = _with_assistant(model, short_args.assistant_model, model_args, accelerator)
+        model = _with_assistant(
+            model, short_args.assistant_model, model_args, run_args, accelerator
+        )
     steps = _steps(model, model_args, *how)
-    evaluation.evaluate_each(accelerator, model, data_args, run_args, *steps, baselines)
+    evaluation.evaluate_each(accelerator, run, model, data_args, run_args, *steps, baselines)
+
+
+def _load(
+    model_args: ModelArguments, run_args: RunArguments, accelerator: Accelerator
+) -> whisper.Whisper:
+    """Load a model; of one that will not be run, only the outline."""
+    return load_outline(model_args) if run_args.dry_run else load_model(model_args, accelerator)
 
 
 def _with_assistant(
-    model: whisper.Whisper, name: str, model_args: ModelArguments, accelerator: Accelerator
+    model: whisper.Whisper,
+    name: str,
+    model_args: ModelArguments,
+    run_args: RunArguments,
+    accelerator: Accelerator,
 ) -> whisper.Whisper:
     """Load the assistant as the model was loaded, and let it draft."""
     own_args = replace(model_args, model_name_or_path=name, model_revision=None)
     try:
-        return with_draft(model, load_model(own_args, accelerator))
+        return with_draft(model, _load(own_args, run_args, accelerator))
     except ValueError as error:
         raise ValueError(f"--assistant_model {name}: {error}") from error
 
@@ -237,6 +282,8 @@ def _steps(
     model: whisper.Whisper,
     model_args: ModelArguments,
     decoding_args: DecodingArguments,
+    post_args: PostprocessingArguments,
+    postprocess: Postprocessor,
     args: EvaluationArguments,
     short_args: ShortFormArguments,
     run_args: RunArguments,
@@ -252,8 +299,11 @@ def _steps(
             chunk_length_s=chunk_length_s,
             assistant_model=assistant and whisper.full_name(assistant),
             assistant_fingerprint=assistant and whisper.fingerprint(assistant),
+            **post_args.identity(),
         ),
-        lambda one, rows: _transcribe(one, rows, model, args, short_args, run_args, accelerator),
+        lambda one, rows: _transcribe(
+            one, rows, model, postprocess, args, short_args, run_args, accelerator
+        ),
     )
 
 
@@ -261,6 +311,7 @@ def _transcribe(
     one: Evaluation,
     rows: data.Rows,
     model: whisper.Whisper,
+    postprocess: Postprocessor,
     args: EvaluationArguments,
     short_args: ShortFormArguments,
     run_args: RunArguments,
@@ -274,11 +325,11 @@ def _transcribe(
         in_chunks = transcribe_in_chunks(
             model, one.decoding, short_args.chunk_length_s, None, batch_size
         )
-    collate = WindowCollator(model.log_mel, short_args.chunk_length_s)
+    collate = WindowCollator(model.log_mel, short_args.chunk_length_s, postprocess.stable_ts)
     bar = tqdm(desc="evaluating", unit=" clips", disable=not accelerator.is_local_main_process)
     started = time.perf_counter()
     for batch in _batches(rows, collate, args, run_args, accelerator):
-        heard += _hear(batch, one, model, in_chunks, accelerator)
+        heard += _hear(batch, one, model, in_chunks, postprocess, accelerator)
         bar.update(len(batch.rows))
     bar.close()
     everything = gather_object(heard)
@@ -318,13 +369,14 @@ def _hear(
     one: Evaluation,
     model: whisper.Whisper,
     in_chunks: Callable[[Waveform], str] | None,
+    postprocess: Postprocessor,
     accelerator: Accelerator,
 ) -> list[Heard]:
     """Transcribe a batch; clips that are longer than a chunk one by one."""
     written: Iterator[Any] = iter(())
     if batch.features is not None:
         features = batch.features.to(accelerator.device)
-        written = iter(transcribe_windows(model, features, one.decoding))
+        written = zip_longest(transcribe_windows(model, features, one.decoding), batch.waveforms)
     heard = []
     for row in batch.rows:
         reference, row_id = evaluation.reference_of(row), row[schema.ID]
@@ -333,9 +385,11 @@ def _hear(
             heard.append(Heard(row_id, reference, "", 0.0, row[PROBLEM]))
             continue
         if row_id in batch.long:
-            text = in_chunks(batch.long[row_id])
+            # Of its chunks only the text is left; times would not change it.
+            text = postprocess.punctuated(in_chunks(batch.long[row_id]))
         else:
-            text = plain_text(next(written).ids, model.tokens, model.tokenizer)
+            transcript, waveform = next(written)
+            text = postprocess(model, transcript.ids, waveform)
         heard.append(Heard(row_id, reference, text, row[schema.DURATION]))
     return heard
 

@@ -6,6 +6,7 @@ file, or claim a size that no disk holds. Such members are refused, with the rea
 
 import gzip
 import io
+import os
 import tarfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,6 +18,7 @@ from typing import IO
 from distillery.downloads import DamagedFileError
 
 SUFFIXES = (".tar", ".tar.gz", ".tgz")
+MAX_PADDING_BYTES = 1 << 20  # archivers fill up to 10 KiB; more is a disk that lost the rest
 _MAX_READ = 64 << 20  # bytes that tarfile may ask for at once; we ask for less
 _BLOCK = 1 << 20
 _GZIP_MAGIC = b"\x1f\x8b"
@@ -42,7 +44,14 @@ def is_compressed(path: Path) -> bool:
 
 
 class _BoundedFile(io.BufferedReader):
-    """A file that refuses the huge reads that a forged header can ask of tarfile."""
+    """A file that refuses the reads and the places that a forged header can ask of tarfile."""
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
+        is_plain = not isinstance(self.raw, gzip.GzipFile)  # whose size is that of the content
+        # The system's own refusal would pass for a fault of the disk.
+        if is_plain and whence == os.SEEK_SET and offset > os.fstat(self.fileno()).st_size:
+            raise tarfile.ReadError(f"a header points to byte {offset}, behind the end")
+        return super().seek(offset, whence)
 
     def read(self, size: int | None = -1, /) -> bytes:
         if size is None or not 0 <= size <= _MAX_READ:
@@ -81,7 +90,7 @@ class Archive:
         return b"".join(iter(partial(file.read, _BLOCK), b""))
 
     def check_end(self) -> None:
-        """Check that after the last member come two blocks of zeros, and nothing else.
+        """Check that after the last member come two blocks of zeros, padding, and nothing else.
 
         tarfile takes a cut between two members, or a broken header, for the end of the archive.
 
@@ -95,8 +104,10 @@ class Archive:
             if block.count(0) != len(block):
                 raise DamagedFileError(f"not a whole tar archive: broken header at byte {offset}")
             num_zeros += len(block)
-        if num_zeros < 2 * tarfile.BLOCKSIZE:
+        if num_zeros < 2 * tarfile.BLOCKSIZE or num_zeros % tarfile.BLOCKSIZE:
             raise DamagedFileError(f"not a whole tar archive: cut after byte {offset}")
+        if num_zeros > MAX_PADDING_BYTES:
+            raise DamagedFileError(f"not a whole tar archive: only zeros after byte {offset}")
 
     def _refusal(self, member: tarfile.TarInfo) -> str | None:
         """Return why a member is not taken, or None."""

@@ -1,46 +1,54 @@
-"""Command lines: the groups of flags that stages share, and how they are parsed.
+"""The groups of flags that stages share.
 
-A stage's flags are small frozen dataclasses. A group may have a method `problems()` that returns
-one message per wrong value; all messages of all groups are shown together, before anything loads.
-A group whose flags change which others must be given has a static method `required_flags(values,
-usual)`: it takes the values of all flags and the names that are required without it, and returns
-the names that are. In a flag's name, `-` and `_` are the same.
+How groups are declared, parsed and saved is in `distillery.flags`; a stage imports both from here.
 """
 
-import difflib
-import json
-import sys
-from argparse import (
-    Action,
-    ArgumentDefaultsHelpFormatter,
-    ArgumentError,
-    RawDescriptionHelpFormatter,
-)
-from collections.abc import Collection, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn
-
-import yaml
-from transformers import HfArgumentParser
+from typing import Any
 
 from distillery import schema
 from distillery.data import DatasetSpec, broadcast_specs
+from distillery.flags import (
+    DRY_RUN,
+    at_least,
+    flag,
+    flags_of,
+    one_of,
+    parse,
+    plus_list,
+    required,
+    same_length,
+    within,
+)
+from distillery.pipelines.punctuation import DEFAULT_MODEL, RULES
 from distillery.schema import REFERENCE_NAMES
 from distillery.tokens import TASKS, language_code
 from distillery.whisper import ATTENTIONS, DTYPES
 
+__all__ = [
+    "DRY_RUN",
+    "DataArguments",
+    "DecodingArguments",
+    "ModelArguments",
+    "OutputArguments",
+    "PostprocessingArguments",
+    "RunArguments",
+    "TrainDataArguments",
+    "TrainingArguments",
+    "at_least",
+    "flag",
+    "flags_of",
+    "known_language",
+    "one_of",
+    "parse",
+    "plus_list",
+    "required",
+    "same_length",
+    "within",
+]
+
 TRACKERS = ("wandb", "tensorboard", "trackio", "none")
-
-
-def flag(default: Any, help: str, *aliases: str) -> Any:
-    """Return a dataclass field for a flag with a default, a help text and other spellings."""
-    return field(default=default, metadata={"help": help, "aliases": list(aliases)})
-
-
-def required(help: str, *aliases: str) -> Any:
-    """Return a dataclass field for a flag that must be given."""
-    return field(metadata={"help": help, "aliases": list(aliases)})
 
 
 @dataclass(frozen=True)
@@ -195,6 +203,40 @@ class DecodingArguments:
             *one_of(self, "task", TASKS),
             *at_least(self, "generation_num_beams", 1),
         ]
+
+
+@dataclass(frozen=True)
+class PostprocessingArguments:
+    """What is done to transcripts after decoding, as kotoba-whisper v1.1 and v2.1 do."""
+
+    punctuator: str | None = field(
+        default=None,
+        metadata={
+            "help": f"Add punctuation: {RULES!r} for Japanese sentence ends by rule, or Hub id or "
+            f"folder of a model of the package punctuators; without a value {DEFAULT_MODEL}.",
+            "aliases": ["-p"],
+            "nargs": "?",
+            "const": DEFAULT_MODEL,
+        },
+    )
+    stable_ts: bool = flag(
+        False, "Move timestamps out of silence by stable-ts; predicts timestamps too.", "-s"
+    )
+
+    def problems(self) -> list[str]:
+        """Return what is wrong with the values."""
+        # The checks see the flags of all groups.
+        if self.stable_ts and getattr(self, "predictions_file", None) is not None:
+            return ["--stable_ts needs the sound: leave it out with --predictions_file"]
+        return []
+
+    def identity(self) -> dict[str, Any]:
+        """Return what the row of an evaluation says of it, in the words of the seeds' tables."""
+        steps = {"punctuator": self.punctuator, "stable-ts": self.stable_ts}
+        return {
+            "postprocessing": [step for step, asked in steps.items() if asked],
+            "punctuator": self.punctuator,
+        }
 
 
 @dataclass(frozen=True)
@@ -375,6 +417,7 @@ class RunArguments:
         None, "Project name for the trackers; alone it does not switch wandb on.", "--project_name"
     )
     ddp_timeout: int = flag(7200, "Seconds after which a process gives up waiting for another.")
+    dry_run: bool = flag(False, DRY_RUN)
 
     def problems(self) -> list[str]:
         """Return what is wrong with the values."""
@@ -393,41 +436,6 @@ def _tracker_problems(report_to: str | None) -> list[str]:
     return [f"--report_to must be of {', '.join(TRACKERS)}; got {name!r}" for name in unknown]
 
 
-def at_least(group: Any, name: str, least: float) -> list[str]:
-    """Return a message if a number is smaller than it may be; None passes."""
-    value = getattr(group, name)
-    if value is None or value >= least:
-        return []
-    return [f"--{name} must be >= {least:g}, got {value}"]
-
-
-def within(group: Any, name: str, least: float, most: float) -> list[str]:
-    """Return a message if a number is outside its bounds; None passes."""
-    value = getattr(group, name)
-    if value is None or least <= value <= most:
-        return []
-    return [f"--{name} must be between {least:g} and {most:g}, got {value}"]
-
-
-def one_of(group: Any, name: str, choices: Sequence[str] | dict[str, Any]) -> list[str]:
-    """Return a message if a value is none of the choices."""
-    value = getattr(group, name)
-    if value in choices:
-        return []
-    return [f"--{name} must be one of {', '.join(choices)}; got {value!r}"]
-
-
-def same_length(group: Any, *names: str) -> list[str]:
-    """Return a message unless all values joined with `+` are as many as the longest, or one."""
-    counts = {name: len(plus_list(getattr(group, name))) for name in names}
-    most = max(counts.values())
-    return [
-        f"--{name} names {count}, but there are {most} datasets: join {most} with '+', or give one"
-        for name, count in counts.items()
-        if count not in (0, 1, most)
-    ]
-
-
 def known_language(language: str | None) -> list[str]:
     """Return a message if Whisper does not know the language."""
     if language is None:
@@ -437,135 +445,3 @@ def known_language(language: str | None) -> list[str]:
     except ValueError as error:
         return [f"--language: {error}"]
     return []
-
-
-def plus_list(value: str | None) -> list[str]:
-    """Split a value that joins several with `+`; a path that exists as it stands is one value."""
-    if not value:
-        return []
-    return [value] if Path(value).exists() else value.split("+")
-
-
-def parse(
-    groups: Sequence[type], argv: Sequence[str] | None = None, description: str | None = None
-) -> tuple[Any, ...]:
-    """Parse a command line into one instance of each group, or say all that is wrong and exit.
-
-    `stage.py config.yaml --flag value …` reads the file first (JSON or YAML; keys are the flags'
-    names) and lets flags override it.
-
-    Args:
-        groups: dataclasses; their fields are the flags.
-        argv: the arguments; default: those of this program.
-        description: shown by `--help`; a stage passes its docstring.
-    """
-    parser = _StageParser(groups, description=description)
-    words = [parser.known_spelling(word) for word in (sys.argv[1:] if argv is None else argv)]
-    if words and Path(words[0]).suffix in (".json", ".yaml", ".yml"):
-        parser.read_file(Path(words.pop(0)))
-    namespace, unknown = parser.parse_known_args(words)
-    values = vars(namespace)
-    parser.note_unknown([word for word in unknown if word.startswith("-")] or unknown)
-    required_now = {action.dest for action in parser.usually_required}
-    for group in groups:
-        if hasattr(group, "required_flags"):
-            required_now = group.required_flags(namespace, required_now)
-    parser.note_missing(values, required_now)
-    for group in groups:
-        # The checks only read attributes, so they run before there is an instance of the group,
-        # and a wrong value is reported together with an unknown flag.
-        parser.faults += group.problems(namespace) if hasattr(group, "problems") else []
-    parser.exit_on_problems()
-    return tuple(g(**{f.name: values[f.name] for f in fields(g)}) for g in groups)
-
-
-def flags_of(*groups: Any) -> dict[str, Any]:
-    """Return the flags of parsed groups and their values, for a run's record."""
-    return {name: value for group in groups for name, value in asdict(group).items()}
-
-
-class _HelpFormatter(ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter):
-    """Shows defaults, and leaves the commands in a stage's docstring in one piece."""
-
-
-class _StageParser(HfArgumentParser):
-    """A parser that collects everything that is wrong instead of stopping at the first thing."""
-
-    def __init__(self, groups: Sequence[type], description: str | None) -> None:
-        super().__init__(
-            groups,
-            description=description,
-            formatter_class=_HelpFormatter,
-            allow_abbrev=False,
-        )
-        self.faults: list[str] = []
-        # argparse stops at a missing flag before it has seen the others; we look ourselves.
-        self.usually_required = [action for action in self._actions if action.required]
-        for action in self.usually_required:
-            action.required = False
-        spellings = [s for action in self._actions for s in action.option_strings]
-        self._spellings = {s.replace("_", "-"): s for s in spellings if s.startswith("--")}
-
-    def known_spelling(self, word: str) -> str:
-        """Return a flag as it is declared, whichever of `-` and `_` it is typed with."""
-        name, equals, value = word.partition("=")
-        return self._spellings.get(name.replace("_", "-"), name) + equals + value
-
-    def read_file(self, path: Path) -> None:
-        """Take defaults from a configuration file."""
-        try:
-            text = path.read_text(encoding="utf-8")
-            config = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
-        except (OSError, ValueError, yaml.YAMLError) as error:
-            self.faults.append(f"{path}: cannot be read as a configuration: {error}")
-            return
-        if not isinstance(config, dict):
-            self.faults.append(f"{path}: must hold one mapping from flag names to values")
-            return
-        # `--no_x` has the name of `--x`; the first of the two gives the default.
-        by_name = {action.dest: action for action in reversed(self._actions)}
-        for key, value in config.items():
-            if isinstance(value, list | dict):
-                self.faults.append(f"{path}: {key} must be one value, got {value!r}")
-            elif key in by_name:
-                if value is not None:
-                    by_name[key].default = self._get_value(by_name[key], str(value))
-            else:
-                self.faults.append(f"{path}: unknown key {key!r}{_nearest(key, list(by_name))}")
-
-    def note_unknown(self, words: Sequence[str]) -> None:
-        """Report flags that no group has."""
-        spellings = [s for action in self._actions for s in action.option_strings]
-        for word in words:
-            name = word.split("=")[0]
-            self.faults.append(f"unknown flag {name}{_nearest(name, spellings)}")
-
-    def note_missing(self, values: dict[str, Any], required_now: Collection[str]) -> None:
-        """Report required flags that neither the command line nor the file gave."""
-        for action in self._actions:
-            if action.dest in required_now and values.get(action.dest) is None:
-                self.faults.append(f"--{action.dest} is required")
-
-    def exit_on_problems(self) -> None:
-        """End the program, showing everything that was found wrong."""
-        if self.faults:
-            lines = "\n".join(f"  {fault}" for fault in self.faults)
-            self.exit(2, f"{self.prog}: wrong arguments (--help explains them all):\n{lines}\n")
-
-    def error(self, message: str) -> NoReturn:
-        """Add argparse's own complaint to the others and end the program."""
-        self.faults.append(message)
-        self.exit_on_problems()
-        raise SystemExit(2)
-
-    def _get_value(self, action: Action, arg_string: str) -> Any:
-        try:
-            return super()._get_value(action, arg_string)  # type: ignore[misc]
-        except ArgumentError as error:
-            self.faults.append(str(error).removeprefix("argument "))
-            return action.default
-
-
-def _nearest(word: str, known: list[str]) -> str:
-    close = difflib.get_close_matches(word, known, n=1)
-    return f" (did you mean {close[0]}?)" if close else ""

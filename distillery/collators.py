@@ -98,12 +98,14 @@ class Windows:
     `rows` are all rows without their audio, with their real duration, and with `PROBLEM` naming
     why a clip cannot be used, else None; `features`, float32 (clips, mels, frames), belong to the
     rows without a problem, in that order, and are None if there is none. `long` holds the clips, by
-    id, that are to be decoded in chunks instead; they have no features.
+    id, that are to be decoded in chunks instead; they have no features. `waveforms`, float32
+    (samples,), belong to the rows with features, and are there only if the collator was asked.
     """
 
     rows: list[dict[str, Any]]
     features: Tensor | None
     long: dict[str, Waveform]
+    waveforms: list[Waveform]
 
 
 PROBLEM = "problem"
@@ -118,10 +120,11 @@ class WindowCollator:
 
     log_mel: LogMel
     chunk_length_s: float | None = None
+    keep_waveforms: bool = False
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> Windows:
         """Turn rows with `audio` into windows."""
-        kept, features, long = [], [], {}
+        kept, features, long, waveforms = [], [], {}, []
         longest_s = self.log_mel.window_s if self.chunk_length_s is None else None
         for row in rows:
             slim = {name: value for name, value in row.items() if name != schema.AUDIO}
@@ -136,4 +139,5 @@ class WindowCollator:
                 long[row[schema.ID]] = wave
             else:
                 features.append(self.log_mel.pad(self.log_mel.real_frames(wave)))
-        return Windows(kept, torch.stack(features) if features else None, long)
+                waveforms += [wave] if self.keep_waveforms else []
+        return Windows(kept, torch.stack(features) if features else None, long, waveforms)

@@ -11,8 +11,10 @@ import logging
 import random
 import re
 import shutil
+import ssl
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -32,6 +34,7 @@ logger = logging.getLogger(__name__)
 
 CHUNK = 1 << 18  # bytes; what a kill can lose
 _RETRYABLE_STATUS = {408, 429}
+_HEADERS = {"Accept-Encoding": "identity", "User-Agent": "whisper-distillery"}
 
 
 class DownloadError(Exception):
@@ -50,8 +53,11 @@ class _TransientError(Exception):
         self.retry_after_s = retry_after_s
 
 
-class _StoppedError(DownloadError):
-    """The batch ended while this file was under way."""
+class _StoppedError(Exception):
+    """The batch ended while this file was under way: no other mirror is to be asked either."""
+
+
+Check = Callable[[Path], None]  # raises DamagedFileError
 
 
 @dataclass(frozen=True)
@@ -60,6 +66,7 @@ class Download:
 
     urls: tuple[str, ...]
     path: Path
+    check: Check
 
 
 @dataclass(frozen=True)
@@ -73,12 +80,8 @@ class Policy:
     max_wait_s: float = 120.0  # bounds Retry-After as well
 
 
-Check = Callable[[Path], None]  # raises DamagedFileError
-
-
 def download_all(
     downloads: Sequence[Download],
-    check: Check,
     pool: int = 10,
     policy: Policy | None = None,
     show_progress: bool = True,
@@ -86,7 +89,7 @@ def download_all(
     """Fetch every file that is not there yet, several at a time.
 
     A file that lies there without a sum (another program's) is checked and adopted. One that fails
-    `check` is set aside (see `set_aside`) and the next mirror is asked.
+    its check is set aside (see `set_aside`) and the next mirror is asked.
 
     Returns:
         The files that could not be had, with the reason per mirror; empty where all is well.
@@ -94,7 +97,12 @@ def download_all(
     Raises:
         OSError: the disk is full, or would be before the last file, or cannot be written.
     """
-    wanted = [download for download in downloads if not is_published(download.path)]
+    wanted = []
+    for download in downloads:
+        if is_published(download.path):
+            _state_path(download.path).unlink(missing_ok=True)  # of a kill after the renaming
+        else:
+            wanted.append(download)
     if not wanted:
         return {}
     stop = threading.Event()
@@ -102,10 +110,10 @@ def download_all(
     # The pool's threads are daemons that nobody waits for, so that Ctrl-C ends at once even where
     # a server is silent; what they had written is kept.
     with (
-        Progress(wanted[0].path.parent, len(wanted), show_progress) as progress,
+        Progress([download.path for download in wanted], show_progress) as progress,
         ThreadPool(min(pool, len(wanted))) as workers,
     ):
-        batch = _Batch(policy or Policy(), check, progress, stop)
+        batch = _Batch(policy or Policy(), progress, stop)
         try:
             for path, reason in workers.imap_unordered(batch.fetch, wanted):
                 if reason:
@@ -114,6 +122,45 @@ def download_all(
         finally:
             stop.set()
     return failures
+
+
+def ask_sizes(
+    downloads: Sequence[Download], pool: int = 10, policy: Policy | None = None
+) -> tuple[dict[Path, int | None], dict[Path, str]]:
+    """Ask the mirrors how many bytes of each file are still to come; write nothing.
+
+    Returns:
+        The bytes by file, None where the server does not say; and the files that cannot be had,
+        with the reason per mirror.
+    """
+    sizes: dict[Path, int | None] = {}
+    failures: dict[Path, str] = {}
+    timeout_s = (policy or Policy()).timeout_s
+    with ThreadPool(min(pool, max(len(downloads), 1))) as workers:
+        answers = workers.imap(lambda each: _ask_size(each, timeout_s), downloads)
+        for download, answer in zip(downloads, answers, strict=True):
+            if isinstance(answer, str):
+                failures[download.path] = answer
+            else:
+                sizes[download.path] = answer
+    return sizes, failures
+
+
+def _ask_size(download: Download, timeout_s: float) -> int | str | None:
+    """Return the bytes that a download would still fetch, or why it would not."""
+    reasons = []
+    for url in download.urls:
+        try:
+            with requests.head(
+                url, headers=_HEADERS, allow_redirects=True, timeout=timeout_s
+            ) as response:
+                _check_response(response, url)
+                length = response.headers.get("Content-Length", "")
+                have = _load_partial(download.path, url).have
+                return int(length) - have if length.isdecimal() else None
+        except (requests.exceptions.RequestException, DownloadError, _TransientError) as error:
+            reasons.append(f"{url}: {error}")
+    return "; ".join(reasons)
 
 
 def is_published(path: Path) -> bool:
@@ -136,9 +183,11 @@ def read_sum(path: Path) -> str | None:
 
 
 def write_sum(path: Path, digest: str) -> None:
-    """Record a file's SHA-256 sum so that `sha256sum -c` understands it."""
-    sum_path(path).write_text(f"{digest}  {path.name}\n", encoding="utf-8")
-    sync(sum_path(path))
+    """Record a file's SHA-256 sum, whole or not at all, so that `sha256sum -c` understands it."""
+    temporary = part_path(sum_path(path))
+    temporary.write_text(f"{digest}  {path.name}\n", encoding="utf-8")
+    sync(temporary)
+    temporary.replace(sum_path(path))
 
 
 def damaged_path(path: Path) -> Path:
@@ -188,18 +237,18 @@ def lock_folder(folder: Path) -> Iterator[None]:
 class Progress:
     """The bytes of a batch of files: one bar, and a guard that the disk will hold them all.
 
-    Files that were not asked for yet are taken to be as large as the mean of the others, so the
-    total is a forecast that becomes exact, and nothing needs to be asked twice.
+    A file that was not asked for yet is taken to be as large as the mean of its kind (its suffix),
+    so the total is a forecast that becomes exact, and nothing needs to be asked twice.
     """
 
-    def __init__(self, folder: Path, num_files: int, show: bool = True):
-        self._folder = folder
-        self._num_files = num_files
+    def __init__(self, paths: Sequence[Path], show: bool = True):
+        self._folder = paths[0].parent
+        self._counts = Counter(path.suffix for path in paths)
         self._have: dict[Path, int] = {}
         self._sizes: dict[Path, int] = {}
         self._lock = threading.Lock()
         self._bar = tqdm(
-            total=0, unit="B", unit_scale=True, disable=not show, desc=f"{num_files} files"
+            total=0, unit="B", unit_scale=True, disable=not show, desc=f"{len(paths)} files"
         )
 
     def __enter__(self) -> "Progress":
@@ -214,21 +263,20 @@ class Progress:
         self._bar.close()
 
     def begin(self, path: Path, have: int, size: int | None) -> None:
-        """Say how large a file is, and how much of it is there; again where it starts over.
+        """Say how large a file is, if known, and how much is there; again where it starts over.
 
         Raises:
             OSError: the disk cannot hold what is still to come.
         """
         with self._lock:
-            self._bar.update(have - self._have.get(path, 0))
-            self._have[path] = have
-            self._sizes[path] = size or have
-            self._bar.total = self._forecast()
-            missing = self._bar.total - sum(self._have.values())
+            if size is not None:
+                self._sizes[path] = size
+            self._set(path, have)
+            missing = self._forecast() - sum(self._have.values())
             free = shutil.disk_usage(self._folder).free
         if missing > free:
             raise OSError(
-                f"{self._folder} has {free / 1e9:.2f} GB free but about {missing / 1e9:.2f} GB are "
+                f"{self._folder} has {free / 1e9:.3g} GB free but about {missing / 1e9:.3g} GB are "
                 "still to come: free some space, choose another --output_dir, or fetch less"
             )
 
@@ -238,9 +286,31 @@ class Progress:
             self._have[path] += num_bytes
             self._bar.update(num_bytes)
 
+    def give_up(self, path: Path) -> None:
+        """Leave a file out that cannot be had."""
+        with self._lock:
+            self._counts[path.suffix] -= 1
+            self._sizes.pop(path, None)
+            self._set(path, 0)
+
+    def _set(self, path: Path, have: int) -> None:
+        """Move the bar by bytes that did not come just now, which its rate must not count."""
+        change = have - self._have.get(path, 0)
+        self._have[path] = have
+        self._bar.total = self._forecast()
+        if not self._bar.disable:
+            self._bar.n += change
+            self._bar.initial += change
+            self._bar.last_print_n += change
+            self._bar.refresh()
+
     def _forecast(self) -> int:
-        known = sum(self._sizes.values())
-        return known + round(known / len(self._sizes)) * (self._num_files - len(self._sizes))
+        known: dict[str, list[int]] = {}
+        for path, size in self._sizes.items():
+            known.setdefault(path.suffix, []).append(size)
+        return sum(
+            sum(sizes) * self._counts[suffix] // len(sizes) for suffix, sizes in known.items()
+        )
 
 
 @dataclass(frozen=True)
@@ -261,46 +331,59 @@ class _Batch:
     """Fetches single files for `download_all`."""
 
     policy: Policy
-    check: Check
     progress: Progress
     stop: threading.Event
 
     def fetch(self, download: Download) -> tuple[Path, str | None]:
         """Fetch one file; return it with the reason why not, if so."""
-        if self.stop.is_set():
-            return download.path, "stopped"
         try:
-            return download.path, self._reason_against(download)
-        except OSError:  # the disk: no other file will fare better
+            self._check_stop()
+            reason = self._reason_against(download)
+        except _StoppedError:
+            return download.path, "stopped"
+        except OSError as error:  # the disk: no other file will fare better
             self.stop.set()
-            raise
+            if error.errno is None or error.filename:
+                raise
+            # A failed write does not say to which file.
+            reason = f"{error.strerror} (once that is mended, the same command goes on from here)"
+            raise OSError(error.errno, reason, str(download.path)) from error
+        if reason:
+            self.progress.give_up(download.path)
+        return download.path, reason
+
+    def _check_stop(self) -> None:
+        if self.stop.is_set():
+            raise _StoppedError
 
     def _reason_against(self, download: Download) -> str | None:
         """Fetch one file from the first mirror that has it; return None where that went well."""
-        if self._adopt(download.path):
+        if self._adopt(download):
             return None
         reasons = []
         for url in download.urls:
             try:
                 self._fetch_from(url, download.path)
-                self._publish(download.path)
+                self._publish(download)
                 return None
             except DownloadError as error:
                 reasons.append(f"{url}: {error}")
         return "; ".join(reasons)
 
-    def _adopt(self, path: Path) -> bool:
+    def _adopt(self, download: Download) -> bool:
         """Check and seal a file of this name that another program left."""
+        path = download.path
         if not path.exists():
             return False
         try:
-            self.check(path)
+            download.check(path)
         except DamagedFileError as error:
             logger.warning("%s is damaged (%s): fetching it again", path.name, error)
             set_aside(path)
             return False
         write_sum(path, sha256(path))
-        self.progress.begin(path, 0, 0)
+        size = path.stat().st_size
+        self.progress.begin(path, size, size)
         return True
 
     def _fetch_from(self, url: str, path: Path) -> None:
@@ -322,15 +405,15 @@ class _Batch:
         delay_s = min(max(backoff_s, retry_after_s), self.policy.max_wait_s)
         if time.monotonic() + delay_s > deadline:
             raise DownloadError(f"not done after {self.policy.deadline_s:.0f} s")
-        if self.stop.wait(delay_s):
-            raise _StoppedError("stopped")
+        self.stop.wait(delay_s)
+        self._check_stop()
 
     def _request(self, url: str, path: Path, deadline: float) -> None:
         partial = _load_partial(path, url)
         if partial.is_complete:  # killed between the last byte and the renaming
             self.progress.begin(path, partial.have, partial.size)
             return
-        headers = {"Accept-Encoding": "identity", "User-Agent": "whisper-distillery"}
+        headers = dict(_HEADERS)
         if partial.have and partial.validator:
             headers |= {"Range": f"bytes={partial.have}-", "If-Range": partial.validator}
         try:
@@ -338,9 +421,12 @@ class _Batch:
                 url, headers=headers, stream=True, timeout=self.policy.timeout_s
             ) as response:
                 _check_response(response, url)
+                self._check_stop()  # before the bytes that are there are given up
                 partial = _begin_body(response, path, url, partial)
                 self._receive(response, path, partial, deadline)
         except requests.exceptions.SSLError as error:
+            if _is_hang_up(error):
+                raise _TransientError(str(error)) from error
             raise DownloadError(f"TLS error: {error}") from error
         except (
             requests.exceptions.Timeout,
@@ -358,26 +444,25 @@ class _Batch:
         have = partial.have
         with part_path(path).open("ab") as file:
             for chunk in response.iter_content(CHUNK):
+                self._check_stop()  # before writing: the next run may be writing here already
                 file.write(chunk)
                 file.flush()
                 have += len(chunk)
                 self.progress.advance(path, len(chunk))
-                if self.stop.is_set():
-                    raise _StoppedError("stopped")
                 if time.monotonic() > deadline:
                     raise DownloadError(f"not done after {self.policy.deadline_s:.0f} s")
         if partial.size is not None and have != partial.size:
             raise _TransientError(f"{have} of {partial.size} bytes came")
 
-    def _publish(self, path: Path) -> None:
+    def _publish(self, download: Download) -> None:
         """Check a whole `.part` and give it its name; the sum goes first, so that no file lacks it.
 
         Raises:
             DamagedFileError: the file is set aside.
         """
-        part = part_path(path)
+        path, part = download.path, part_path(download.path)
         try:
-            self.check(part)
+            download.check(part)
         except DamagedFileError:
             set_aside(path, part)
             _state_path(path).unlink(missing_ok=True)
@@ -427,8 +512,9 @@ def _begin_body(response: requests.Response, path: Path, url: str, partial: _Par
 
 def _check_response(response: requests.Response, url: str) -> None:
     status = response.status_code
-    if url.startswith("https:") and not response.url.startswith("https:"):
-        raise DownloadError(f"refused: the server redirects to {response.url}, which has no TLS")
+    for hop in (*response.history, response):
+        if url.startswith("https:") and not hop.url.startswith("https:"):
+            raise DownloadError(f"refused: the server redirects to {hop.url}, which has no TLS")
     if status in _RETRYABLE_STATUS or status >= 500:
         raise _TransientError(f"HTTP {status}", _retry_after_s(response.headers.get("Retry-After")))
     if status not in (
@@ -440,6 +526,13 @@ def _check_response(response: requests.Response, url: str) -> None:
     encoding = response.headers.get("Content-Encoding", "identity")
     if encoding != "identity":
         raise DownloadError(f"refused: the server sends it as {encoding}, which was not asked for")
+
+
+def _is_hang_up(error: BaseException | None) -> bool:
+    """Tell a connection that was closed inside TLS, which is a reset, from a fault of TLS."""
+    while error is not None and not isinstance(error, ssl.SSLEOFError):
+        error = error.__cause__ or error.__context__
+    return error is not None
 
 
 def _check_range(response: requests.Response, path: Path, partial: _Partial) -> None:

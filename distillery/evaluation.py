@@ -13,7 +13,7 @@ from typing import Any
 import evaluate
 from accelerate import Accelerator
 
-from distillery import comparison, data, results, schema, whisper
+from distillery import comparison, data, forecast, results, schema, whisper
 from distillery.arguments import (
     DataArguments,
     DecodingArguments,
@@ -33,9 +33,10 @@ from distillery.normalizers import (
     normalizer_for,
     raw_text,
 )
+from distillery.provenance import code_commit, versions
 from distillery.report import gather, unit_of, worst, write_report
 from distillery.results import Prediction
-from distillery.runtime import code_commit, versions
+from distillery.runtime import Run
 from distillery.shards import replacing, sha256
 from distillery.tokens import TRANSCRIBE, language_code
 from distillery.transcription import Decoding
@@ -325,6 +326,7 @@ def plan_for_file(
     spec: data.DatasetSpec,
     decoding_args: DecodingArguments,
     args: EvaluationArguments,
+    **algorithm: Any,
 ) -> Evaluation:
     """Put together what identifies the scoring of a predictions file.
 
@@ -333,6 +335,7 @@ def plan_for_file(
         model: name of the model that wrote it.
         spec: names what was transcribed; it is not read.
         decoding_args, args: the flags; of the decoding only language and task are known.
+        algorithm: more settings that change the result.
     """
     # What a model translates into is English.
     spoken = decoding_args.language if decoding_args.task == TRANSCRIBE else "en"
@@ -349,6 +352,7 @@ def plan_for_file(
         "decoding": {"language": decoding.language, "task": decoding.task},
         "normalizer": normalizer.id,
         "postprocessing": [],
+        **algorithm,
     }
     folder = Path(args.output_dir)
     return Evaluation(
@@ -409,6 +413,7 @@ def write_page(args: EvaluationArguments) -> None:
 
 def evaluate_each(
     accelerator: Accelerator,
+    run: Run,
     model: whisper.Whisper,
     data_args: DataArguments,
     run_args: RunArguments,
@@ -420,22 +425,27 @@ def evaluate_each(
 
     Args:
         accelerator: of this launch.
-        model: the model.
+        run: the flags, which are written beside the results where something was evaluated.
+        model: the model; for a dry run its outline.
         data_args, run_args: the flags.
         plan_one: puts together what identifies the evaluation on a dataset.
         transcribe: returns all rows, heard by all processes, and the seconds it took.
         baselines: results of the models to compare with, from `measure_each`.
     """
-    found = measure_each(accelerator, model, data_args, plan_one, transcribe, baselines)
-    if accelerator.is_main_process:
+    found = measure_each(
+        accelerator, run, model, data_args, run_args, plan_one, transcribe, baselines
+    )
+    if accelerator.is_main_process and not run_args.dry_run:
         report(accelerator, run_args, [*baselines, *found])
     accelerator.end_training()
 
 
 def measure_each(
     accelerator: Accelerator,
+    run: Run,
     model: whisper.Whisper,
     data_args: DataArguments,
+    run_args: RunArguments,
     plan_one: Callable[[data.DatasetSpec], Evaluation],
     transcribe: Callable[[Evaluation, data.Rows], tuple[list[Heard], float]],
     baselines: Sequence[results.Row] = (),
@@ -443,11 +453,15 @@ def measure_each(
     """Evaluate on each dataset in turn, unless the same was done before, without a report.
 
     Args:
-        accelerator, model, data_args, plan_one, transcribe, baselines: as in `evaluate_each`.
+        accelerator, run, model, data_args, run_args, plan_one, transcribe, baselines: as in
+            `evaluate_each`.
 
     Returns:
-        On the main process one row for each dataset; on the others none.
+        On the main process one row for each dataset; on the others, and in a dry run, none.
     """
+    if run_args.dry_run:
+        forecast.show(accelerator, run.stage, _forecast(run, model, data_args, plan_one))
+        return []
     found = []
     for spec, rows in specs_with_references(data_args):
         place = (spec.name, spec.config, spec.split)
@@ -458,12 +472,35 @@ def measure_each(
         if row is None:
             heard, wall_s = transcribe(one, rows)
             if accelerator.is_main_process:
+                run.write_config()
                 bad = data_args.max_bad_fraction
                 found.append(one.conclude(heard, wall_s, model.num_parameters, bad))
         elif accelerator.is_main_process:
             logger.info("%s was evaluated before: %s", spec, one.metrics_path)
             found.append(one.complete(row))
     return found
+
+
+def _forecast(
+    run: Run,
+    model: whisper.Whisper,
+    data_args: DataArguments,
+    plan_one: Callable[[data.DatasetSpec], Evaluation],
+) -> list[forecast.Line]:
+    """Say what an evaluation would do and take."""
+    flag = "--text_column_name"
+    speech = [forecast.survey(spec, schema.TEXT, flag) for spec in data_args.specs()]
+    planned = [plan_one(one.spec) for one in speech]
+    num_done = sum(one.earlier() is not None for one in planned)
+    decoding, batch_size = planned[0].decoding, run.arguments["per_device_eval_batch_size"]
+    return [
+        *forecast.data_lines(speech),
+        forecast.model_line(planned[0].identity["model"], model),
+        forecast.windows_line(speech, model.log_mel.window_s),
+        forecast.decoding_memory(model, batch_size, decoding.num_beams, decoding.max_length),
+        forecast.disk_line(run.folder, None, "predictions, which are small,"),
+        ("resume", f"{num_done} of {len(planned)} datasets were evaluated before"),
+    ]
 
 
 def specs_with_references(data_args: DataArguments) -> list[tuple[data.DatasetSpec, data.Rows]]:

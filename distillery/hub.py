@@ -3,7 +3,7 @@
 import logging
 from pathlib import Path
 
-from huggingface_hub import HfApi
+from huggingface_hub import HfApi, snapshot_download
 
 from distillery.checkpointing import BEST, CHECKPOINTS
 
@@ -26,6 +26,10 @@ MODEL_FILES = [
     "normalizer.json",
     "preprocessor_config.json",
     "processor_config.json",
+    # A pipeline that scripts/push_pipeline.py saved beside the model.
+    "recognition.py",
+    "punctuation.py",
+    "silence.py",
 ]
 
 
@@ -55,3 +59,23 @@ def upload(
         commit_message=message,
     )
     logger.info("uploaded %s to %s", folder, made.url)
+
+
+def download(
+    repo_id: str, files: list[str], revision: str | None = None, cache_dir: str | None = None
+) -> Path:
+    """Fetch files of a model and return the folder that holds them.
+
+    Args:
+        repo_id: `organisation/name`.
+        files: patterns of the files that are wanted.
+        revision: branch, tag or commit.
+        cache_dir: where the Hub's files are kept.
+
+    Raises:
+        huggingface_hub.errors.HfHubHTTPError, LocalEntryNotFoundError: it is not there, or there is
+            no network.
+    """
+    return Path(
+        snapshot_download(repo_id, allow_patterns=files, revision=revision, cache_dir=cache_dir)
+    )

@@ -55,7 +55,7 @@ def archive_path(folder: Path, target: str, index: int) -> Path:
 def transcripts_download(folder: Path, target: str, base_urls: Sequence[str]) -> Download:
     """Pair a target's transcripts with their addresses."""
     urls = tuple(f"{base.rstrip('/')}/tsv/{target}.tsv" for base in base_urls)
-    return Download(urls, transcripts_path(folder, target))
+    return Download(urls, transcripts_path(folder, target), check_transcripts)
 
 
 def archive_downloads(
@@ -66,6 +66,7 @@ def archive_downloads(
         Download(
             tuple(f"{base.rstrip('/')}/data/{index:03x}.tar" for base in base_urls),
             archive_path(folder, target, index),
+            check_archive,
         )
         for index in indices
     ]
@@ -106,12 +107,14 @@ def scan_archive(path: Path) -> ArchiveScan:
     """Read the headers of a tar archive, and prove that it goes to its own end.
 
     Raises:
-        DamagedFileError: it is no tar archive, or cut, or a header is broken.
+        DamagedFileError: it is no tar archive, or cut, or a header is broken, or it has no clip.
     """
     rejected: Rejected = {}
     with open_archive(path, MAX_CLIP_BYTES) as archive:
         names = tuple(name for name, _ in archive.members(rejected))
         archive.check_end()
+    if not names:  # as in a file of nothing but zeros, which is an archive of nothing
+        raise DamagedFileError("not a whole tar archive: there is no clip in it")
     return ArchiveScan(names, rejected)
 
 
@@ -294,9 +297,12 @@ def check_transcripts(path: Path) -> None:
     """Refuse what is no transcript file at all, such as an HTML page.
 
     Raises:
-        DamagedFileError: none of the first 100 lines can be used.
+        DamagedFileError: none of the first 100 lines can be used, or it begins with a tag.
     """
     with path.open("rb") as file:
+        if file.read(1024).removeprefix(_BOM).lstrip().startswith(b"<"):
+            raise DamagedFileError("not a transcript file but a page of HTML or XML")
+        file.seek(0)
         for line in itertools.islice(file, 100):
             try:
                 _parse_line(line)
@@ -350,7 +356,9 @@ def pair_folder(
             raise DamagedFileError(
                 f"{path}: {error}; run reazonspeech_manual_downloader.py --health_check, then again"
             ) from error
-    directories = {name for scan in scans.values() for name in scan.directories}
+    # An archive's number is its clips' folder too: texts are missed even where all clips are gone.
+    directories = {path.stem.rpartition(".")[2] for path in scans}
+    directories |= {name for scan in scans.values() for name in scan.directories}
     texts, ledger = read_transcripts(transcripts, directories)
     ledger.pair(texts, scans)
     return ledger, scans

@@ -18,7 +18,7 @@ from urllib.parse import quote
 import jinja2
 from markupsafe import Markup
 
-from distillery import data, schema, tables
+from distillery import data, layouts, manifests, schema, tables
 from distillery.metrics import AlignedRun, ErrorCounts, Unit, aligned_runs, pair_error_rate
 from distillery.normalizers import raw_text
 from distillery.results import Prediction, Row, read_folder, read_predictions
@@ -118,8 +118,11 @@ class _Clip(NamedTuple):
 def _source(row: Row) -> data.DatasetSpec:
     """Return which dataset a result is about, and its columns, as far as players need it."""
     columns = row.get("columns") or {}
+    is_folder = Path(row["dataset"]).is_dir()  # a manifest may have no column that names splits
     return data.DatasetSpec(
         row["dataset"],
+        config=row["config"] if is_folder else None,
+        split=row["split"] if is_folder else None,
         audio_column=columns.get(schema.AUDIO) or schema.AUDIO,
         text_column=columns.get(schema.TEXT),
         id_column=columns.get(schema.ID),
@@ -127,8 +130,9 @@ def _source(row: Row) -> data.DatasetSpec:
 
 
 def _local_clips(spec: data.DatasetSpec) -> tuple[Mapping[str, _Clip], str]:
-    """Return a manifest's rows by id, or why there are none."""
-    if Path(spec.name).suffix not in data.MANIFESTS:
+    """Return by id the rows of a manifest or of a folder of audio, or why there are none."""
+    path = Path(spec.name)
+    if not (path.suffix in manifests.SUFFIXES or (path.is_dir() and layouts.is_layout(path))):
         return {}, Entry.why_no_audio
     try:
         rows = data.load(spec)
@@ -336,7 +340,7 @@ def _shortest(names: Iterable[str]) -> dict[str, str]:
 
 
 def _without_suffix(path: Path) -> Path:
-    return path.with_suffix("") if path.suffix in (*data.MANIFESTS, ".py") else path
+    return path.with_suffix("") if path.suffix in (*manifests.SUFFIXES, ".py") else path
 
 
 def _settings(row: Row) -> dict[str, str]:

@@ -1,12 +1,9 @@
 """What surrounds a stage: the accelerator, logging, seeding, the run's record, stopping."""
 
-import importlib.metadata
 import logging
-import platform
 import random
 import shutil
 import signal
-import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -24,7 +21,9 @@ from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
 
 from distillery import hub, whisper
-from distillery.arguments import ModelArguments, RunArguments, plus_list
+from distillery.arguments import ModelArguments, RunArguments, flags_of, plus_list
+from distillery.flags import CONFIG, write_config
+from distillery.provenance import code_commit, versions
 from distillery.shards import RUN_RECORD, read_json, write_json
 
 logger = logging.getLogger(__name__)
@@ -39,6 +38,7 @@ FREE_FLAGS = frozenset(
         "dataloader_num_workers",
         "dataset_cache_dir",
         "ddp_timeout",
+        "dry_run",
         "gradient_accumulation_steps",  # of a batch's parts, only the product counts
         "hub_model_id",
         "hub_public",
@@ -57,8 +57,6 @@ FREE_FLAGS = frozenset(
         "wandb_project",
     }
 )
-
-_LIBRARIES = ("torch", "transformers", "datasets", "accelerate", "tokenizers", "jiwer", "soundfile")
 
 
 def make_accelerator(run: RunArguments, output_dir: str, dtype: str) -> Accelerator:
@@ -110,6 +108,16 @@ def load_model(model_args: ModelArguments, accelerator: Accelerator) -> whisper.
     return model
 
 
+def load_outline(model_args: ModelArguments) -> whisper.Whisper:
+    """Load the same model without its weights, for a dry run."""
+    return whisper.load_outline(
+        model_args.model_name_or_path,
+        model_args.dtype,
+        model_args.model_revision,
+        model_args.cache_dir,
+    )
+
+
 def seed_everything(*parts: int) -> None:
     """Seed Python, NumPy and torch from integers; the same integers give the same numbers.
 
@@ -124,15 +132,30 @@ def seed_everything(*parts: int) -> None:
 
 @dataclass
 class Run:
-    """One run of a stage in its output folder, and the record that it leaves there."""
+    """One run of a stage in its output folder, and the record that it leaves there.
+
+    Attributes:
+        folder: the output folder.
+        stage: name of the stage's script, without `.py`.
+        groups: all flags, as parsed.
+        inputs: fingerprints of what is read, by name.
+        derived: what follows from flags and launch together and must stay the same too.
+        remedy: what to do where the folder holds another run.
+    """
 
     folder: Path
     stage: str
-    arguments: dict[str, Any]
-    inputs: dict[str, str | None]
+    groups: Sequence[Any]
+    inputs: Mapping[str, str | None]
+    derived: Mapping[str, Any] = field(default_factory=dict)
     remedy: str = "name another folder, or start over with --overwrite_output_dir"
     is_complete: bool = False
     started: float = field(default_factory=time.time)
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """All flags by name, and what is derived from them."""
+        return {**flags_of(*self.groups), **self.derived}
 
     @property
     def record_path(self) -> Path:
@@ -153,9 +176,36 @@ class Run:
         }
         write_json(self.record_path, record)
 
+    def write_config(self) -> None:
+        """Leave the flags as a file that the stage takes in their place."""
+        write_config(self.folder / CONFIG, f"{self.stage}.py", self.groups)
+
     def finish(self, **results: Any) -> None:
         """Write the record of a run that did all it had to."""
         self.write(COMPLETE, **results)
+
+    def was_completed(self) -> bool:
+        """Tell whether the folder holds this run and nothing is left to do."""
+        return self.record_path.exists() and read_json(self.record_path)["status"] == COMPLETE
+
+    def outlook(self, done: str = "") -> str:
+        """Say how the run would begin, writing nothing.
+
+        Args:
+            done: what of it is done already, for a run that would go on.
+
+        Raises:
+            ValueError: it would be refused, as by `open_run`.
+        """
+        if not self.record_path.exists():
+            return "nothing is there of an earlier run"
+        if self.arguments.get("overwrite_output_dir"):
+            self.refuse_other_stage()
+            return "--overwrite_output_dir would throw away the run that is there"
+        self.refuse_other_configuration()
+        if self.was_completed():
+            return "complete: nothing to do"
+        return f"goes on with the run that is there: {done}"
 
     def refuse_other_stage(self) -> None:
         """Raise ValueError if the folder holds a run of another stage."""
@@ -188,43 +238,35 @@ class Run:
             )
 
 
-def open_run(
-    accelerator: Accelerator,
-    folder: str,
-    stage: str,
-    arguments: Mapping[str, Any],
-    inputs: Mapping[str, str | None],
-    overwrite: bool,
-    owned: Sequence[str],
-) -> Run:
-    """Take an output folder for a run, going on with an earlier one of the same configuration.
+def open_run(accelerator: Accelerator, run: Run, overwrite: bool, owned: Sequence[str]) -> Run:
+    """Take the output folder for a run, going on with an earlier one of the same configuration.
 
     Args:
         accelerator: the main process decides, the others follow.
-        folder: the output folder.
-        stage: name of the stage, for the record.
-        arguments: all flags.
-        inputs: fingerprints of what is read, by name.
+        run: what is to be made.
         overwrite: throw away what an earlier run left, first.
         owned: patterns of the names that this stage writes in the folder; only these are deleted.
+
+    Returns:
+        The same run, which knows whether it is complete already.
 
     Raises:
         ValueError: the folder holds a run of another stage, or of another configuration that is
             not to be overwritten.
     """
-    run = Run(Path(folder), stage, dict(arguments), dict(inputs))
     with accelerator.main_process_first():
         if accelerator.is_main_process:
             if overwrite and run.record_path.exists():
                 run.refuse_other_stage()
                 # The record goes last: without it, what a kill left behind would look like ours.
-                _throw_away(run.folder, [*owned, RUN_RECORD])
+                _throw_away(run.folder, [*owned, CONFIG, RUN_RECORD])
             if run.record_path.exists():
                 run.refuse_other_configuration()
             else:
                 run.write(STARTED)
-        record = read_json(run.record_path)
-    run.is_complete = record["status"] == COMPLETE
+            if not run.was_completed():
+                run.write_config()
+        run.is_complete = run.was_completed()
     if run.is_complete:
         logger.info("%s is complete: nothing to do", run.folder)
     return run
@@ -234,23 +276,6 @@ def _throw_away(folder: Path, owned: Sequence[str]) -> None:
     for pattern in owned:
         for path in folder.glob(pattern):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
-
-
-def versions() -> dict[str, str]:
-    """Return the versions of Python and of the libraries that a result depends on."""
-    found = {name: importlib.metadata.version(name) for name in _LIBRARIES}
-    return {"python": platform.python_version(), **found}
-
-
-def code_commit() -> str | None:
-    """Return the commit of this code, with `+changes` if the tree differs; None outside git."""
-    root = Path(__file__).resolve().parent.parent
-    describe = ["git", "-C", str(root), "describe", "--always", "--dirty=+changes", "--abbrev=12"]
-    try:
-        done = subprocess.run(describe, capture_output=True, text=True, timeout=10, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.strip()
 
 
 class StopRequest:

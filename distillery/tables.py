@@ -13,7 +13,7 @@ TITLES = {"cer_norm": "CER", "wer_norm": "WER", "cer_raw": "Raw CER", "wer_raw":
 SETTINGS = (
     *("language", "task", "timestamps", "num_beams", "max_length", "normalizer"),
     *("model_revision", "dtype", "attention", "max_rows", "chunk_length_s", "long_form"),
-    *("algorithm", "assistant_model"),
+    *("algorithm", "assistant_model", "punctuator"),
 )
 
 

@@ -44,7 +44,7 @@ from distillery.metrics import CharacterErrorRate, WordErrorRate
 from distillery.normalizers import Normalizer
 from distillery.optim import make_optimizer, make_schedule
 from distillery.order import BatchPlan, Order
-from distillery.runtime import Run, StopRequest, open_run, seed_everything, stop_request
+from distillery.runtime import Run, StopRequest, seed_everything, stop_request
 from distillery.shards import RUN_RECORD, Ledger, read_json, replacing, write_json
 from distillery.tokens import language_code
 from distillery.transcription import Decoding, transcribe_windows
@@ -116,34 +116,31 @@ class Job:
     run: Run
 
 
-def open_training(
+def training_run(
     accelerator: Accelerator,
     stage: str,
-    flags: Mapping[str, Any],
+    groups: Sequence[Any],
     models: Sequence[str],
     data_args: TrainDataArguments,
     args: TrainingArguments,
     output_args: OutputArguments,
 ) -> Run:
-    """Take the output folder for a training run, as `open_run` does.
+    """Describe a training run, which `open_run` then takes the output folder for.
 
     Args:
         accelerator: of this launch.
         stage: the stage's name.
-        flags: all flags.
+        groups: all flags.
         models: checkpoints that the run starts from; local ones must stay as they are.
-        data_args, args, output_args: groups of those flags.
+        data_args, args, output_args: three of those groups.
     """
-    plan = batch_plan(accelerator, args)
     datasets = {str(spec): data.fingerprint(spec) for spec in data_args.train_specs()}
-    return open_run(
-        accelerator,
-        output_args.output_dir,
+    return Run(
+        Path(output_args.output_dir),
         stage,
-        {**flags, GLOBAL_BATCH: plan.global_size},
+        groups,
         {**datasets, **{name: whisper.fingerprint(name) for name in models}},
-        output_args.overwrite_output_dir,
-        OWNED,
+        derived={GLOBAL_BATCH: batch_plan(accelerator, args).global_size},
     )
 
 
@@ -230,7 +227,7 @@ def _train(
     normalizer = student.normalizer(decoding_args.language, decoding_args.task)
     rows, order, ledger = _training_rows(data_args, args, rule, normalizer)
     plan = batch_plan(accelerator, args)
-    num_rows, num_updates = _length(args, plan, order)
+    num_rows, num_updates = length(args, plan, order.rows_per_epoch if order else None)
     module = StudentStep(student.model, weights)
     optimizer = make_optimizer(
         module, args.learning_rate, args.weight_decay, (args.adam_beta1, args.adam_beta2)
@@ -344,13 +341,22 @@ def _eval_sets(
     ]
 
 
-def _length(args: TrainingArguments, plan: BatchPlan, order: Order | None) -> tuple[int, int]:
-    """Return how many rows the run trains on in all, and in how many updates."""
+def length(args: TrainingArguments, plan: BatchPlan, rows_per_epoch: int | None) -> tuple[int, int]:
+    """Return how many rows a run trains on in all, and in how many updates.
+
+    Args:
+        args: the flags.
+        plan: how a global batch is cut.
+        rows_per_epoch: None for a stream, which does not say how long it is.
+
+    Raises:
+        ValueError: nothing says how many updates there are.
+    """
     if args.max_steps > 0:
         return args.max_steps * plan.global_size, args.max_steps
-    if order is None:
+    if rows_per_epoch is None:
         raise ValueError("--streaming needs --max_steps: a stream does not say how long it is")
-    num_rows = math.ceil(args.num_train_epochs * order.rows_per_epoch)
+    num_rows = math.ceil(args.num_train_epochs * rows_per_epoch)
     return num_rows, math.ceil(num_rows / plan.global_size)
 
 

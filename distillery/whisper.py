@@ -81,10 +81,7 @@ def load_processor(
     source = {"revision": revision or "main", "cache_dir": cache_dir}
     _check_model_type(name_or_path, WhisperConfig.get_config_dict(name_or_path, **source)[0])
     config = WhisperConfig.from_pretrained(name_or_path, **source)
-    try:
-        generation = GenerationConfig.from_pretrained(name_or_path, **source)
-    except OSError:  # the file is optional
-        generation = GenerationConfig()
+    generation = _generation_config(name_or_path, source)
     tokenizer = WhisperTokenizer.from_pretrained(name_or_path, **source)
     extractor = WhisperFeatureExtractor.from_pretrained(name_or_path, **source)
     tokens = SpecialTokens.from_tokenizer(tokenizer, is_multilingual(generation, config))
@@ -136,6 +133,32 @@ def load(
 def full_name(name_or_path: str) -> str:
     """Return a name that tells models apart: the whole path of a folder, or the Hub id."""
     return str(Path(name_or_path).resolve()) if Path(name_or_path).exists() else name_or_path
+
+
+def load_outline(
+    name_or_path: str,
+    dtype: str = "float32",
+    revision: str | None = None,
+    cache_dir: str | None = None,
+) -> Whisper:
+    """Load a checkpoint without its weights: the model has all shapes, and no numbers.
+
+    It can tell what the real one would do and take. Arguments and errors are those of `load`.
+    """
+    processor = load_processor(name_or_path, revision, cache_dir)
+    source = {"revision": revision or "main", "cache_dir": cache_dir}
+    config = WhisperConfig.from_pretrained(name_or_path, **source)
+    with torch.device("meta"):
+        model = WhisperForConditionalGeneration(config).to(DTYPES[dtype])
+    model.generation_config = _generation_config(name_or_path, source)
+    return Whisper(**vars(processor), model=model)
+
+
+def _generation_config(name_or_path: str, source: dict[str, str | None]) -> GenerationConfig:
+    try:
+        return GenerationConfig.from_pretrained(name_or_path, **source)
+    except OSError:  # the file is optional
+        return GenerationConfig()
 
 
 def fingerprint(name_or_path: str) -> str | None:
@@ -218,17 +241,19 @@ def save(
     extractor.save_pretrained(folder)
 
 
-def write_card(folder: Path, description: str) -> None:
+def write_card(folder: Path, description: str, title: str | None = None) -> None:
     """Write a model card.
 
     Args:
         folder: the checkpoint's folder.
         description: Markdown.
+        title: the model's name, where the folder does not have it yet.
     """
     header = ModelCardData(
         pipeline_tag="automatic-speech-recognition", library_name="transformers", tags=["whisper"]
     )
-    text = f"---\n{header.to_yaml()}\n---\n\n# {folder.resolve().name}\n\n{description}\n"
+    title = title or folder.resolve().name
+    text = f"---\n{header.to_yaml()}\n---\n\n# {title}\n\n{description}\n"
     (folder / "README.md").write_text(text, encoding="utf-8")
 
 

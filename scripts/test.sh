@@ -7,10 +7,13 @@ set -euo pipefail
 
 . "$(dirname "$0")/environment.sh" requirements-dev.txt
 
-# The real multilingual vocabulary, for whoever has no ../shared. Its dependencies (a second, newer
-# torch among them) are not wanted: only one data file of it is read.
-python -c 'import importlib.metadata as m; m.version("openai-whisper")' 2>/dev/null ||
-  pip install --quiet --disable-pip-version-check --no-deps openai-whisper==20250625
+# The real multilingual vocabulary, for whoever has no ../shared, and what moves timestamps. Their
+# dependencies (a second, newer torch and a torchaudio for it) are not wanted: of the one only a data
+# file is read, of the other what needs no torchaudio.
+python -c 'import importlib.metadata as m; m.version("openai-whisper"), m.version("stable-ts")' \
+  2>/dev/null ||
+  pip install --quiet --disable-pip-version-check --no-deps openai-whisper==20250625 \
+    stable-ts==2.19.1
 
 if [ $# -eq 0 ]; then
   ruff format --check .

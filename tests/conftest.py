@@ -3,6 +3,7 @@
 import os
 import shutil
 import socket
+import sys
 import tempfile
 
 import pytest
@@ -41,3 +42,19 @@ def only_loopback(monkeypatch):
 
     for name in ("connect", "connect_ex"):
         monkeypatch.setattr(socket.socket, name, guard(getattr(socket.socket, name)))
+
+
+@pytest.fixture
+def stable_ts(tmp_path, monkeypatch):
+    """Make stable-ts importable where no torchaudio fits the installed torch.
+
+    It imports torchaudio at its top, but uses it only to resample and to save. Returns a folder
+    for the PYTHONPATH of programs that a test starts.
+    """
+    folder = tmp_path / "without-torchaudio"
+    folder.mkdir()
+    (folder / "torchaudio.py").write_text("", "utf-8")
+    monkeypatch.syspath_prepend(folder)
+    monkeypatch.delitem(sys.modules, "torchaudio", raising=False)
+    yield folder
+    sys.modules.pop("torchaudio", None)

@@ -53,11 +53,14 @@ class FaultServer:
         self.files = dict(files)
         self.faults: dict[str, list[int | str]] = {}
         self.changed: dict[str, bytes] = {}
+        self.redirects: dict[str, str] = {}
+        self.sent: Counter[str] = Counter()  # bytes of bodies, by path
         self.retry_after = "0"
         self.delay_s = 0.0  # per 16 KiB
         self.requests: list[tuple[str, str | None]] = []  # path, Range
+        self.heads: list[str] = []  # paths that were only asked about
         self.stopped = threading.Event()
-        self._lock = threading.Lock()
+        self.lock = threading.Lock()
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
         self._server.owner = self
         self._server.daemon_threads = True
@@ -81,18 +84,29 @@ class FaultServer:
         return Counter(path for path, _ in self.requests)
 
     def take(self, path: str, asked: str | None) -> int | str | None:
-        with self._lock:
+        with self.lock:
             self.requests.append((path, asked))
             queue = self.faults.get(path)
             return queue.pop(0) if queue else None
 
 
 class _Handler(BaseHTTPRequestHandler):
+    def do_HEAD(self) -> None:
+        self.server.owner.heads.append(self.path)
+        content = self.server.owner.files.get(self.path)
+        if content is None:
+            self._status(404)
+        else:
+            self._headers(content, 0, 0)
+
     def do_GET(self) -> None:
         fault = self.server.owner.take(self.path, self.headers["Range"])
         content = HTML if fault == "html" else self.server.owner.files.get(self.path)
+        if self.path in self.server.owner.redirects:
+            self._status(302, Location=self.server.owner.redirects[self.path])
+            return
         if isinstance(fault, int) or content is None:
-            self._status(fault or 404)
+            self._status(fault or 404, **{"Retry-After": self.server.owner.retry_after})
             return
         start = self._start(content) if fault != "no_range" else 0
         self._headers(content, start, start + 1 if fault == "other_range" else start)
@@ -110,9 +124,10 @@ class _Handler(BaseHTTPRequestHandler):
             self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
             self.connection.close()
 
-    def _status(self, status: int) -> None:
+    def _status(self, status: int, **headers: str) -> None:
         self.send_response(status)
-        self.send_header("Retry-After", self.server.owner.retry_after)
+        for name, value in headers.items():
+            self.send_header(name, value)
         self.send_header("Content-Length", "0")
         self.end_headers()
 
@@ -131,7 +146,10 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _body(self, body: bytes) -> None:
         for start in range(0, len(body), 1 << 14):
-            self.wfile.write(body[start : start + (1 << 14)])
+            piece = body[start : start + (1 << 14)]
+            self.wfile.write(piece)
+            with self.server.owner.lock:
+                self.server.owner.sent[self.path] += len(piece)
             if self.server.owner.delay_s:
                 time.sleep(self.server.owner.delay_s)
 

@@ -1,25 +1,24 @@
-import json
-from dataclasses import dataclass, fields
+from dataclasses import fields
 
 import pytest
 import tiny
+from test_flags import complaints
 
 from distillery.arguments import (
     DataArguments,
     DecodingArguments,
     ModelArguments,
     OutputArguments,
+    PostprocessingArguments,
     RunArguments,
     TrainDataArguments,
     TrainingArguments,
-    _StageParser,
-    flag,
-    flags_of,
     parse,
     plus_list,
-    required,
 )
 from distillery.data import DatasetSpec
+from distillery.flags import _StageParser
+from distillery.pipelines.punctuation import DEFAULT_MODEL
 
 SCRIPTS = (
     "run_pseudo_labelling.py",
@@ -29,68 +28,16 @@ SCRIPTS = (
     "run_finetuning.py",
     "run_short_form_eval.py",
     "run_long_form_eval.py",
+    "reazonspeech_manual_downloader.py",
 )
 
 
 def groups_of(path):
-    script = tiny.load_script(path)
-    return getattr(script, "GROUPS", None) or (script.StudentArguments,)
-
-
-@dataclass(frozen=True)
-class Cake:
-    """A small group of flags."""
-
-    flour_kind: str = required("What it is made of.", "-f")
-    num_eggs: int = flag(2, "How many eggs.", "--eggs")
-    sugar: float | None = flag(None, "Grams.")
-    is_vegan: bool = flag(False, "Without eggs.")
-    do_bake: bool = flag(True, "Bake it.")
-
-    def problems(self):
-        found = []
-        if self.num_eggs < 0:
-            found.append(f"--num_eggs must be >= 0, got {self.num_eggs}")
-        return found
-
-
-@dataclass(frozen=True)
-class Oven:
-    """Another."""
-
-    heat: int = flag(180, "Degrees.")
-
-
-def cake(*words):
-    return parse((Cake,), words)[0]
-
-
-def complaints(capsys, *words, groups=(Cake, Oven)):
-    """Return the lines below the first that a wrong command line prints."""
-    with pytest.raises(SystemExit) as stopped:
-        parse(groups, words)
-    assert stopped.value.code == 2
-    out, err = capsys.readouterr()
-    assert out == ""
-    first, *lines = err.splitlines()
-    assert first.endswith("wrong arguments (--help explains them all):")
-    return [line.strip() for line in lines]
-
-
-def test_defaults_and_values():
-    assert cake("-f", "rye") == Cake("rye", 2, None, False, True)
-    words = ["--flour_kind", "rye", "--eggs=3", "--sugar", "1.5", "--is_vegan"]
-    assert cake(*words) == Cake("rye", 3, 1.5, True)
-
-
-def test_hyphens_and_underscores_are_the_same():
-    assert cake("--flour-kind", "rye", "--num-eggs", "3") == cake(
-        "--flour_kind", "rye", "--num_eggs", "3"
-    )
+    return tiny.load_script(path).GROUPS
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_every_long_flag_and_alias_takes_both(script):
+def test_every_long_flag_and_alias_takes_hyphens_and_underscores(script):
     parser = _StageParser(groups_of(script), None)
     spellings = parser._option_string_actions
     long = {spelling[2:]: action for spelling, action in spellings.items() if spelling[1] == "-"}
@@ -100,142 +47,6 @@ def test_every_long_flag_and_alias_takes_both(script):
             known, value = parser.known_spelling(f"--{typed}=a-b_c=d").split("=", 1)
             assert spellings[known] is action
             assert value == "a-b_c=d"
-
-
-def test_values_are_left_as_typed():
-    assert cake("--flour_kind", "a-b_c", "--num-eggs=2") == Cake("a-b_c", 2)
-
-
-@pytest.mark.parametrize(
-    ("words", "wanted"),
-    [
-        ([], False),
-        (["--is_vegan"], True),
-        (["--is-vegan"], True),
-        (["--is_vegan", "True"], True),
-        (["--is_vegan", "False"], False),
-        (["--is_vegan", "false"], False),
-        (["--is_vegan=1"], True),
-    ],
-)
-def test_switches(words, wanted):
-    assert cake("-f", "rye", *words).is_vegan is wanted
-
-
-@pytest.mark.parametrize("words", [["--do_bake", "False"], ["--no_do_bake"], ["--no-do-bake"]])
-def test_a_switch_that_is_on_can_be_turned_off(words):
-    assert cake("-f", "rye", *words).do_bake is False
-
-
-def test_all_problems_are_reported_together_as_typed(capsys):
-    words = ["--num-eggs", "-1", "--sugar", "sweet", "--is_vegn", "--heet", "3", "--heat=x"]
-    found = complaints(capsys, *words)
-    assert found == [
-        "--sugar: invalid float value: 'sweet'",
-        "--heat: invalid int value: 'x'",
-        "unknown flag --is_vegn (did you mean --is_vegan?)",
-        "unknown flag --heet (did you mean --heat?)",
-        "--flour_kind is required",
-        "--num_eggs must be >= 0, got -1",
-    ]
-
-
-def test_a_missing_flag_is_named(capsys):
-    assert complaints(capsys) == ["--flour_kind is required"]
-
-
-@dataclass(frozen=True)
-class Shop:
-    """A group that changes what must be given."""
-
-    buy: bool = flag(False, "Buy a cake.")
-
-    @staticmethod
-    def required_flags(values, usual):
-        return {"heat"} if values.buy else usual
-
-
-def test_a_group_may_change_what_is_required(capsys):
-    groups = (Cake, Shop)
-    assert complaints(capsys, groups=groups) == ["--flour_kind is required"]
-    assert parse(groups, ["--buy"])[0].flour_kind is None
-
-
-def test_an_unknown_flag_without_a_neighbour(capsys):
-    assert complaints(capsys, "-f", "rye", "--zzzzzz") == ["unknown flag --zzzzzz"]
-    assert complaints(capsys, "-f", "rye", "loose") == ["unknown flag loose"]
-
-
-def test_no_flag_may_be_shortened(capsys):
-    (line,) = complaints(capsys, "-f", "rye", "--num_egg", "3")
-    assert line.startswith("unknown flag --num_egg ")
-
-
-def test_a_flag_without_its_value_is_named(capsys):
-    assert complaints(capsys, "-f") == [
-        "argument --flour_kind/--flour-kind/-f: expected one argument"
-    ]
-
-
-# --- configuration files -------------------------------------------------------------------------
-
-CONFIG = {"flour_kind": "rye", "num_eggs": 5, "is_vegan": True, "do_bake": False, "sugar": None}
-
-
-def config_file(tmp_path, name, config=None):
-    path = tmp_path / name
-    path.write_text(json.dumps(CONFIG if config is None else config))  # JSON is YAML, too
-    return str(path)
-
-
-@pytest.mark.parametrize("name", ["config.json", "config.yaml", "config.yml"])
-def test_a_file_gives_values_and_flags_override_them(tmp_path, name):
-    path = config_file(tmp_path, name)
-    assert cake(path) == Cake("rye", 5, None, True, False)
-    words = [path, "--num_eggs", "1", "--is_vegan", "False", "--do_bake"]
-    assert cake(*words) == Cake("rye", 1, None, False, True)
-
-
-def test_yaml_as_people_write_it(tmp_path):
-    path = tmp_path / "config.yaml"
-    path.write_text("flour_kind: rye  # dark\nsugar: 1e-4\nis_vegan: yes\n")
-    assert cake(str(path)) == Cake("rye", 2, 1e-4, True)
-
-
-def test_null_in_a_file_means_the_default(tmp_path):
-    config = {"flour_kind": "rye", "num_eggs": None, "do_bake": None}
-    assert cake(config_file(tmp_path, "c.json", config)) == Cake("rye")
-
-
-def test_wrong_values_in_a_file_are_reported_with_all_others(tmp_path, capsys):
-    config = {"num_eggs": "many", "sugar": [1], "flower_kind": "rye", "do_bake": "perhaps"}
-    path = config_file(tmp_path, "c.json", config)
-    found = complaints(capsys, path, "--heet", "3")
-    assert found[0] == "--num_eggs/--num-eggs/--eggs: invalid int value: 'many'"
-    assert found[1] == f"{path}: sugar must be one value, got [1]"
-    assert found[2] == f"{path}: unknown key 'flower_kind' (did you mean flour_kind?)"
-    assert found[3].startswith("--do_bake/--do-bake: ")
-    assert found[4:] == [
-        "unknown flag --heet (did you mean --heat?)",
-        "--flour_kind is required",
-    ]
-
-
-@pytest.mark.parametrize("text", ["{", "[1]", "", "\x00"])
-@pytest.mark.parametrize("name", ["c.json", "c.yaml"])
-def test_a_file_that_is_no_configuration(tmp_path, capsys, name, text):
-    (tmp_path / name).write_text(text)
-    found = complaints(capsys, str(tmp_path / name), "-f", "rye")
-    assert len(found) >= 1
-    assert found[0].startswith(f"{tmp_path / name}: ")
-
-
-def test_a_file_that_is_not_there(tmp_path, capsys):
-    (line,) = complaints(capsys, str(tmp_path / "c.yaml"), "-f", "rye")
-    assert "c.yaml: cannot be read as a configuration" in line
-
-
-# --- the stages' own flags -----------------------------------------------------------------------
 
 
 def test_one_letter_flags():
@@ -317,17 +128,6 @@ def test_a_path_may_hold_a_plus(tmp_path, monkeypatch):
     assert [spec.name for spec in args.specs()] == [str(tmp_path / "c++")]
 
 
-def test_the_flags_of_groups_in_one_mapping():
-    assert flags_of(Cake("rye"), Oven()) == {
-        "flour_kind": "rye",
-        "num_eggs": 2,
-        "sugar": None,
-        "is_vegan": False,
-        "do_bake": True,
-        "heat": 180,
-    }
-
-
 @pytest.mark.parametrize("path", SCRIPTS)
 def test_help_explains_every_flag(path, capsys):
     groups = groups_of(path)
@@ -342,3 +142,21 @@ def test_help_explains_every_flag(path, capsys):
             assert len(each.metadata["help"]) > 10, each.name
             assert f"--{each.name}" in shown
             assert "".join(each.metadata["help"].split()) in shown
+
+
+@pytest.mark.parametrize(
+    ("words", "punctuator", "stable_ts", "told"),
+    [
+        ([], None, False, []),
+        (["-p"], DEFAULT_MODEL, False, ["punctuator"]),
+        (["-p", "rules", "-s"], "rules", True, ["punctuator", "stable-ts"]),
+        (["--punctuator", "-s"], DEFAULT_MODEL, True, ["punctuator", "stable-ts"]),
+        (["--punctuator", "a/b", "--stable-ts"], "a/b", True, ["punctuator", "stable-ts"]),
+        (["--stable_ts"], None, True, ["stable-ts"]),
+        (["--stable_ts", "False"], None, False, []),
+    ],
+)
+def test_postprocessing(words, punctuator, stable_ts, told):
+    (found,) = parse((PostprocessingArguments,), words)
+    assert found == PostprocessingArguments(punctuator, stable_ts)
+    assert found.identity() == {"postprocessing": told, "punctuator": punctuator}

@@ -155,6 +155,14 @@ def test_windows_keep_every_row_and_its_columns(log_mel):
     assert torch.equal(windows.features, log_mel([wave_of("a"), wave_of("b", 0.5)]))
 
 
+def test_windows_keep_their_sound_where_asked(log_mel):
+    rows = [row("a"), BAD, row("b", seconds=0.5)]
+    assert WindowCollator(log_mel)(rows).waveforms == []
+    kept = WindowCollator(log_mel, keep_waveforms=True)(rows).waveforms
+    assert [len(wave) for wave in kept] == [RATE, RATE // 2]
+    np.testing.assert_array_equal(kept[1], wave_of("b", 0.5))
+
+
 def test_windows_do_not_change_with_a_bad_neighbour(log_mel):
     collate = WindowCollator(log_mel)
     good = [row("a"), row("b")]

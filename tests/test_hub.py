@@ -5,7 +5,8 @@ from accelerate import Accelerator
 from huggingface_hub.utils import filter_repo_objects
 
 from distillery import data, hub, whisper
-from distillery.runtime import open_run, set_up_logging
+from distillery.arguments import RunArguments
+from distillery.runtime import Run, open_run, set_up_logging
 
 
 class Recorder:
@@ -75,6 +76,7 @@ def test_only_a_models_own_files_leave_this_machine(calls, tmp_path):
         "best/model.safetensors",
         "checkpoint-10/model.safetensors",
         "checkpoint-10/optimizer.pt",
+        "config.yaml",
         "data/audio.wav",
         "notes.txt",
         "optimizer.pt",
@@ -91,6 +93,7 @@ def test_only_a_datasets_own_files_leave_this_machine(calls, tmp_path):
         ".labels/default/train/00000.parquet",
         ".labels/default/train/00000.parquet.seal.json",
         "default/.train-00000-of-00001.parquet.0a.tmp",
+        "config.yaml",
         "default/audio.wav",
         "token.txt",
     ]
@@ -102,14 +105,15 @@ def test_a_token_reaches_no_record_card_or_log(calls, tmp_path, monkeypatch, cap
     monkeypatch.setenv("HF_TOKEN", canary)
     monkeypatch.setenv("WANDB_API_KEY", canary)
     set_up_logging()
-    run = open_run(Accelerator(cpu=True), str(tmp_path), "stage", {"seed": 1}, {}, False, [])
+    run = Run(tmp_path, "stage", [RunArguments()], {})
+    open_run(Accelerator(cpu=True), run, False, [])
     run.finish(rows=1)
     data.write_card(tmp_path / "data", {"default": ["train"]}, "Title", "Body")
     whisper.write_card(tmp_path, "A model.")
     hub.upload(tmp_path, "x", "model", hub.MODEL_FILES, False, "Model")
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
-    assert {path.name for path in files} == {"run.json", "README.md"}
-    assert len(files) == 3
+    assert {path.name for path in files} == {"run.json", "config.yaml", "README.md"}
+    assert len(files) == 4
     texts = [path.read_text(encoding="utf-8") for path in files]
     texts += [str(calls), *capfd.readouterr()]
     assert "uploaded" in texts[-1]

@@ -9,12 +9,13 @@ from tiny import REPOSITORY
 from distillery import schema
 
 LAYERS = {
-    "core": "schema tokens labels segments normalizers metrics filters vocabulary order bootstrap",
-    "torch": "losses student collators optim features whisper transcription speculation speed "
-    "distillation",
+    "core": "schema tokens labels segments normalizers metrics filters vocabulary order bootstrap "
+    "provenance",
+    "torch": "losses student collators optim features whisper transcription distillation "
+    "speculation speed pipelines postprocessing",
     "io": "data archives filetrees manifests layouts examples shards checkpointing hub results "
     "reazonspeech downloads comparison tables report",
-    "app": "arguments runtime training evaluation",
+    "app": "flags arguments runtime forecast training evaluation",
 }
 LAYER_OF = {name: layer for layer, names in LAYERS.items() for name in names.split()}
 RANKS = {layer: rank for rank, layer in enumerate(LAYERS)}
@@ -35,6 +36,7 @@ HOMONYMS = {
     "run_pseudo_labelling": {"audio"},
     "run_data_filtering": {"audio"},
     "training": {"best"},
+    "postprocessing": {"text"},
     "transcription": {"text"},
     "layouts": {"text"},
 }

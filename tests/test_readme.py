@@ -8,6 +8,7 @@ import pytest
 from tiny import REPOSITORY, load_script
 
 STAGES = [
+    "reazonspeech_manual_downloader.py",
     "create_student_model.py",
     "run_data_filtering.py",
     "run_distillation.py",
@@ -29,7 +30,7 @@ def text_of(document: str) -> str:
 
 def spellings(script: str) -> set[str]:
     """Return every way to spell a flag of a stage."""
-    from distillery.arguments import _StageParser
+    from distillery.flags import _StageParser
 
     parser = _StageParser(load_script(script).GROUPS, None)
     return {spelling for action in parser._actions for spelling in action.option_strings}

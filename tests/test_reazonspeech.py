@@ -153,7 +153,7 @@ def test_every_cut_is_found_and_no_whole_archive_is_accused(archive):
     cuts = {*range(0, len(WHOLE), 512), *range(1, len(WHOLE), 997), needed - 1, needed}
     for cut in sorted(cuts):
         archive.write_bytes(WHOLE[:cut])
-        if cut >= needed:
+        if cut >= needed and cut % tarfile.BLOCKSIZE == 0:
             assert len(scan_archive(archive).names) == 5
         else:
             with pytest.raises(DamagedFileError, match="not a whole tar archive"):

@@ -157,6 +157,17 @@ def test_audio_is_found_through_the_manifest(tmp_path, names):
     assert entry.audio == {p.id: str(tmp_path / "data" / f"{p.id}.wav") for p in JAPANESE}
 
 
+def test_audio_is_found_in_a_folder_of_audio(tmp_path):
+    manifest_of(tmp_path / "data", TEXTS).unlink()
+    row = row_of(dataset=str(tmp_path / "data"), config="default", split="train")
+    folder = results_folder(tmp_path / "eval", [row])
+    for clip in JAPANESE:
+        text = clip.reference_raw
+        (tmp_path / "data" / f"{clip.id}.txt").write_text(text, "utf-8")
+    (entry,) = report.gather(folder)
+    assert entry.audio == {p.id: str(tmp_path / "data" / f"{p.id}.wav") for p in JAPANESE}
+
+
 def test_a_clip_with_another_text_is_not_the_one_that_was_heard(tmp_path):
     manifest = manifest_of(tmp_path / "data", [*TEXTS[:2], ("empty", "とり")])
     folder = results_folder(tmp_path / "eval", [row_of(dataset=str(manifest))])

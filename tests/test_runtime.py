@@ -5,6 +5,7 @@ import random
 import signal
 import subprocess
 import sys
+from dataclasses import make_dataclass
 
 import numpy as np
 import pytest
@@ -14,15 +15,15 @@ from accelerate import Accelerator
 from test_arguments import SCRIPTS, groups_of
 
 from distillery import runtime
-from distillery.arguments import RunArguments
+from distillery.arguments import RunArguments, flag
+from distillery.provenance import versions
 from distillery.runtime import (
     FREE_FLAGS,
-    code_commit,
+    Run,
     make_accelerator,
     open_run,
     seed_everything,
     stop_request,
-    versions,
 )
 
 ARGUMENTS = {"seed": 1, "language": "ja", "output_dir": "x", "save_steps": 5, "joined": None}
@@ -38,15 +39,15 @@ def start(accelerator, tmp_path):
     """Return a function that opens a run in one folder."""
 
     def start(overwrite=False, stage="stage", inputs=None, owned=("*.parquet", "work"), **changed):
-        return open_run(
-            accelerator,
-            str(tmp_path / "out"),
+        flags = {**ARGUMENTS, **changed}
+        group = make_dataclass("Flags", [(name, object, flag(None, "?")) for name in flags])
+        run = Run(
+            tmp_path / "out",
             stage,
-            {**ARGUMENTS, **changed},
+            [group(**flags)],
             {"corpus train": "sum"} if inputs is None else inputs,
-            overwrite,
-            owned,
         )
+        return open_run(accelerator, run, overwrite, owned)
 
     return start
 
@@ -166,7 +167,7 @@ def test_overwriting_deletes_what_the_stage_owns_and_nothing_else(start, tmp_pat
     assert not run.is_complete
     assert record_of(run)["arguments"]["language"] == "ko"
     names = sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
-    assert names == ["mine/b.parquet", "notes.txt", "run.json"]
+    assert names == ["config.yaml", "mine/b.parquet", "notes.txt", "run.json"]
 
 
 def test_overwriting_a_folder_without_a_run_deletes_nothing(start, tmp_path):
@@ -211,38 +212,6 @@ def test_sigterm_is_itself_again_after_an_error():
 
 
 # --- what surrounds a run ------------------------------------------------------------------------
-
-
-def test_versions_name_what_a_result_depends_on():
-    found = versions()
-    assert found["torch"] == torch.__version__.split("+")[0] or found["torch"] == torch.__version__
-    assert set(found) >= {"python", "torch", "transformers", "datasets", "accelerate"}
-
-
-def git(folder, *words):
-    identity = ["-c", "user.name=t", "-c", "user.email=t@t"]
-    subprocess.run(["git", "-C", str(folder), *identity, *words], check=True, capture_output=True)
-
-
-def test_the_commit_of_the_code(tmp_path, monkeypatch):
-    package = tmp_path / "distillery"
-    package.mkdir()
-    (package / "runtime.py").write_text("1")
-    monkeypatch.setattr(runtime, "__file__", str(package / "runtime.py"))
-    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
-    assert code_commit() is None
-    git(tmp_path, "init")
-    git(tmp_path, "add", ".")
-    git(tmp_path, "commit", "-m", "first")
-    commit = code_commit()
-    assert len(commit) == 12
-    (package / "runtime.py").write_text("2")
-    assert code_commit() == f"{commit}+changes"
-
-
-def test_without_git_there_is_no_commit(monkeypatch):
-    monkeypatch.setenv("PATH", "")
-    assert code_commit() is None
 
 
 def test_the_accelerator_is_seeded_and_has_no_tracker(tmp_path):

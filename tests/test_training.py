@@ -34,21 +34,21 @@ from distillery.training import Progress
     ],
 )
 def test_length(flags, plan, sizes, wanted):
-    order = Order(sizes, None, 0) if sizes else None
-    assert training._length(TrainingArguments(**flags), plan, order) == wanted
+    rows_per_epoch = sum(sizes) if sizes else None
+    assert training.length(TrainingArguments(**flags), plan, rows_per_epoch) == wanted
 
 
 def test_a_stream_without_max_steps_has_no_length():
     with pytest.raises(ValueError, match="--streaming needs --max_steps"):
-        training._length(TrainingArguments(), BatchPlan(1, 1, 1), None)
+        training.length(TrainingArguments(), BatchPlan(1, 1, 1), None)
 
 
 @pytest.mark.parametrize("plan", [BatchPlan(3, 1, 1), BatchPlan(2, 2, 2), BatchPlan(7, 1, 2)])
 @pytest.mark.parametrize("epochs", [1, 2.5, 4])
 def test_every_row_is_trained_on_as_often_as_there_are_epochs(plan, epochs):
     order = Order((8, 5), None, 0)
-    num_rows, num_updates = training._length(
-        TrainingArguments(num_train_epochs=epochs), plan, order
+    num_rows, num_updates = training.length(
+        TrainingArguments(num_train_epochs=epochs), plan, order.rows_per_epoch
     )
     found = [
         key
@@ -64,9 +64,7 @@ def test_every_row_is_trained_on_as_often_as_there_are_epochs(plan, epochs):
 @pytest.mark.parametrize("processes", [1, 2])
 def test_each_process_gets_its_micro_batches_for_every_update(processes):
     plan = BatchPlan(2, 3, processes)
-    num_rows, num_updates = training._length(
-        TrainingArguments(num_train_epochs=1), plan, Order((17,), None, 0)
-    )
+    num_rows, num_updates = training.length(TrainingArguments(num_train_epochs=1), plan, 17)
     for process in range(processes):
         spans = list(plan.spans(0, num_updates, num_rows, process))
         assert len(spans) == num_updates * plan.accumulation

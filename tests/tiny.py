@@ -98,3 +98,48 @@ def tone_manifest(
         )
     path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), "utf-8")
     return path
+
+
+def tiny_punctuator_folder(path: Path, marks: dict[str, str], alphabet: str) -> Path:
+    """Save a model of the package `punctuators` that writes a mark behind each of some letters.
+
+    Args:
+        path: the folder.
+        marks: mark by letter.
+        alphabet: every letter that the model knows.
+    """
+    import onnx
+    import sentencepiece
+    from onnx import TensorProto, helper, numpy_helper
+
+    path.mkdir(parents=True)
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter([*alphabet]),
+        model_prefix=str(path / "sp"),
+        model_type="char",
+        hard_vocab_limit=False,
+        character_coverage=1.0,
+        minloglevel=2,
+        **{"bos_id": 0, "pad_id": 1, "eos_id": 2, "unk_id": 3},
+    )
+    pieces = sentencepiece.SentencePieceProcessor(str(path / "sp.model"))
+    letters = [pieces.id_to_piece(i) for i in range(pieces.get_piece_size())]
+    labels = ["<NULL>", *sorted(set(marks.values()))]
+    tables = {
+        "pre_preds": np.zeros(len(letters), np.int64),
+        "post_preds": np.array([labels.index(marks.get(x, "<NULL>")) for x in letters]),
+        "cap_preds": np.zeros((len(letters), 16), np.int64),
+        "seg_preds": np.zeros(len(letters), np.int64),
+    }
+    graph = helper.make_graph(
+        [helper.make_node("Gather", [f"{n}_table", "input_ids"], [n]) for n in tables],
+        "punctuator",
+        [helper.make_tensor_value_info("input_ids", TensorProto.INT64, ["batch", "tokens"])],
+        [helper.make_tensor_value_info(n, TensorProto.INT64, None) for n in tables],
+        [numpy_helper.from_array(table, f"{n}_table") for n, table in tables.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.save(model, path / "model.onnx")
+    config = {"max_length": 32, "pre_labels": ["<NULL>"], "post_labels": labels, "languages": []}
+    (path / "config.yaml").write_text(json.dumps(config), "utf-8")
+    return path

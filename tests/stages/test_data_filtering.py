@@ -295,8 +295,8 @@ def test_killed_run_goes_on(tmp_path, labelled):
     flags = ["-d", labelled, "--cer_threshold", 12.5, "--rows_per_shard", 4]
     run(SCRIPT, *flags, "-o", tmp_path / "whole")
     out = tmp_path / "killed"
-    # run.json is synced by 2 calls, then shard (2) and seal (2) of each chunk.
-    kill(SCRIPT, "distillery.shards:sync", 9, *flags, "-o", out)
+    # run.json and config.yaml are synced by 2 calls each, as are shard and seal of each chunk.
+    kill(SCRIPT, "distillery.shards:sync", 11, *flags, "-o", out)
     work = out / ".filtered" / "default" / "train"
     assert [path.name for path in work.glob("*.seal.json")] == ["00000.parquet.seal.json"]
     sealed = snapshot(work)["00000.parquet"]

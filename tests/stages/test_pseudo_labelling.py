@@ -150,8 +150,9 @@ def test_killed_runs_go_on_and_lose_double_and_change_nothing(tmp_path, flags, l
     work = out / ".labels" / "default" / "train"
     arguments = (*flags, "-o", out)
 
-    # Files are synced one by one: run.json (2 calls), then shard (2) and seal (2) three times.
-    kill(SCRIPT, "distillery.shards:sync", 9, *arguments)
+    # Files are synced one by one, each by 2 calls: run.json, config.yaml, then shard and seal three
+    # times. A run that goes on writes config.yaml again.
+    kill(SCRIPT, "distillery.shards:sync", 11, *arguments)
     assert sorted(path.name for path in work.glob("[0-9]*")) == [
         "00000.parquet",
         "00000.parquet.seal.json",
@@ -160,7 +161,7 @@ def test_killed_runs_go_on_and_lose_double_and_change_nothing(tmp_path, flags, l
     first = snapshot(work)["00000.parquet"]
 
     # Shards 1 and 2, the first file of the dataset, and half of the second.
-    kill(SCRIPT, "distillery.shards:sync", 11, *arguments)
+    kill(SCRIPT, "distillery.shards:sync", 13, *arguments)
     assert len(list(work.glob("*.seal.json"))) == 3
     assert [path.name for path in (out / "default").glob("train-*")] == [
         "train-00000-of-00003.parquet"

@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import random
+import resource
 import signal
 import subprocess
 import sys
@@ -12,9 +13,14 @@ from pathlib import Path
 
 import pytest
 from loopback import HTML, FaultServer, clip_name, corpus, flac, tar
+from stage_runs import run as run_stage
+from stage_runs import split_rows, talkative_model_folder
+from test_arguments import groups_of
 from tiny import REPOSITORY, load_script
 
-from distillery.downloads import lock_folder
+from distillery.arguments import DataArguments, TrainDataArguments, parse
+from distillery.data import load
+from distillery.downloads import CHUNK, Download, ask_sizes, lock_folder
 
 downloader = load_script("reazonspeech_manual_downloader.py")
 SCRIPT = REPOSITORY / "reazonspeech_manual_downloader.py"
@@ -38,7 +44,7 @@ def run(server, folder):
     def run(*flags):
         always = ["-t", "small", "-s", "0", "-e", "3", "--timeout", "1"]
         places = ["--output_dir", str(folder), "--base_url", server.url]
-        return downloader.main([*always, *places, *flags])
+        return downloader.main(*parse(downloader.GROUPS, [*always, *places, *flags]))
 
     return run
 
@@ -68,6 +74,58 @@ def test_a_download_is_whole_accounted_for_and_not_repeated(run, server, folder,
     server.requests.clear()
     assert run() == 0
     assert run("--health_check", "--deep") == 0
+    assert server.requests == []
+
+
+def test_a_dry_run_asks_for_sizes_alone_and_writes_nothing(run, server, folder, capsys):
+    total = sum(map(len, FILES.values()))
+    assert run("--dry_run") == 0
+    told = capsys.readouterr().out
+    assert "files   4 to fetch, 0 are there\n" in told
+    assert f"bytes   {total / 1e9:.3f} GB to come\n" in told
+    assert f"free for {folder}" in told
+    assert (server.requests, sorted(server.heads)) == ([], sorted(FILES))
+    assert not folder.exists()
+
+
+def test_a_dry_run_counts_what_is_there(run, server, folder, capsys):
+    assert run() == 0
+    (folder / "small.002.tar.sha256").unlink()
+    part = folder / "small.001.tar"
+    part.with_name("small.001.tar.part").write_bytes(part.read_bytes()[:3000])
+    state = {"url": server.url + TAR, "size": len(FILES[TAR]), "validator": '"x"'}
+    (folder / "small.001.tar.part.json").write_text(json.dumps(state))
+    part.unlink()
+    before = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
+    assert run("--dry_run") == 0
+    assert "files   1 to fetch, 3 are there, 1 of them unchecked\n" in capsys.readouterr().out
+    assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == before
+    sizes, _ = ask_sizes(
+        [Download((server.url + TAR,), part, downloader.reazonspeech.check_archive)]
+    )
+    assert sizes == {part: len(FILES[TAR]) - 3000}
+
+
+def test_a_dry_run_asks_the_next_mirror_and_names_what_nobody_has(run, server, caplog, capsys):
+    del server.files[TAR]
+    with FaultServer(FILES) as mirror:
+        assert run("--dry_run", "--base_url", mirror.url) == 0
+        assert mirror.heads == [TAR]
+        capsys.readouterr()
+        del mirror.files[TAR]
+        assert run("--dry_run", "--base_url", mirror.url) == 1
+    assert "not to be had: small.001.tar: http://" in caplog.text
+    assert "HTTP 404" in caplog.text
+    assert server.requests == []
+
+
+def test_a_download_leaves_its_configuration(run, server, folder):
+    assert run() == 0
+    (arguments,) = parse(downloader.GROUPS, [str(folder / "config.yaml")])
+    assert arguments.base_url == [server.url]
+    assert (arguments.indices, arguments.folder) == (range(3), folder)
+    server.requests.clear()
+    assert downloader.main(arguments) == 0
     assert server.requests == []
 
 
@@ -177,21 +235,24 @@ def test_unpaired_clips_and_texts_are_reported(run, server, folder, caplog):
 
 def test_all_wrong_flags_are_told_together(capsys):
     flags = "-t huge -p 0 --start 3 --deep --timeout soon --max_attempts 0 --base_url ftp://x --up"
+    flags += " --base_url https://me:secret@x"
     with pytest.raises(SystemExit) as exit_info:
-        downloader.main(flags.split())
+        parse(downloader.GROUPS, flags.split())
     assert exit_info.value.code == 2
     message = capsys.readouterr().err
     for part in (
-        "--up is no flag",
-        "--target must be one of tiny, small, medium, large, all, got 'huge'",
-        "--pool must be a whole number of at least 1, got '0'",
+        "unknown flag --up",
+        "--target must be one of tiny, small, medium, large, all; got 'huge'",
+        "--pool must be >= 1, got 0",
         "--start_que and --end_que go together",
         "--deep needs --health_check",
-        "--timeout must be a number of at least 1, got 'soon'",
-        "--max_attempts must be a whole number of at least 1, got '0'",
+        "--timeout: invalid float value: 'soon'",
+        "--max_attempts must be >= 1, got 0",
         "--base_url must begin with https:// or http://, got 'ftp://x'",
+        "--base_url must not hold a password",
     ):
         assert part in message
+    assert "secret" not in message
 
 
 @pytest.mark.parametrize(
@@ -207,26 +268,31 @@ def test_all_wrong_flags_are_told_together(capsys):
     ],
 )
 def test_the_seeds_commands_mean_what_they_did(flags, folder, indices):
-    arguments = downloader.parse_arguments(flags.split())
+    (arguments,) = parse(downloader.GROUPS, flags.split())
     assert arguments.folder == Path.home() / ".cache" / "reazon_manual_download" / folder
     assert arguments.indices == indices
 
 
 def test_the_held_out_archive_is_out_of_reach(capsys):
     with pytest.raises(SystemExit):
-        downloader.parse_arguments(["-t", "all", "-s", "4000", "-e", "4096"])
+        parse(downloader.GROUPS, ["-t", "all", "-s", "4000", "-e", "4096"])
     assert "--end_que must be at most 4095" in capsys.readouterr().err
 
 
 LARGE, _ = corpus("small", num_archives=3, num_clips=12, num_samples=48_000)
 
 
-def start(server, folder):
+def start(server, folder, *flags, preexec=None):
     command = [sys.executable, str(SCRIPT), "-t", "small", "-s", "0", "-e", "3", "-p", "2"]
-    command += ["--output_dir", str(folder), "--base_url", server.url]
+    command += ["--output_dir", str(folder), "--base_url", server.url, *flags]
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
     return subprocess.Popen(
-        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        command,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        preexec_fn=preexec,
     )
 
 
@@ -235,29 +301,82 @@ def wait_for_requests(server, number, process):
         time.sleep(0.005)
 
 
-def test_kills_at_random_leave_nothing_wrong_and_are_gone_on_from(folder):
+def parts_of(folder):
+    """Return what is under way, under the server's paths."""
+    return {
+        f"/data/{path.name[6:-5]}": path.read_bytes()
+        for path in folder.glob("*.tar.part")
+        if path.with_name(path.name + ".json").exists()
+    }
+
+
+def test_twenty_kills_at_random_lose_at_most_a_chunk_each(folder):
     chooser = random.Random(3)
-    paths = {f"/data/{index:03x}.tar": folder / f"small.{index:03x}.tar" for index in range(3)}
-    with FaultServer(LARGE) as server:
-        server.delay_s = 0.012  # a second or so for each archive
-        for _ in range(10):
-            process = start(server, folder)
-            wait_for_requests(server, len(server.requests) + 2, process)
+    files = dict(FILES)
+    for index in range(8):
+        clips = {clip_name(index, number): chooser.randbytes(1 << 20) for number in range(5)}
+        files[f"/data/{index:03x}.tar"] = tar(clips)
+    with FaultServer(files) as server:
+        server.delay_s = 0.004  # so that the kills together take about as long as the download
+        parts = {}
+        for _ in range(20):
+            num_requests = len(server.requests)
+            process = start(server, folder, "-e", "8")
+            wait_for_requests(server, num_requests + 2, process)
             time.sleep(chooser.uniform(0, 0.5))
             process.kill()
             process.communicate()
-            assert contents(folder).items() <= LARGE.items()
-            for url, path in paths.items():
-                part = path.with_name(path.name + ".part")
-                if part.exists():
-                    assert LARGE[url].startswith(part.read_bytes())
+            asked = dict(server.requests[num_requests:])
+            for path in asked.keys() & parts.keys():  # every byte on the disk was built upon
+                assert asked[path] == (f"bytes={len(parts[path])}-" if parts[path] else None)
+            assert contents(folder).items() <= files.items()
+            parts = parts_of(folder)
+            assert all(files[path].startswith(part) for path, part in parts.items())
         server.delay_s = 0
-        process = start(server, folder)
+        process = start(server, folder, "-e", "8")
         output, _ = process.communicate()
     assert process.returncode == 0, output
-    assert contents(folder) == LARGE
-    assert any(asked for _, asked in server.requests)
+    assert contents(folder) == files
     assert not list(folder.glob("*.part*"))
+    num_twice = server.sent.total() - sum(map(len, files.values()))
+    assert num_twice <= 20 * 2 * (CHUNK + (1 << 18))  # the rest was on its way through the sockets
+
+
+def test_the_second_of_two_processes_keeps_out(folder):
+    with FaultServer(LARGE) as server:
+        server.delay_s = 0.02
+        first = start(server, folder)
+        wait_for_requests(server, 2, first)
+        second = start(server, folder)
+        output, _ = second.communicate()
+        assert first.poll() is None
+        assert second.returncode == 1
+        assert "in use by another download" in output
+        server.delay_s = 0
+        output, _ = first.communicate()
+    assert first.returncode == 0, output
+    assert server.counts() == dict.fromkeys(LARGE, 1)
+    assert contents(folder) == LARGE
+
+
+def test_a_disk_that_takes_no_more_ends_it_and_the_next_run_goes_on(folder):
+    size = 300_000
+
+    def limit_files():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+
+    with FaultServer(LARGE) as server:
+        process = start(server, folder, "-p", "1", preexec=limit_files)
+        output, _ = process.communicate()
+        assert process.returncode == 1
+        assert "File too large" in output
+        assert server.counts() == {"/tsv/small.tsv": 1, "/data/000.tar": 1}
+        assert parts_of(folder) == {"/data/000.tar": LARGE["/data/000.tar"][:size]}
+        process = start(server, folder)
+        output, _ = process.communicate()
+        assert ("/data/000.tar", f"bytes={size}-") in server.requests
+    assert process.returncode == 0, output
+    assert contents(folder) == LARGE
 
 
 def test_sigterm_stops_at_once_and_the_same_command_goes_on(folder):
@@ -349,7 +468,7 @@ def test_a_damaged_or_absent_download_is_named(loader, downloaded):
     archive.write_bytes(archive.read_bytes()[:2048])
     with pytest.raises(Exception, match=r"small\.001\.tar: not a whole tar archive.*health_check"):
         stream(split="train")
-    archive.write_bytes(tar({}))
+    archive.write_bytes(tar({"other/a.flac": b"x"}))
     assert len(list(stream(split="train"))) == 7
     (downloaded / "small.small.tsv").unlink()
     with pytest.raises(FileNotFoundError, match="holds no transcripts"):
@@ -358,3 +477,44 @@ def test_a_damaged_or_absent_download_is_named(loader, downloaded):
         loader(dataset_dir_suffix="5_9").as_streaming_dataset(split="train")
     with pytest.raises(ValueError, match="leave out dataset_dir_suffix 0_3"):
         loader(dataset_dir_suffix="0_3", data_dir=str(downloaded))
+
+
+READ_IT = [
+    *("-d", str(REPOSITORY / "reazonspeech_manual_dataloader.py"), "--dataset_dir_suffix", "0_3"),
+    *("--id_column_name", "name", "--text_column_name", "transcription"),
+]
+TRAINING = "-m m -o o --train_dataset_config_name small --max_steps 1"
+STAGES = {
+    "run_pseudo_labelling.py": "-m m -o o --dataset_config_name small",
+    "run_data_filtering.py": "-o o --dataset_config_name small",
+    "run_distillation.py": f"{TRAINING} --teacher_model_name_or_path t",
+    "run_finetuning.py": TRAINING,
+    "run_short_form_eval.py": "-m m -o o --dataset_config_name small",
+    "run_long_form_eval.py": "-m m -o o --dataset_config_name small",
+}
+
+
+def in_our_names(rows):
+    return [{"id": r["name"], "audio": r["audio"], "text": r["transcription"]} for r in rows]
+
+
+@pytest.mark.parametrize("streaming", ["False", "True"])
+@pytest.mark.parametrize("script", STAGES)
+def test_the_flags_of_every_stage_lead_to_the_folder(loader, downloaded, script, streaming):
+    words = [*READ_IT, *STAGES[script].split(), "--streaming", streaming]
+    groups = parse(groups_of(script), words)
+    data = next(g for g in groups if isinstance(g, (DataArguments, TrainDataArguments)))
+    (spec,) = data.specs() if isinstance(data, DataArguments) else data.train_specs()
+    rows = [{name: row[name] for name in ("id", "audio", "text")} for row in load(spec)]
+    assert rows == in_our_names(EXPECTED)
+
+
+def test_a_download_is_labelled(loader, downloaded, tmp_path):
+    teacher, output = talkative_model_folder(tmp_path / "teacher"), tmp_path / "labelled"
+    flags = ["--dataset_config_name", "small", "-l", "ja", "--max_label_length", "24"]
+    run_stage("run_pseudo_labelling.py", "-m", teacher, "-o", output, *READ_IT, *flags)
+    rows = split_rows(output, config="small")
+    found = [(row["id"], row["audio"]["bytes"], row["text"]) for row in rows]
+    expected = in_our_names(EXPECTED)
+    assert found == [(row["id"], row["audio"]["bytes"], row["text"]) for row in expected]
+    assert all(row["whisper_transcript"] for row in rows)

@@ -354,7 +354,7 @@ def test_evaluation_does_not_change_training(finetune, place):
 def test_evaluation_alone_leaves_no_model(finetune, place, capsys):
     flags = ["--no_do_train", "--do_eval", "--eval_dataset_name", place / "rows.jsonl"]
     folder = finetune(*flags, "--predict_with_generate", "--per_device_eval_batch_size", 3)
-    assert files_in(folder) == {"run.json", "train_log.jsonl"}
+    assert files_in(folder) == {"config.yaml", "run.json", "train_log.jsonl"}
     (row,) = training_log(folder, "")
     assert row["step"] == 0
     model = whisper.load(str(place / "model")).model.eval()

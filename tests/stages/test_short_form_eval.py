@@ -10,7 +10,13 @@ from stage_runs import (
     talkative_model_folder,
     write_manifest,
 )
-from tiny import SHARED, load_script, tiny_model_folder, tone_manifest
+from tiny import (
+    SHARED,
+    load_script,
+    tiny_model_folder,
+    tiny_punctuator_folder,
+    tone_manifest,
+)
 
 from distillery import labels, results, whisper
 from distillery.arguments import parse
@@ -18,6 +24,7 @@ from distillery.collators import WindowCollator
 from distillery.data import DatasetSpec, load
 from distillery.metrics import score
 from distillery.normalizers import normalizer_for
+from distillery.pipelines.punctuation import DEFAULT_MODEL
 from distillery.runtime import load_model
 from distillery.transcription import Decoding, transcribe_windows
 
@@ -27,7 +34,8 @@ TEXTS = {3: "NA", 4: "", 5: "null", 6: "。"}  # the last says nothing once it i
 COLUMNS = {
     *("form", "model", "model_revision", "model_fingerprint", "dataset", "config", "split"),
     *("max_rows", "dataset_fingerprint", "dtype", "attention", "decoding", "normalizer"),
-    *("postprocessing", "chunk_length_s", "assistant_model", "assistant_fingerprint"),
+    *("postprocessing", "punctuator", "chunk_length_s"),
+    *("assistant_model", "assistant_fingerprint"),
     *("cer_norm", "wer_norm", "cer_raw", "wer_raw", "num_rows", "num_empty_references"),
     *("ci", "edits", "by_duration", "wer_words", "word_segmenter", "baselines"),
     *("num_bad", "num_parameters", "audio_s", "wall_s", "rtfx", "predictions"),
@@ -208,6 +216,43 @@ def test_an_assistant_that_does_not_fit_is_refused(tmp_path, flags, capsys):
     assert "--assistant_model: for single windows; leave out --chunk_length_s" in told
 
 
+def test_postprocessing_changes_what_is_scored_and_is_told(tmp_path, flags, stable_ts):
+    letters = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"
+    punctuator = tiny_punctuator_folder(tmp_path / "p", dict.fromkeys(letters, "。"), letters)
+    runs = {
+        "plain": ["--return_timestamps"],
+        "stable": ["-s"],
+        "both": ["-p", punctuator, "--stable-ts"],
+        "rules": ["-p", "rules"],
+    }
+    for name, words in runs.items():
+        run(SCRIPT, *flags, *words, "-o", tmp_path / name)
+    rows = {name: metrics(tmp_path / name)[0] for name in runs}
+    assert [row["postprocessing"] for row in rows.values()] == [
+        [],
+        ["stable-ts"],
+        ["punctuator", "stable-ts"],
+        ["punctuator"],
+    ]
+    assert [row["punctuator"] for row in rows.values()] == [None, None, str(punctuator), "rules"]
+    timed = [row["decoding"]["timestamps"] for row in rows.values()]
+    assert timed == [True, True, True, False]
+    texts = {
+        name: [p.prediction_raw for p in predictions(tmp_path / name, rows[name])] for name in runs
+    }
+    # Times alone change no text; marks change the raw text and nothing else.
+    assert texts["stable"] == texts["plain"]
+    assert [text.replace("。", "") for text in texts["both"]] == texts["plain"]
+    assert texts["both"] != texts["plain"]
+    assert rows["both"]["cer_norm"] == rows["plain"]["cer_norm"]
+    assert rows["both"]["cer_raw"] != rows["plain"]["cer_raw"]
+
+
+def test_missing_punctuator_is_named_before_the_model_is_loaded(tmp_path, flags):
+    with pytest.raises(OSError, match=rf"the punctuator '{DEFAULT_MODEL}' has no sp.model here"):
+        run(SCRIPT, *flags, "-m", tmp_path / "no-model", "-o", tmp_path, "-p")
+
+
 def test_streaming_equals_reading_from_disk(tmp_path, flags, evaluated):
     run(SCRIPT, *flags, "--streaming", "-o", tmp_path)
     ((row,), (wanted,)) = metrics(tmp_path), metrics(evaluated)
@@ -368,6 +413,19 @@ def test_texts_of_a_file_that_look_like_nothing_survive(tmp_path):
     assert row["edits"]["cer_norm"]["hits"] == 2 + 4 + 2
 
 
+def test_texts_of_a_file_are_punctuated_where_asked(tmp_path, capsys):
+    path = tmp_path / "model.csv"
+    path.write_text("reference,prediction\n雨です。,雨です\n寒い。,寒い。\n", "utf-8")
+    words = ["--predictions_file", path, "-l", "ja", "-o", tmp_path]
+    run(SCRIPT, *words)
+    run(SCRIPT, *words, "-p", "rules", "--pretty-table")
+    plain, marked = metrics(tmp_path)
+    assert [p.prediction_raw for p in predictions(tmp_path, marked)] == ["雨です。", "寒い。"]
+    assert (plain["postprocessing"], marked["postprocessing"]) == ([], ["punctuator"])
+    assert (plain["cer_raw"], marked["cer_raw"]) == (pytest.approx(100 / 7), 0)
+    assert "| model (punctuator) | 0.0 |" in capsys.readouterr().out
+
+
 def test_tables_of_what_is_there_need_no_model(evaluated, model, capsys):
     before = snapshot(evaluated)
     capsys.readouterr()
@@ -390,6 +448,10 @@ def test_tables_of_what_is_there_need_no_model(evaluated, model, capsys):
                 "--chunk_length_s: for models; leave out --predictions_file",
                 "--predictions_file none.csv: there is no such file",
             ],
+        ),
+        (
+            ["--predictions_file", __file__, "-l", "ja", "-s"],
+            ["--stable_ts needs the sound: leave it out with --predictions_file"],
         ),
     ],
 )

@@ -20,6 +20,7 @@ SCRIPT = "create_student_model.py"
 FILES = {
     "README.md",
     "config.json",
+    "config.yaml",
     "generation_config.json",
     "manifest.json",
     "merges.txt",

@@ -1,0 +1,148 @@
+"""Save a model together with a pipeline that punctuates and fits timestamps to the sound.
+
+Reads   a Whisper checkpoint: a folder, or a model of the Hub.
+Writes  a copy of it with the code of `distillery/pipelines`, which `pipeline(model=…)` then loads.
+
+    python scripts/push_pipeline.py -m my-student -o my-student-v1.1
+
+The same, uploaded; the card then names the repository, which is private without --hub_public:
+
+    python scripts/push_pipeline.py -m my-student -o hub/my-student-v1.1 \
+        --push_to_hub --hub_model_id my-org/my-student-v1.1
+"""
+
+import logging
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from transformers.dynamic_module_utils import custom_object_save
+
+from distillery import hub, whisper
+from distillery.arguments import OutputArguments, flag, flags_of, parse, required
+from distillery.checkpointing import sealed_folder
+from distillery.pipelines import recognition
+from distillery.runtime import Run, publish, set_up_logging
+from distillery.shards import RUN_RECORD, read_json, write_json
+
+logger = logging.getLogger(__name__)
+
+# A name of its own: `pipeline("automatic-speech-recognition", …)` goes on to load the plain one.
+TASK = "whisper-distillery"
+CARD = "README.md"
+HEADING = "## Punctuation and timestamps"
+
+
+@dataclass(frozen=True)
+class PipelineArguments:
+    """The model that gets the pipeline."""
+
+    model_name_or_path: str = required("Whisper checkpoint: folder or Hub id.", "-m")
+    model_revision: str | None = flag(None, "Branch, tag or commit of the model on the Hub.")
+    cache_dir: str | None = flag(None, "Folder for files fetched from the Hub.")
+
+
+GROUPS = (PipelineArguments, OutputArguments)
+
+
+def main(model_args: PipelineArguments, output_args: OutputArguments) -> None:
+    """Copy the model, add the pipeline, and upload both where asked to."""
+    set_up_logging()
+    source, folder = _source(model_args), Path(output_args.output_dir)
+    inputs = {model_args.model_name_or_path: whisper.fingerprint(str(source))}
+    run = Run(folder, "push_pipeline", flags_of(model_args, output_args), inputs)
+    if not _is_done(run, output_args.overwrite_output_dir):
+        with sealed_folder(folder) as temporary:
+            save_pipeline(source, temporary, output_args.hub_model_id or folder.resolve().name)
+            Run(temporary, run.stage, run.arguments, run.inputs).finish()
+        logger.info("%s: pipeline(model=%r, trust_remote_code=True)", folder, str(folder))
+    publish(run, output_args, "model")
+
+
+def _is_done(run: Run, overwrite: bool) -> bool:
+    """Tell whether the folder holds this very model with its pipeline.
+
+    Raises:
+        ValueError: it holds something else.
+    """
+    if not run.folder.exists() or not any(run.folder.iterdir()):
+        return False
+    if not run.record_path.exists():
+        raise ValueError(f"--output_dir {run.folder} is not empty: name another folder")
+    run.refuse_other_stage()  # the model's own folder, for one
+    if overwrite:
+        return False
+    run.refuse_other_configuration()
+    logger.info("%s is complete: nothing to do", run.folder)
+    return True
+
+
+def _source(args: PipelineArguments) -> Path:
+    """Return the folder of the checkpoint, fetched if need be."""
+    folder = Path(args.model_name_or_path)
+    if not folder.exists():
+        folder = hub.download(
+            args.model_name_or_path, hub.MODEL_FILES, args.model_revision, args.cache_dir
+        )
+    whisper.load_processor(str(folder))  # fails by name if it is no Whisper checkpoint
+    return folder
+
+
+def save_pipeline(source: Path, folder: Path, name: str) -> None:
+    """Copy a checkpoint's files, and add the pipeline: its code, its entry, its instructions.
+
+    Args:
+        source: the checkpoint.
+        folder: where the copy goes; it exists.
+        name: what users will load the model by.
+    """
+    for pattern in hub.MODEL_FILES:
+        for file in source.glob(pattern):
+            if file.name != RUN_RECORD:  # the record of the run that made the model
+                shutil.copy(file, folder / file.name)
+    config = read_json(folder / "config.json")
+    implementation = recognition.RecognitionPipeline
+    module = implementation.__module__.rpartition(".")[2]
+    config["custom_pipelines"] = {
+        TASK: {
+            "impl": f"{module}.{implementation.__name__}",
+            "pt": ["WhisperForConditionalGeneration"],
+        }
+    }
+    write_json(folder / "config.json", config)
+    custom_object_save(implementation, folder)
+    _write_card(folder, name)
+
+
+def _write_card(folder: Path, name: str) -> None:
+    if not (folder / CARD).exists():
+        whisper.write_card(folder, "A Whisper checkpoint.", title=name)
+    card = (folder / CARD).read_text("utf-8").partition(HEADING)[0].rstrip()
+    (folder / CARD).write_text(f"{card}\n\n{_instructions(name)}", "utf-8")
+
+
+def _instructions(name: str) -> str:
+    return f"""{HEADING}
+
+```bash
+pip install punctuators                 # for punctuator=True
+pip install stable-ts torchaudio        # for stable_ts=True
+```
+
+```python
+from transformers import pipeline
+
+recognise = pipeline(
+    model="{name}", trust_remote_code=True, punctuator=True, stable_ts=True
+)
+recognise("speech.flac", chunk_length_s=15, batch_size=8)
+```
+
+`punctuator` adds punctuation: `True` fetches a model from the Hub, a string names another one or a
+folder, and `"rules"` marks sentence ends of Japanese without any model. `stable_ts` moves
+timestamps out of silence. Both are off by default; the code is in `recognition.py`.
+"""
+
+
+if __name__ == "__main__":
+    main(*parse(GROUPS, description=__doc__))
