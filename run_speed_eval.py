@@ -37,7 +37,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
-from distillery import data, results, schema, speed, whisper
+from distillery import data, forecast, results, schema, speed, whisper
 from distillery.arguments import (
     DataArguments,
     DecodingArguments,
@@ -49,7 +49,8 @@ from distillery.arguments import (
     plus_list,
 )
 from distillery.features import AudioError, Waveform, decode_audio
-from distillery.runtime import code_commit, load_model, make_accelerator, versions
+from distillery.provenance import code_commit, versions
+from distillery.runtime import Run, load_model, load_outline, make_accelerator
 from distillery.shards import replacing
 from distillery.speed import Timing
 from distillery.transcription import Decoding
@@ -146,26 +147,30 @@ def main(
     accelerator = make_accelerator(run_args, args.output_dir, model_args.dtype)
     if accelerator.num_processes > 1:
         raise ValueError("speed is measured by one process: launch with --num_processes 1")
-    contestants = _load_contestants(model_args, decoding_args, args, accelerator)
-    lengths_s = [float(length) for length in args.lengths_s.split("+")]
-    sound = _sound(data_args, contestants[0].model.log_mel.sampling_rate, max(lengths_s))
-    identity = _identity(model_args, data_args, decoding_args, args, contestants)
+    groups = (model_args, data_args, decoding_args, args, run_args)
+    run = Run(Path(args.output_dir), "run_speed_eval", groups, {})
+    contestants = _load_contestants(model_args, decoding_args, args, run_args, accelerator)
+    identity = _identity(
+        model_args, data_args, decoding_args, args, contestants, accelerator.device
+    )
     path = Path(args.output_dir) / "speed.jsonl"
-    rows: list[results.Row] = []
-    for length_s in lengths_s:
-        found = _earlier(path, identity, contestants, length_s)
-        if found:
-            logger.info("%g s were measured before: %s", length_s, path)
-        else:
-            found = _measure_length(contestants, sound, length_s, args)
-            found = [{**identity, **row, "commit": code_commit()} for row in found]
-            for row in found:
-                results.append_row(path, row)
-        rows += found
-    _write_csv(path.with_suffix(".csv"), rows)
-    _draw(path.with_suffix(".png"), rows)
-    for line in _table(rows).splitlines():
-        logger.info("%s", line)
+    lengths_s = [float(length) for length in args.lengths_s.split("+")]
+    found = {one: _earlier(path, identity, contestants, one) for one in lengths_s}
+    if run_args.dry_run:
+        lines = _forecast(run, contestants, data_args, args, sum(map(bool, found.values())))
+        forecast.show(accelerator, run.stage, lines)
+        return
+    missing = [length_s for length_s in lengths_s if not found[length_s]]
+    if missing:
+        run.write_config()
+        sound = _sound(data_args, contestants[0].model.log_mel.sampling_rate, max(missing))
+    for length_s in missing:
+        rows = _measure_length(contestants, sound, length_s, args)
+        found[length_s] = [{**identity, **row, "commit": code_commit()} for row in rows]
+        for row in found[length_s]:
+            results.append_row(path, row)
+    rows = [row for length_s in lengths_s for row in found[length_s]]
+    _leave(path, rows, bool(missing))
     accelerator.end_training()
 
 
@@ -173,12 +178,14 @@ def _load_contestants(
     model_args: ModelArguments,
     decoding_args: DecodingArguments,
     args: SpeedArguments,
+    run_args: RunArguments,
     accelerator: Accelerator,
 ) -> list[Contestant]:
     """Load all models; they must take windows of one length, lest their work differ."""
     found = []
     for name in plus_list(model_args.model_name_or_path):
-        model = load_model(replace(model_args, model_name_or_path=name), accelerator)
+        own_args = replace(model_args, model_name_or_path=name)
+        model = load_outline(own_args) if run_args.dry_run else load_model(own_args, accelerator)
         decoding = _decoding(model, decoding_args, args)
         found.append(
             Contestant(whisper.full_name(name), whisper.fingerprint(name), model, decoding)
@@ -249,6 +256,7 @@ def _identity(
     decoding_args: DecodingArguments,
     args: SpeedArguments,
     contestants: list[Contestant],
+    device: torch.device,
 ) -> results.Row:
     """Return all that decides the figures, but length and batch."""
     specs = [] if data_args.dataset_name is None else data_args.specs()
@@ -268,7 +276,7 @@ def _identity(
         "num_runs": args.num_runs,
         "max_batch_size": args.max_batch_size,
         "min_growth": args.min_growth,
-        "device": _device_name(contestants[0].model.model.device),
+        "device": _device_name(device),
         "versions": versions(),
     }
 
@@ -295,6 +303,33 @@ def _earlier(
     ]
     found = [results.find_row(rows, one) for one in wanted]
     return [row for row in found if row is not None] if all(found) else []
+
+
+def _forecast(
+    run: Run,
+    contestants: list[Contestant],
+    data_args: DataArguments,
+    args: SpeedArguments,
+    num_done: int,
+) -> list[forecast.Line]:
+    """Say what would be measured."""
+    specs = [] if data_args.dataset_name is None else data_args.specs()
+    speech = [forecast.survey(spec, schema.AUDIO, "--audio_column_name") for spec in specs]
+    lengths = args.lengths_s.split("+")
+    settings = f"batch 1 and the best batch up to {args.max_batch_size}"
+    return [
+        *(forecast.data_lines(speech) or [("data", "made sound")]),
+        *[forecast.model_line(one.name, one.model) for one in contestants],
+        *[
+            forecast.decoding_memory(
+                one.model, args.max_batch_size, one.decoding.num_beams, one.decoding.max_length
+            )
+            for one in contestants
+        ],
+        ("steps", f"{' + '.join(lengths)} s at {settings}, {args.num_runs} runs each"),
+        forecast.disk_line(run.folder, None, "figures, which are small,"),
+        ("resume", f"{num_done} of {len(lengths)} lengths were measured before"),
+    ]
 
 
 def _measure_length(
@@ -390,6 +425,17 @@ def _figures(
     }
 
 
+def _leave(path: Path, rows: list[results.Row], is_new: bool) -> None:
+    """Show the figures of this run; if some are new, write table and picture beside the rows."""
+    if is_new:
+        _write_csv(path.with_suffix(".csv"), rows)
+        _draw(path.with_suffix(".png"), rows)
+    else:
+        logger.info("all lengths were measured before: %s", path)
+    for line in _table(rows).splitlines():
+        logger.info("%s", line)
+
+
 def _table(rows: list[results.Row]) -> str:
     """Return the figures to read: ratio and interval in one cell, models by their last names."""
     lines = [{**row, "model": Path(row["model"]).name} for row in rows]
@@ -402,7 +448,7 @@ def _table(rows: list[results.Row]) -> str:
 
 
 def _write_csv(path: Path, rows: list[results.Row]) -> None:
-    """Write the figures of this run as a table, replacing that of another."""
+    """Write the figures of one run as a table, in the place of an earlier run's."""
     with (
         replacing(path) as temporary,
         temporary.open("w", encoding="utf-8", newline="") as file,
