@@ -356,9 +356,9 @@ def _measure_length(
 
 
 def _throughput(one: Contestant, sound: Sound, length_s: float, batch_size: int) -> float:
-    """Return the real-time factor of the better of two runs: the first one also warms up."""
+    """Return the real-time factor of the best of three runs; the first one also warms up."""
     recordings = _recordings(one, sound, length_s, batch_size)
-    wall_s = min(_run(one, recordings, batch_size).wall_s for _ in range(2))
+    wall_s = min(_run(one, recordings, batch_size).wall_s for _ in range(3))
     return sum(map(len, recordings)) / sound.rate / wall_s
 
 
