@@ -41,7 +41,8 @@ from distillery.arguments import (
     plus_list,
     within,
 )
-from distillery.features import AudioError, LogMel, decode_audio
+from distillery.audio import AudioError, decode_audio
+from distillery.features import LogMel
 from distillery.filters import TranscriptFilter
 from distillery.labels import LabelRule, num_text_labels, plain_text
 from distillery.normalizers import VARIANTS

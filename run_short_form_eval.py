@@ -53,12 +53,11 @@ from distillery.arguments import (
 )
 from distillery.collators import PROBLEM, WindowCollator, Windows
 from distillery.evaluation import Evaluation, EvaluationArguments, Heard
-from distillery.features import Waveform
+from distillery.long_form import text_of, transcribe_in_chunks
 from distillery.normalizers import raw_text
 from distillery.postprocessing import Postprocessor
-from distillery.runtime import Run, load_model, load_outline, make_accelerator
-from distillery.speculation import DraftedWhisper, with_draft
-from distillery.transcription import transcribe_in_chunks, transcribe_windows
+from distillery.runtime import Run, make_accelerator
+from distillery.transcription import transcribe_windows
 
 logger = logging.getLogger(__name__)
 
@@ -69,7 +68,7 @@ class ShortFormArguments:
 
     chunk_length_s: float | None = flag(
         None,
-        "Decode clips that are longer than so many seconds in overlapping chunks of that length; "
+        "Decode clips that are longer than so many seconds in chunks of at most that length; "
         "default: a clip must fit into the model's window.",
         "-c",
         "--chunk_length",
@@ -78,13 +77,6 @@ class ShortFormArguments:
         None,
         "Models to evaluate on the same rows first, joined with '+'; the result of the main model "
         "then has the ratio of errors and speed to each.",
-    )
-    assistant_model: str | None = flag(
-        None,
-        "Model that drafts for the main model (speculative decoding): Hub id or folder with the "
-        "same vocabulary and features, such as a student of the main model. The transcripts are "
-        "those of greedy search without it; windows are decoded one by one, whatever --batch says. "
-        "Baselines decode without it.",
     )
     predictions_file: str | None = flag(
         None,
@@ -112,15 +104,9 @@ class ShortFormArguments:
         found = []
         if self.chunk_length_s is not None and self.chunk_length_s <= 0:
             found.append(f"--chunk_length_s must be > 0, got {self.chunk_length_s}")
-        if self.assistant_model is not None:
-            if self.chunk_length_s is not None:
-                found.append("--assistant_model: for single windows; leave out --chunk_length_s")
-            # The parser has the flags of all groups checked on one object.
-            if getattr(self, "generation_num_beams", 1) > 1:
-                found.append("--assistant_model: for greedy search; leave out --num_beams")
         if self.predictions_file is not None:
             model_flags = ("baseline", "chunk_length_s", "assistant_model")
-            given = [f"--{name}" for name in model_flags if getattr(self, name) is not None]
+            given = [f"--{name}" for name in model_flags if getattr(self, name, None) is not None]
             if given:
                 found.append(f"{', '.join(given)}: for models; leave out --predictions_file")
             missing = [p for p in plus_list(self.predictions_file) if not Path(p).is_file()]
@@ -158,12 +144,16 @@ def main(
         if run_args.dry_run:
             forecast.show(accelerator, run.stage, _files_forecast(short_args))
         elif accelerator.is_main_process:
-            run.write_config()
-            rows = _score_files(short_args, model_args, data_args, decoding_args, post_args, args)
+            rows = _score_files(
+                run, short_args, model_args, data_args, decoding_args, post_args, args
+            )
             evaluation.report(accelerator, run_args, rows)
         accelerator.end_training()
     elif model_args.model_name_or_path is not None:
-        _evaluate_models(run, *groups, accelerator)
+        _evaluate_models(
+            *(run, model_args, data_args, decoding_args, post_args),
+            *(args, short_args, run_args, accelerator),
+        )
     if run_args.dry_run:
         return
     if short_args.pretty_table and accelerator.is_main_process:
@@ -180,6 +170,7 @@ def _files_forecast(short_args: ShortFormArguments) -> list[forecast.Line]:
 
 
 def _score_files(
+    run: Run,
     short_args: ShortFormArguments,
     model_args: ModelArguments,
     data_args: DataArguments,
@@ -206,6 +197,7 @@ def _score_files(
                 Heard(row_id, raw_text(said), postprocess.punctuated(raw_text(found)), None)
                 for row_id, said, found in results.read_foreign_predictions(path)
             ]
+            run.write_config()
             rows.append(one.conclude(heard, None, None, max_bad_fraction=0.0))
         else:
             logger.info("%s was scored before: %s", path, one.metrics_path)
@@ -242,40 +234,14 @@ def _evaluate_models(
     baselines: list[results.Row] = []
     for name in plus_list(short_args.baseline):
         own_args = replace(model_args, model_name_or_path=name, model_revision=None)
-        model = _load(own_args, run_args, accelerator)
+        model = evaluation.load(own_args, run_args, accelerator)
         steps = _steps(model, own_args, *how)
         baselines += evaluation.measure_each(accelerator, run, model, data_args, run_args, *steps)
         del model, steps
         release_memory()
-    model = _load(model_args, run_args, accelerator)
-    if short_args.assistant_model is not None:
-        model = _with_assistant(
-            model, short_args.assistant_model, model_args, run_args, accelerator
-        )
+    model = evaluation.load_with_assistant(model_args, args, run_args, accelerator)
     steps = _steps(model, model_args, *how)
     evaluation.evaluate_each(accelerator, run, model, data_args, run_args, *steps, baselines)
-
-
-def _load(
-    model_args: ModelArguments, run_args: RunArguments, accelerator: Accelerator
-) -> whisper.Whisper:
-    """Load a model; of one that will not be run, only the outline."""
-    return load_outline(model_args) if run_args.dry_run else load_model(model_args, accelerator)
-
-
-def _with_assistant(
-    model: whisper.Whisper,
-    name: str,
-    model_args: ModelArguments,
-    run_args: RunArguments,
-    accelerator: Accelerator,
-) -> whisper.Whisper:
-    """Load the assistant as the model was loaded, and let it draft."""
-    own_args = replace(model_args, model_name_or_path=name, model_revision=None)
-    try:
-        return with_draft(model, _load(own_args, run_args, accelerator))
-    except ValueError as error:
-        raise ValueError(f"--assistant_model {name}: {error}") from error
 
 
 def _steps(
@@ -291,16 +257,15 @@ def _steps(
 ) -> tuple[Callable[..., Evaluation], Callable[..., tuple[list[Heard], float]]]:
     """Return how an evaluation of a model is planned, and how the model transcribes a dataset."""
     chunk_length_s = short_args.chunk_length_s
-    assistant = short_args.assistant_model if isinstance(model, DraftedWhisper) else None
     evaluation.check_chunk(chunk_length_s, model)
     return (
-        lambda spec: evaluation.plan(
-            *("short_form", spec, model, model_args, decoding_args, args),
-            chunk_length_s=chunk_length_s,
-            assistant_model=assistant and whisper.full_name(assistant),
-            assistant_fingerprint=assistant and whisper.fingerprint(assistant),
-            **post_args.identity(),
-        ),
+        lambda spec: [
+            evaluation.plan(
+                *("short_form", spec, model, model_args, decoding_args, args),
+                chunk_length_s=chunk_length_s,
+                **post_args.identity(),
+            )
+        ],
         lambda one, rows: _transcribe(
             one, rows, model, postprocess, args, short_args, run_args, accelerator
         ),
@@ -319,17 +284,11 @@ def _transcribe(
 ) -> tuple[list[Heard], float]:
     """Transcribe a dataset on all processes; return all rows, and the seconds it took."""
     heard: list[Heard] = []
-    in_chunks = None
-    if short_args.chunk_length_s is not None:
-        batch_size = args.per_device_eval_batch_size
-        in_chunks = transcribe_in_chunks(
-            model, one.decoding, short_args.chunk_length_s, None, batch_size
-        )
     collate = WindowCollator(model.log_mel, short_args.chunk_length_s, postprocess.stable_ts)
     bar = tqdm(desc="evaluating", unit=" clips", disable=not accelerator.is_local_main_process)
     started = time.perf_counter()
     for batch in _batches(rows, collate, args, run_args, accelerator):
-        heard += _hear(batch, one, model, in_chunks, postprocess, accelerator)
+        heard += _hear(batch, one, model, short_args.chunk_length_s, postprocess, accelerator)
         bar.update(len(batch.rows))
     bar.close()
     everything = gather_object(heard)
@@ -368,11 +327,18 @@ def _hear(
     batch: Windows,
     one: Evaluation,
     model: whisper.Whisper,
-    in_chunks: Callable[[Waveform], str] | None,
+    chunk_length_s: float | None,
     postprocess: Postprocessor,
     accelerator: Accelerator,
 ) -> list[Heard]:
-    """Transcribe a batch; clips that are longer than a chunk one by one."""
+    """Transcribe a batch; of clips that are longer than a chunk, the chunks."""
+    in_chunks: dict[str, str] = {}
+    if chunk_length_s is not None and batch.long:
+        ids, size = list(batch.long), len(batch.rows)
+        found = transcribe_in_chunks(
+            model, batch.long.values(), one.decoding, size, chunk_length_s=chunk_length_s
+        )
+        in_chunks = {ids[number]: text_of(segments) for number, segments in found}
     written: Iterator[Any] = iter(())
     if batch.features is not None:
         features = batch.features.to(accelerator.device)
@@ -386,7 +352,7 @@ def _hear(
             continue
         if row_id in batch.long:
             # Of its chunks only the text is left; times would not change it.
-            text = postprocess.punctuated(in_chunks(batch.long[row_id]))
+            text = postprocess.punctuated(in_chunks[row_id])
         else:
             transcript, waveform = next(written)
             text = postprocess(model, transcript.ids, waveform)

@@ -13,8 +13,8 @@ On a laptop, with two small models:
 For each length, every model is measured at batch 1, and at the batch that saturates: the batch is
 doubled until a doubling is less than --min_growth faster, or memory ends. Runs of the models
 alternate strictly, after a run of each to warm up; times are medians, and the ratio to the first
-model has a 95 % t-interval over the pairs of runs. What is longer than a model's window is cut
-into windows. Lengths that were measured before, on the same device with the same versions, are
+model has a 95 % t-interval over the pairs of runs. What is longer than a model's window is
+decoded in chunks. Lengths that were measured before, on the same device with the same versions, are
 shown and not repeated.
 
 A model with random weights, or on sound that is no speech, hardly stops by itself: give
@@ -48,7 +48,7 @@ from distillery.arguments import (
     parse,
     plus_list,
 )
-from distillery.features import AudioError, Waveform, decode_audio
+from distillery.audio import AudioError, Waveform, decode_audio
 from distillery.provenance import code_commit, versions
 from distillery.runtime import Run, load_model, load_outline, make_accelerator
 from distillery.shards import replacing
@@ -407,10 +407,9 @@ def _figures(
     device = one.model.model.device
     peaks = [timing.peak_bytes for timing in timings if timing.peak_bytes is not None]
     weights = sum(p.numel() * p.element_size() for p in one.model.model.parameters())
-    windows = speed.windows_of(recordings, one.model.log_mel.window_samples)
     return {
         "num_recordings": len(recordings),
-        "num_windows": sum(1 for _ in windows),
+        "num_windows": speed.num_windows(one.model, recordings),
         "num_bad": sound.num_bad,
         "num_parameters": one.model.num_parameters,
         "sound_s": sound_s,

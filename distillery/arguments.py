@@ -23,6 +23,7 @@ from distillery.flags import (
 )
 from distillery.pipelines.punctuation import DEFAULT_MODEL, RULES
 from distillery.schema import REFERENCE_NAMES
+from distillery.segmentation import CUES, MODES
 from distillery.tokens import TASKS, language_code
 from distillery.whisper import ATTENTIONS, DTYPES
 
@@ -126,6 +127,14 @@ class DataArguments:
     max_samples: int | None = flag(
         None, "Read at most so many rows of each split.", "--max_samples_per_split"
     )
+    segment: str = flag(
+        CUES,
+        "Cut long recordings: cues (of subtitles, where there are any), vad (where nobody speaks, "
+        "too), none.",
+    )
+    segment_max_s: float = flag(
+        30.0, "Longest clip that is cut, in seconds: no more than the model's window."
+    )
     max_bad_fraction: float = flag(
         0.001, "Fail where more than this share of the clips cannot be decoded."
     )
@@ -135,6 +144,8 @@ class DataArguments:
         return [
             *at_least(self, "max_samples", 1),
             *within(self, "max_bad_fraction", 0, 1),
+            *one_of(self, "segment", MODES),
+            *at_least(self, "segment_max_s", 1),
             *same_length(
                 self,
                 "dataset_name",
@@ -161,6 +172,8 @@ class DataArguments:
             streaming=self.streaming,
             cache_dir=self.dataset_cache_dir,
             max_rows=self.max_samples,
+            segment=self.segment,
+            segment_max_s=self.segment_max_s,
         )
 
 
@@ -263,6 +276,14 @@ class TrainDataArguments:
     streaming: bool = flag(False, "Read rows as they come; needs --max_steps.")
     max_train_samples: int | None = flag(None, "Train on at most so many rows of each dataset.")
     max_eval_samples: int | None = flag(None, "Evaluate on at most so many rows of each dataset.")
+    segment: str = flag(
+        CUES,
+        "Cut long recordings: cues (of subtitles, where there are any), vad (where nobody speaks, "
+        "too), none.",
+    )
+    segment_max_s: float = flag(
+        30.0, "Longest clip that is cut, in seconds: no more than the model's window."
+    )
     max_bad_fraction: float = flag(
         0.001, "Fail where more than this share of the clips cannot be decoded."
     )
@@ -278,6 +299,8 @@ class TrainDataArguments:
             *at_least(self, "max_train_samples", 1),
             *at_least(self, "max_eval_samples", 1),
             *within(self, "max_bad_fraction", 0, 1),
+            *one_of(self, "segment", MODES),
+            *at_least(self, "segment_max_s", 1),
         ]
 
     def train_specs(self) -> list[DatasetSpec]:
@@ -316,6 +339,8 @@ class TrainDataArguments:
             "data_dir_suffix": self.dataset_dir_suffix,
             "streaming": self.streaming,
             "cache_dir": self.dataset_cache_dir,
+            "segment": self.segment,
+            "segment_max_s": self.segment_max_s,
         }
 
 

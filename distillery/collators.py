@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from distillery import schema
-from distillery.features import AudioError, LogMel, Waveform, decode_audio
+from distillery.audio import AudioError, Waveform, decode_audio
+from distillery.features import LogMel
 from distillery.labels import IGNORED, decoder_inputs_and_targets
 from distillery.tokens import SpecialTokens
 

@@ -40,7 +40,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
 )
 
-from distillery import filetrees, layouts, manifests, schema
+from distillery import filetrees, layouts, manifests, schema, segmentation
 from distillery.layouts import choose
 from distillery.manifests import Manifest
 from distillery.shards import RUN_RECORD, read_json, replacing, sha256
@@ -76,6 +76,8 @@ class DatasetSpec:
     streaming: bool = False
     cache_dir: str | None = None
     max_rows: int | None = None
+    segment: str = segmentation.CUES
+    segment_max_s: float = 30.0
 
     def __str__(self) -> str:
         parts = [self.name, self.config, self.split]
@@ -109,18 +111,28 @@ def load(spec: DatasetSpec) -> Rows:
     """
     rows = _undecoded(_source(spec), spec)
     rows = _rename_columns(rows, spec)
+    how = segmentation.Segmentation(spec.segment, spec.segment_max_s, Path(spec.name).parent)
+    if how.applies(rows):
+        _check_ids(rows, spec)
+        rows = segmentation.cut(rows, how, spec.cache_dir, spec.max_rows)
     if spec.max_rows is not None:
         rows = rows.take(spec.max_rows)
-    if isinstance(rows, Dataset):
-        if len(rows) == 0:
-            raise ValueError(f"dataset {spec} has no rows")
-        twice = _id_that_occurs_twice(rows)
-        if twice is not None:
-            raise ValueError(
-                f"dataset {spec}: id {twice!r} occurs more than once; name a column that is "
-                "unique with --id_column_name"
-            )
+    _check_ids(rows, spec)
     return rows
+
+
+def _check_ids(rows: Rows, spec: DatasetSpec) -> None:
+    """Raise ValueError where there are no rows, or two of one id; a stream is not read for it."""
+    if not isinstance(rows, Dataset):
+        return
+    if len(rows) == 0:
+        raise ValueError(f"dataset {spec} has no rows")
+    twice = _id_that_occurs_twice(rows)
+    if twice is not None:
+        raise ValueError(
+            f"dataset {spec}: id {twice!r} occurs more than once; name a column that is "
+            "unique with --id_column_name"
+        )
 
 
 def fingerprint(spec: DatasetSpec) -> str:
@@ -132,6 +144,8 @@ def fingerprint(spec: DatasetSpec) -> str:
     """
     path = Path(spec.name)
     digest = hashlib.sha256(str(spec).encode())
+    if (spec.segment, spec.segment_max_s) != (DatasetSpec.segment, DatasetSpec.segment_max_s):
+        digest.update(f"{spec.segment} {spec.segment_max_s:g}".encode())
     if layouts.is_layout(path):
         digest.update(filetrees.fingerprint(path))
     elif path.is_file():

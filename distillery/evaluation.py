@@ -36,8 +36,9 @@ from distillery.normalizers import (
 from distillery.provenance import code_commit, versions
 from distillery.report import gather, unit_of, worst, write_report
 from distillery.results import Prediction
-from distillery.runtime import Run
+from distillery.runtime import Run, load_model, load_outline
 from distillery.shards import replacing, sha256
+from distillery.speculation import DraftedWhisper, with_draft
 from distillery.tokens import TRANSCRIBE, language_code
 from distillery.transcription import Decoding
 
@@ -63,17 +64,31 @@ class EvaluationArguments:
         "File for a page about all results in --output_dir, such as 'report.html': tables, bars, "
         "the worst utterances aligned and, where the audio is in local files, heard.",
     )
+    assistant_model: str | None = flag(
+        None,
+        "Model that drafts for the main model (speculative decoding): Hub id or folder with the "
+        "same vocabulary and features, such as a student of the main model. Transcripts are those "
+        "of greedy search without it; windows are decoded one by one, whatever --batch says. "
+        "Baselines decode without it, and so do windows with a prompt or a temperature.",
+    )
     japanese_words: bool = flag(
         False, "Also give the error rate over words as MeCab cuts Japanese text (needs fugashi)."
     )
 
     def problems(self) -> list[str]:
         """Return what is wrong with the values."""
+        # The parser has the flags of all groups checked on one object.
+        num_beams = getattr(self, "generation_num_beams", 1)
         missing = self.japanese_words and not all(map(importlib.util.find_spec, WORD_PACKAGES))
         is_folder = self.html is not None and Path(self.html).is_dir()
         return [
             *([f"--html {self.html} is a folder: name a file"] if is_folder else []),
             *([f"--japanese_words: {JAPANESE_WORDS_HINT}"] if missing else []),
+            *(
+                ["--assistant_model: for greedy search; leave out --num_beams"]
+                if self.assistant_model is not None and num_beams > 1
+                else []
+            ),
             *at_least(self, "per_device_eval_batch_size", 1),
             *at_least(self, "generation_max_length", 8),
             *one_of(self, "normalizer", VARIANTS),
@@ -167,6 +182,7 @@ class Evaluation:
         row = {
             **self.identity,
             **figures,
+            **self.more_figures(good),
             "wer_words": None,
             "word_segmenter": None,
             "baselines": [],
@@ -230,6 +246,10 @@ class Evaluation:
             **comparison.compare(predictions, theirs, self.normalizer),
             "speed_ratio": comparison.ratio(rtfx, baseline["rtfx"]),
         }
+
+    def more_figures(self, good: Sequence[Heard]) -> dict[str, Any]:
+        """Return figures beside the error rates; a form that has some overrides this."""
+        return {}
 
     def _write_worst(self, predictions: list[Prediction]) -> None:
         """Write the worst utterances, aligned with their references, for a person to read."""
@@ -299,6 +319,7 @@ def plan(
     _check_words(args, decoding)
     normalizer = model.normalizer(decoding.language, decoding.task, args.normalizer)
     name = model_args.model_name_or_path
+    assistant = args.assistant_model if isinstance(model, DraftedWhisper) else None
     identity = {
         "form": form,
         "model": whisper.full_name(name),
@@ -314,6 +335,8 @@ def plan(
         "decoding": asdict(decoding),
         "normalizer": normalizer.id,
         "postprocessing": [],
+        "assistant_model": assistant and whisper.full_name(assistant),
+        "assistant_fingerprint": assistant and whisper.fingerprint(assistant),
         **algorithm,
     }
     folder = Path(args.output_dir)
@@ -374,6 +397,34 @@ def _check_words(args: EvaluationArguments, decoding: Decoding) -> None:
         raise ValueError("--japanese_words needs --language ja and --task transcribe")
 
 
+def load(
+    model_args: ModelArguments, run_args: RunArguments, accelerator: Accelerator
+) -> whisper.Whisper:
+    """Load a model; of one that will not be run, only the outline."""
+    return load_outline(model_args) if run_args.dry_run else load_model(model_args, accelerator)
+
+
+def load_with_assistant(
+    model_args: ModelArguments,
+    args: EvaluationArguments,
+    run_args: RunArguments,
+    accelerator: Accelerator,
+) -> whisper.Whisper:
+    """Load the model, and the assistant that drafts for it where one is named.
+
+    Raises:
+        ValueError: the assistant does not fit.
+    """
+    model, name = load(model_args, run_args, accelerator), args.assistant_model
+    if name is None:
+        return model
+    own_args = replace(model_args, model_name_or_path=name, model_revision=None)
+    try:
+        return with_draft(model, load(own_args, run_args, accelerator))
+    except ValueError as error:
+        raise ValueError(f"--assistant_model {name}: {error}") from error
+
+
 def check_chunk(chunk_length_s: float | None, model: whisper.Whisper) -> None:
     """Raise ValueError if a chunk does not fit into the model's window."""
     if chunk_length_s is not None and chunk_length_s > model.log_mel.window_s:
@@ -390,7 +441,9 @@ def reference_of(row: dict[str, Any]) -> str:
 
 def report(accelerator: Accelerator, run_args: RunArguments, rows: list[results.Row]) -> None:
     """Print tables of results and comparisons, and hand the results to the trackers."""
-    columns = ["model", "dataset", "cer_norm", "wer_norm", "cer_raw", "wer_raw", "rtfx", "num_rows"]
+    rates = ["cer_norm", "wer_norm", "cer_raw", "wer_raw"]
+    columns = ["model", "dataset", "algorithm", *rates, "rtfx", "num_rows"]
+    columns = [column for column in columns if any(column in row for row in rows)]
     tables = [results.markdown_table(rows, columns)]
     compared = [line for row in rows for line in comparison.table_rows(row)]
     if compared:
@@ -417,7 +470,7 @@ def evaluate_each(
     model: whisper.Whisper,
     data_args: DataArguments,
     run_args: RunArguments,
-    plan_one: Callable[[data.DatasetSpec], Evaluation],
+    plan_each: Callable[[data.DatasetSpec], Sequence[Evaluation]],
     transcribe: Callable[[Evaluation, data.Rows], tuple[list[Heard], float]],
     baselines: Sequence[results.Row] = (),
 ) -> None:
@@ -428,12 +481,12 @@ def evaluate_each(
         run: the flags, which are written beside the results where something was evaluated.
         model: the model; for a dry run its outline.
         data_args, run_args: the flags.
-        plan_one: puts together what identifies the evaluation on a dataset.
+        plan_each: puts together what identifies each evaluation on a dataset.
         transcribe: returns all rows, heard by all processes, and the seconds it took.
         baselines: results of the models to compare with, from `measure_each`.
     """
     found = measure_each(
-        accelerator, run, model, data_args, run_args, plan_one, transcribe, baselines
+        accelerator, run, model, data_args, run_args, plan_each, transcribe, baselines
     )
     if accelerator.is_main_process and not run_args.dry_run:
         report(accelerator, run_args, [*baselines, *found])
@@ -446,38 +499,39 @@ def measure_each(
     model: whisper.Whisper,
     data_args: DataArguments,
     run_args: RunArguments,
-    plan_one: Callable[[data.DatasetSpec], Evaluation],
+    plan_each: Callable[[data.DatasetSpec], Sequence[Evaluation]],
     transcribe: Callable[[Evaluation, data.Rows], tuple[list[Heard], float]],
     baselines: Sequence[results.Row] = (),
 ) -> list[results.Row]:
     """Evaluate on each dataset in turn, unless the same was done before, without a report.
 
     Args:
-        accelerator, run, model, data_args, run_args, plan_one, transcribe, baselines: as in
+        accelerator, run, model, data_args, run_args, plan_each, transcribe, baselines: as in
             `evaluate_each`.
 
     Returns:
         On the main process one row for each dataset; on the others, and in a dry run, none.
     """
     if run_args.dry_run:
-        forecast.show(accelerator, run.stage, _forecast(run, model, data_args, plan_one))
+        forecast.show(accelerator, run.stage, _forecast(run, model, data_args, plan_each))
         return []
     found = []
     for spec, rows in specs_with_references(data_args):
         place = (spec.name, spec.config, spec.split)
         rivals = [b for b in baselines if (b["dataset"], b["config"], b["split"]) == place]
-        one = replace(plan_one(spec), baselines=tuple(rivals))
-        row = one.earlier()
-        accelerator.wait_for_everyone()  # all have looked before one of them writes
-        if row is None:
-            heard, wall_s = transcribe(one, rows)
-            if accelerator.is_main_process:
-                run.write_config()
-                bad = data_args.max_bad_fraction
-                found.append(one.conclude(heard, wall_s, model.num_parameters, bad))
-        elif accelerator.is_main_process:
-            logger.info("%s was evaluated before: %s", spec, one.metrics_path)
-            found.append(one.complete(row))
+        for planned in plan_each(spec):
+            one = replace(planned, baselines=tuple(rivals))
+            row = one.earlier()
+            accelerator.wait_for_everyone()  # all have looked before one of them writes
+            if row is None:
+                heard, wall_s = transcribe(one, rows)
+                if accelerator.is_main_process:
+                    run.write_config()
+                    bad = data_args.max_bad_fraction
+                    found.append(one.conclude(heard, wall_s, model.num_parameters, bad))
+            elif accelerator.is_main_process:
+                logger.info("%s was evaluated before: %s", spec, one.metrics_path)
+                found.append(one.complete(row))
     return found
 
 
@@ -485,12 +539,12 @@ def _forecast(
     run: Run,
     model: whisper.Whisper,
     data_args: DataArguments,
-    plan_one: Callable[[data.DatasetSpec], Evaluation],
+    plan_each: Callable[[data.DatasetSpec], Sequence[Evaluation]],
 ) -> list[forecast.Line]:
     """Say what an evaluation would do and take."""
     flag = "--text_column_name"
     speech = [forecast.survey(spec, schema.TEXT, flag) for spec in data_args.specs()]
-    planned = [plan_one(one.spec) for one in speech]
+    planned = [each for one in speech for each in plan_each(one.spec)]
     num_done = sum(one.earlier() is not None for one in planned)
     decoding, batch_size = planned[0].decoding, run.arguments["per_device_eval_batch_size"]
     return [
@@ -499,7 +553,7 @@ def _forecast(
         forecast.windows_line(speech, model.log_mel.window_s),
         forecast.decoding_memory(model, batch_size, decoding.num_beams, decoding.max_length),
         forecast.disk_line(run.folder, None, "predictions, which are small,"),
-        ("resume", f"{num_done} of {len(planned)} datasets were evaluated before"),
+        ("resume", f"{num_done} of {len(planned)} evaluations were made before"),
     ]
 
 

@@ -1,89 +1,14 @@
-"""From stored audio bytes to log-mel windows."""
+"""From samples to log-mel windows."""
 
-import io
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
-import soundfile
-import soxr
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 from transformers import WhisperFeatureExtractor
 
-Waveform = NDArray[np.float32]
-
-UNKNOWN_LENGTH = 2**63 - 1  # frames, as libsndfile gives them; it cannot read such a file
-
-
-class AudioError(ValueError):
-    """A clip that cannot be used; the message says why, without naming the clip."""
-
-
-def decode_audio(
-    audio: Mapping[str, Any] | None, sampling_rate: int, max_duration_s: float | None = None
-) -> Waveform:
-    """Decode one clip to mono at a sampling rate.
-
-    Args:
-        audio: `bytes`, or the `path` of a file where `bytes` is None; None for a row without audio.
-        sampling_rate: of the result, in Hz; channels are averaged.
-        max_duration_s: refuse longer clips, before any sample is decoded.
-
-    Returns:
-        float32 (samples,), nominally between -1 and 1.
-
-    Raises:
-        AudioError: the clip is missing, unreadable, empty, too long, or holds NaN or infinities.
-    """
-    source = _open(audio)
-    try:
-        with soundfile.SoundFile(source) as file:
-            _check_length(file.frames, file.samplerate, max_duration_s)
-            samples = file.read(dtype="float32", always_2d=True).mean(axis=1)
-            rate = file.samplerate
-    except soundfile.LibsndfileError as error:
-        # Its full text names the address of a buffer, which differs from run to run.
-        raise AudioError(f"cannot be decoded: {error.error_string}") from error
-    except (OSError, TypeError, MemoryError) as error:  # a broken header may claim any length
-        raise AudioError(f"cannot be decoded: {error}") from error
-    if not np.isfinite(samples).all():
-        raise AudioError("holds NaN or infinite samples")
-    if rate != sampling_rate:
-        samples = soxr.resample(samples, rate, sampling_rate)
-    if samples.size == 0:  # a truncated file, or less than one sample at the new rate
-        raise AudioError("holds no samples")
-    return np.ascontiguousarray(samples, dtype=np.float32)
-
-
-def _open(audio: Mapping[str, Any] | None) -> io.BytesIO | str:
-    if audio is None:
-        raise AudioError("has no audio")
-    content = audio.get("bytes")
-    if content is not None:
-        if not content:
-            raise AudioError("is an empty file")
-        return io.BytesIO(content)
-    path = audio.get("path")
-    if not path or not Path(path).is_file():
-        raise AudioError(f"file not found: {path}")
-    return str(path)
-
-
-def _check_length(frames: int, rate: int, max_duration_s: float | None) -> None:
-    if frames <= 0:
-        raise AudioError("holds no samples")
-    if frames == UNKNOWN_LENGTH:
-        raise AudioError(
-            "does not say how long it is, as a FLAC written to a pipe; encode it again"
-        )
-    if max_duration_s is not None and frames > max_duration_s * rate:
-        raise AudioError(
-            f"lasts {frames / rate:.2f} s, longer than the model's window of {max_duration_s:g} s"
-        )
+from distillery.audio import Waveform
 
 
 class LogMel:

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from distillery import subtitles
 from distillery.archives import Rejected, is_archive, is_compressed, open_archive
 from distillery.downloads import DamagedFileError
 
@@ -19,6 +20,7 @@ AUDIO_SUFFIXES = {
     *(".oga", ".ogg", ".opus", ".wav", ".webm", ".wma"),
 }
 TEXT_SUFFIX, TABLE_SUFFIX = ".txt", ".tsv"
+TEXT_SUFFIXES = (TEXT_SUFFIX, TABLE_SUFFIX, *subtitles.SUFFIXES)
 MAX_MEMBER_BYTES = 1 << 30  # three hours of uncompressed audio
 _GZIP_TRAILER = 8  # bytes: checksum and length of the content
 
@@ -52,8 +54,8 @@ def is_audio(name: str) -> bool:
 
 
 def is_text(name: str) -> bool:
-    """Tell whether a file's name is that of a transcript or of a table of them."""
-    return PurePosixPath(name).suffix in (TEXT_SUFFIX, TABLE_SUFFIX)
+    """Tell whether a file's name is that of a transcript, of a table of them, or of subtitles."""
+    return PurePosixPath(name).suffix in TEXT_SUFFIXES
 
 
 def stem(name: str) -> str:
@@ -62,7 +64,7 @@ def stem(name: str) -> str:
 
 
 def file_tree(path: Path) -> FileTree:
-    """List the files of a folder or an archive; of one audio file, itself and its text.
+    """List the files of a folder or an archive; of one audio file, itself and its texts.
 
     Raises:
         FileNotFoundError: there is nothing of that name.
@@ -75,8 +77,8 @@ def file_tree(path: Path) -> FileTree:
         raise FileNotFoundError(f"dataset {path}: there is no such file")
     if is_archive(path):
         return _archive_tree(path)
-    text = path.with_suffix(TEXT_SUFFIX)
-    sizes = {file.name: file.stat().st_size for file in (path, text) if file.is_file()}
+    files = [path, *(path.with_suffix(suffix) for suffix in TEXT_SUFFIXES)]
+    sizes = {file.name: file.stat().st_size for file in files if file.is_file()}
     return FileTree(path.parent, sizes, {})
 
 

@@ -21,8 +21,9 @@ from accelerate import Accelerator
 from datasets import Dataset, load_dataset_builder
 
 from distillery import checkpointing, data, schema, training, whisper
+from distillery.archives import is_archive
 from distillery.arguments import TrainDataArguments, TrainingArguments
-from distillery.features import AudioError, decode_audio
+from distillery.audio import AudioError, decode_audio
 from distillery.order import BatchPlan
 from distillery.runtime import Run
 from distillery.shards import free_bytes, read_seal
@@ -62,7 +63,7 @@ class Speech:
         audio_s: seconds in all rows; None with `num_rows`, or where no clip can be decoded.
         num_bytes: of the audio as it is stored.
         is_estimate: `audio_s` goes by the first rows.
-        is_copied: the datasets library would copy all rows into its cache first.
+        is_copied: all rows would be copied, or cut, into the datasets library's cache first.
         num_first: rows that were looked at.
         bad: why some of those cannot be used.
     """
@@ -106,10 +107,13 @@ def survey(spec: data.DatasetSpec, column: str, flag: str) -> Speech:
         FileNotFoundError, ValueError: the dataset cannot be loaded, has no rows or no such column.
     """
     split = spec.split.partition("[")[0] if spec.split else None
-    streaming = _is_copied_first(spec)
     with TemporaryDirectory() as cache:
-        streamed = replace(spec, split=split, streaming=streaming, cache_dir=cache)
+        streamed = replace(spec, split=split, streaming=True, cache_dir=cache)
         rows = data.load(streamed)
+        is_cut = schema.START in rows.column_names
+        is_copied = _is_copied_first(spec) or is_cut
+        if not is_copied:
+            rows = data.load(replace(streamed, streaming=False))
         data.require_column(rows, spec, column, flag)
         first = list(islice(rows, FIRST_ROWS))
         if not first:
@@ -127,7 +131,7 @@ def survey(spec: data.DatasetSpec, column: str, flag: str) -> Speech:
         audio_s=audio_s,
         num_bytes=num_bytes,
         is_estimate=_total(all_s) is None,
-        is_copied=streaming and not spec.streaming,
+        is_copied=is_copied and not spec.streaming,
         num_first=len(seconds) + len(bad),
         bad=bad,
     )
@@ -136,7 +140,11 @@ def survey(spec: data.DatasetSpec, column: str, flag: str) -> Speech:
 def _is_copied_first(spec: data.DatasetSpec) -> bool:
     """Tell whether the datasets library would copy all rows into its cache before the first one."""
     path = Path(spec.name)
-    return not path.exists() or path.suffix == ".py" or any(path.rglob("*.parquet"))
+    return not path.exists() or path.suffix == ".py" or is_archive(path) or _has_parquet(path)
+
+
+def _has_parquet(path: Path) -> bool:
+    return any(path.rglob("*.parquet"))
 
 
 def _of_all_rows(rows: data.Rows, spec: data.DatasetSpec) -> tuple[int | None, Any]:
@@ -146,7 +154,7 @@ def _of_all_rows(rows: data.Rows, spec: data.DatasetSpec) -> tuple[int | None, A
         return len(rows), list(
             rows.select_columns(schema.DURATION)[schema.DURATION]
         ) if known else None
-    if Path(spec.name).is_dir():
+    if _has_parquet(Path(spec.name)):
         return _of_parquet(_parquet_files(rows, spec), spec.max_rows)
     split = (rows.info.splits or {}).get(str(rows.split))
     count = split.num_examples if split else None

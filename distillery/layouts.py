@@ -16,7 +16,7 @@ import pyarrow as pa
 from datasets import Dataset, Features, IterableDataset, NamedSplit, Value
 from datasets.table import InMemoryTable
 
-from distillery import filetrees, manifests, schema
+from distillery import filetrees, manifests, schema, subtitles
 from distillery.archives import Rejected, is_archive, listed, open_archive
 from distillery.filetrees import MAX_MEMBER_BYTES, TEXT_SUFFIX, FileTree, is_audio, is_text, stem
 
@@ -43,12 +43,13 @@ class Clip(NamedTuple):
     text: str | None = None
     speaker_id: str | None = None
     recording_id: str | None = None
+    subtitles: str | None = None
 
 
 COLUMNS = dict(
     zip(
         Clip._fields,
-        (schema.ID, schema.TEXT, schema.SPEAKER_ID, schema.RECORDING_ID),
+        (schema.ID, schema.TEXT, schema.SPEAKER_ID, schema.RECORDING_ID, schema.SUBTITLES),
         strict=True,
     )
 )
@@ -157,19 +158,37 @@ def _index(
 
 
 def _plain(tree: FileTree, account: Account) -> Index:
-    """Pair audio with the text file of the same name; what that lacks is a row without a text."""
+    """Pair audio with the text file and the subtitles of the same name.
+
+    What has neither is a row without a text.
+    """
     if tree.root.is_dir():
         _refuse_manifest(tree)
     texts = {stem(name): name for name in tree.sizes if name.endswith(TEXT_SUFFIX)}
+    cues = _subtitles(tree, account)
     index = {}
     for name in tree.audio:
-        written = texts.pop(stem(name), None)
-        if written is None:
+        written, timed = texts.pop(stem(name), None), cues.pop(stem(name), None)
+        if written is None and timed is None:
             account.audio_without_text.append(name)
+        account.num_with_text += timed is not None and written is None
         text = None if written is None else _text_of(tree, written, account)
-        index[name] = Clip(stem(name), text)
-    account.text_without_audio += texts.values()
+        path = None if timed is None else str(tree.root.resolve() / timed)
+        index[name] = Clip(stem(name), text, subtitles=path)
+    account.text_without_audio += [*texts.values(), *cues.values()]
     return index
+
+
+def _subtitles(tree: FileTree, account: Account) -> dict[str, str]:
+    """Return the names of subtitles by their stems; of SRT and WebVTT the first."""
+    found: dict[str, str] = {}
+    for suffix in subtitles.SUFFIXES:
+        for name in (name for name in tree.sizes if name.endswith(suffix)):
+            if tree.texts is None:
+                found.setdefault(stem(name), name)
+            else:
+                account.reject_text("subtitles in an archive: extract it to use them", name)
+    return found
 
 
 def _refuse_manifest(tree: FileTree) -> None:

@@ -29,7 +29,6 @@ logger = logging.getLogger(__name__)
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
 SUFFIXES = (".jsonl", ".json", *DELIMITERS)
 NEMO_AUDIO = "audio_filepath"  # NeMo's manifests are JSON lines, often with the suffix .json
-OFFSET = "offset"  # seconds into the file, in NeMo's manifests and others
 SPLIT = "split"
 BATCH_ROWS = 1000
 MAX_MISSES = 3
@@ -76,7 +75,7 @@ class Manifest:
         """Read all rows into memory, as one Arrow table.
 
         Raises:
-            ValueError: a line is damaged, names no audio or a part of a file, a column holds
+            ValueError: a line is damaged, names no audio, a part has no duration, a column holds
                 several types, or the split is not there. File and line are named.
         """
         tables = list(self._tables(audio_column))
@@ -123,10 +122,10 @@ class Manifest:
             raise ValueError(
                 f"{self.path}, line {line}: column {column!r} names no audio file: {written!r}"
             )
-        if not _is_zero(row.get(OFFSET)):
+        if not _is_zero(row.get(schema.OFFSET)) and not row.get(schema.DURATION):
             raise ValueError(
-                f"{self.path}, line {line}: column {OFFSET!r} is {row[OFFSET]!r}, but a row that "
-                "is a part of a file cannot be read: cut the audio, one file for each row"
+                f"{self.path}, line {line}: column {schema.OFFSET!r} is {row[schema.OFFSET]!r}, "
+                f"but a row that is a part of a file needs a {schema.DURATION!r} too"
             )
         return written
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from distillery.features import Waveform
+from distillery.audio import Waveform
 from distillery.labels import has_timestamps, plain_text
 from distillery.pipelines.punctuation import Punctuator, load_punctuator
 from distillery.pipelines.recognition import finish

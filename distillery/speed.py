@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -18,9 +19,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from distillery.features import Waveform
-from distillery.labels import plain_text
-from distillery.transcription import Decoding, transcribe_windows
+from distillery.audio import Waveform
+from distillery.long_form import chunk_bounds, text_of, transcribe_in_chunks
+from distillery.transcription import Decoding
 from distillery.whisper import Whisper
 
 Clock = Callable[[], float]
@@ -65,34 +66,44 @@ def device_clock(device: torch.device) -> Clock:
     return read
 
 
-def windows_of(recordings: Sequence[Waveform], window_samples: int) -> Iterator[Waveform]:
-    """Cut recordings into windows, end to end; the last one of each may be shorter."""
-    for recording in recordings:
-        for start in range(0, len(recording), window_samples):
-            yield recording[start : start + window_samples]
+def num_windows(whisper: Whisper, recordings: Sequence[Waveform]) -> int:
+    """Return how many windows `transcribe` decodes."""
+    return sum(
+        1
+        for recording in recordings
+        for _ in chunk_bounds(
+            recording,
+            whisper.log_mel.sampling_rate,
+            whisper.log_mel.window_s,
+            2 * _stride_s(whisper),
+        )
+    )
 
 
 def transcribe(
     whisper: Whisper, recordings: Sequence[Waveform], decoding: Decoding, batch_size: int
 ) -> list[str]:
-    """Return the text of each window of recordings of any length.
-
-    This is chunked long-form decoding without overlaps and without a search for pauses, so that the
-    number of windows does not depend on what is said.
+    """Return the text of each recording, by chunked long-form decoding in whole windows.
 
     Args:
         whisper: the model.
-        recordings: float32 (samples,) each.
+        recordings: float32 (samples,) each, of any length.
         decoding: see `Decoding`.
-        batch_size: windows that are decoded at once.
+        batch_size: windows that are decoded at once, of one or several recordings.
     """
-    windows = list(windows_of(recordings, whisper.log_mel.window_samples))
-    texts = []
-    for start in range(0, len(windows), batch_size):
-        features = whisper.log_mel(windows[start : start + batch_size]).to(whisper.model.device)
-        written = transcribe_windows(whisper, features, decoding)
-        texts += [plain_text(one.ids, whisper.tokens, whisper.tokenizer) for one in written]
-    return texts
+    found = transcribe_in_chunks(
+        whisper,
+        recordings,
+        decoding,
+        batch_size,
+        chunk_length_s=whisper.log_mel.window_s,
+        stride_length_s=_stride_s(whisper),
+    )
+    return [text_of(segments) for _, segments in sorted(found, key=itemgetter(0))]
+
+
+def _stride_s(whisper: Whisper) -> float:
+    return whisper.log_mel.window_s / 6  # as evaluation has it
 
 
 def time_transcription(

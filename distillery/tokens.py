@@ -4,6 +4,7 @@ Positions differ between releases (`<|yue|>` moves everything behind it by one i
 small model may carry a vocabulary of its own. The strings are the same everywhere.
 """
 
+import re
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -14,6 +15,7 @@ TRANSLATE = "translate"
 TASKS = (TRANSCRIBE, TRANSLATE)
 
 TIMESTAMP_STEP_S = 0.02  # every Whisper counts time in steps of two encoder input frames
+_TIMESTAMP = re.compile(r"<\|(\d+\.\d+)\|>")
 
 
 class Tokenizer(Protocol):
@@ -45,6 +47,7 @@ class SpecialTokens:
     transcribe: int
     translate: int
     languages: dict[str, int]
+    no_speech: int | None = None  # its probability says how likely a window holds no speech
 
     @classmethod
     def from_tokenizer(cls, tokenizer: Tokenizer, is_multilingual: bool) -> "SpecialTokens":
@@ -83,6 +86,7 @@ class SpecialTokens:
             transcribe=require("<|transcribe|>"),
             translate=require("<|translate|>"),
             languages={code: index for code, index in found.items() if index is not None},
+            no_speech=find("<|nospeech|>") or find("<|nocaptions|>"),  # up to large-v2
         )
 
     @property
@@ -128,6 +132,12 @@ class SpecialTokens:
         if task not in TASKS:
             raise ValueError(f"task {task!r} is not one of {', '.join(TASKS)}")
         return self.transcribe if task == TRANSCRIBE else self.translate
+
+
+def split_at_timestamps(text: str) -> list[tuple[float, str]]:
+    """Return each timestamp of a text, in seconds, with what stands behind it up to the next."""
+    _, *parts = _TIMESTAMP.split(text)
+    return [(float(time), said) for time, said in zip(parts[::2], parts[1::2], strict=True)]
 
 
 def language_code(language: str) -> str:

@@ -161,3 +161,17 @@ def test_postprocessing(words, punctuator, stable_ts, told):
     (found,) = parse((PostprocessingArguments,), words)
     assert found == PostprocessingArguments(punctuator, stable_ts)
     assert found.identity() == {"postprocessing": told, "punctuator": punctuator}
+
+
+@pytest.mark.parametrize(
+    ("group", "words"), [(DataArguments, ["-d", "a"]), (TrainDataArguments, ["-d", "a"])]
+)
+def test_how_recordings_are_cut(capsys, group, words):
+    (data,) = parse((group,), [*words, "--segment", "vad", "--segment_max_s", "20"])
+    specs = data.specs() if group is DataArguments else data.train_specs()
+    assert [(spec.segment, spec.segment_max_s) for spec in specs] == [("vad", 20.0)]
+    wrong = [*words, "--segment", "loudness", "--segment_max_s", "0"]
+    assert complaints(capsys, *wrong, groups=(group,)) == [
+        "--segment must be one of none, cues, vad; got 'loudness'",
+        "--segment_max_s must be >= 1, got 0.0",
+    ]

@@ -2,10 +2,11 @@ import shutil
 
 import pytest
 import tiny
+from corpora import pack
 from datasets import Features, Value
 from stage_runs import read_manifest, write_manifest
 
-from distillery import data, forecast, schema, whisper
+from distillery import data, forecast, schema, segmentation, whisper
 from distillery.arguments import TrainingArguments
 from distillery.data import DatasetSpec
 from distillery.forecast import disk_line, hours, size, survey
@@ -122,6 +123,26 @@ def test_a_stream_does_not_say_how_long_it_is(clips, tmp_path):
     assert forecast.total_bytes([found, look(clips)]) is None
     assert forecast.windows_line([found], 30.0) == ("steps", "unknown windows")
     assert forecast.batches(None, 4, 2)[1] == "unknown batches of 4 per process; processes: 2"
+
+
+def test_recordings_are_not_all_cut(clips, tmp_path, monkeypatch):
+    rows = [{**row, "offset": 0.1, "duration": 0.2} for row in read_manifest(clips)]
+    write_manifest(clips, rows)
+    monkeypatch.setattr(forecast, "FIRST_ROWS", 2)
+    decoded = []
+    decode = segmentation.decode_at_own_rate
+    monkeypatch.setattr(
+        segmentation, "decode_at_own_rate", lambda *a, **k: decoded.append(a) or decode(*a, **k)
+    )
+    found = look(clips)
+    assert (found.num_rows, found.is_copied, found.bad) == (None, True, [])
+    assert 0 < len(decoded) < 10
+
+
+def test_an_archive_is_not_copied(clips, tmp_path):
+    pack(tmp_path / "clips.tar", {p.name: p.read_bytes() for p in sorted(tmp_path.glob("*.flac"))})
+    found = look(tmp_path / "clips.tar")
+    assert (found.num_rows, found.is_copied, found.bad) == (None, True, [])
 
 
 def test_what_is_missing_is_named(tmp_path, clips):

@@ -10,11 +10,11 @@ from distillery import schema
 
 LAYERS = {
     "core": "schema tokens labels segments normalizers metrics filters vocabulary order bootstrap "
-    "provenance",
-    "torch": "losses student collators optim features whisper transcription distillation "
+    "provenance audio subtitles loudness timestamps hallucinations",
+    "torch": "losses student collators optim features whisper transcription distillation long_form "
     "speculation speed pipelines postprocessing",
-    "io": "data archives filetrees manifests layouts examples shards checkpointing hub results "
-    "reazonspeech downloads comparison tables report",
+    "io": "data archives filetrees manifests layouts examples segmentation shards checkpointing "
+    "hub results reazonspeech downloads comparison tables report",
     "app": "flags arguments runtime forecast training evaluation",
 }
 LAYER_OF = {name: layer for layer, names in LAYERS.items() for name in names.split()}
@@ -37,8 +37,8 @@ HOMONYMS = {
     "run_data_filtering": {"audio"},
     "training": {"best"},
     "postprocessing": {"text"},
-    "transcription": {"text"},
     "layouts": {"text"},
+    "segmentation": {"start", "end", "segments"},
 }
 SPECIAL_TOKEN = re.compile(r"<\|[a-z.0-9]+\|>")
 CHECKPOINT_FOLDER = re.compile(r"checkpoint-(\d|\*|\{|$)|^best$")

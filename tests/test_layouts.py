@@ -9,8 +9,8 @@ from corpora import pack, spread
 from datasets import Dataset, IterableDataset
 
 from distillery import data, layouts
+from distillery.audio import decode_audio
 from distillery.data import DatasetSpec
-from distillery.features import decode_audio
 
 PLAIN = {
     "a.wav": b"sound a",

@@ -415,7 +415,7 @@ def test_the_name_that_is_given_goes_before_nemos(tmp_path):
 
 @pytest.mark.parametrize("streaming", [False, True])
 @pytest.mark.parametrize("offset", [3.2, -1, "0.5", "late", True, [0]])
-def test_a_row_that_is_a_part_of_a_file_is_refused(tmp_path, offset, streaming):
+def test_a_part_of_a_file_without_its_duration_is_refused(tmp_path, offset, streaming):
     path = manifest(tmp_path / "m.jsonl", [{"offset": 0}, {"offset": offset}])
     with pytest.raises(ValueError, match=r"m\.jsonl, line 2: column 'offset' is .*part of a file"):
         loaded(path, streaming=streaming)

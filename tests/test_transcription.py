@@ -11,8 +11,6 @@ from distillery.transcription import (
     Decoding,
     mean_logprobs,
     prompt_arguments,
-    transcribe_in_chunks,
-    transcribe_sequentially,
     transcribe_windows,
 )
 
@@ -20,6 +18,7 @@ RATE = 16_000
 EOT = 300
 PREFIX = [301, 309, 402]
 PLAIN_PREFIX = [*PREFIX, 406]
+START_OF_PREV = 404
 GREEDY = Decoding("ja", "transcribe", timestamps=False, num_beams=1, max_length=24)
 TEXT_IDS = range(40, 60)  # all that the model may say, so that the end comes by chance
 
@@ -73,14 +72,14 @@ def written(transcripts):
 
 
 @torch.no_grad()
-def step_by_step(model, window, max_length):
+def step_by_step(model, window, max_length, given=PLAIN_PREFIX):
     """Decode one window without a cache, by the most probable id that may come."""
     config = model.model.generation_config
-    ids = list(PLAIN_PREFIX)
+    ids = list(given)
     while len(ids) < max_length and ids[-1] != EOT:
         logits = model.model(window[None], decoder_input_ids=torch.tensor([ids])).logits[0, -1]
         logits[config.suppress_tokens] = -torch.inf
-        if len(ids) == len(PLAIN_PREFIX):
+        if len(ids) == len(given):
             logits[config.begin_suppress_tokens] = -torch.inf
         ids.append(int(logits.argmax()))
     return ids, ids[-1] != EOT
@@ -154,8 +153,8 @@ def test_the_encoder_runs_once(model, features):
 def test_transcribing_leaves_the_model_as_it_was(timed, features):
     before = timed.model.generation_config.to_dict()
     transcribe_windows(timed, features[:1], replace(GREEDY, num_beams=2, timestamps=True))
-    transcribe_in_chunks(timed, GREEDY, 4.0, None, 2)(noise(5))
-    transcribe_sequentially(timed, noise(5), replace(GREEDY, timestamps=True), True, (0.0,))
+    prompts, sampled = [[START_OF_PREV, 50, 51]], replace(GREEDY, timestamps=True)
+    transcribe_windows(timed, features[:1], sampled, prompts=prompts, temperature=0.5)
     assert timed.model.generation_config.to_dict() == before
 
 
@@ -220,94 +219,33 @@ def test_an_english_only_model(model, timed, features):
         assert english.tokens.is_timestamp(ids[1]) if timestamps else ids[1] == 406
 
 
-@pytest.mark.parametrize("num_beams", [1, 2])
-@pytest.mark.parametrize("seconds", [0.5, 4.0, 9.0])
-def test_sequential_decoding(timed, seconds, num_beams):
-    decoding = Decoding("ja", "transcribe", True, num_beams, 10)
-    ids = transcribe_sequentially(timed, noise(seconds), decoding, False, (0.0,))
-    assert ids and all(isinstance(i, int) for i in ids)
-    assert timed.tokens.is_timestamp(ids[0])
-    assert not set(ids) & {*PLAIN_PREFIX, EOT}
+def test_prompts_are_shown_to_each_window_and_are_no_part_of_its_transcript(model, features):
+    assert model.tokens.start_of_prev == START_OF_PREV
+    prompts = [[START_OF_PREV, 41 + n % 3, 50] for n in range(len(features))]
+    found = transcribe_windows(model, features, GREEDY, prompts=prompts)
+    for window, prompt, one in zip(features, prompts, found, strict=True):
+        given = [*prompt, *PLAIN_PREFIX]
+        ids, truncated = step_by_step(model, window, len(prompt) + 24, given)
+        assert (one.ids, one.truncated) == (ids[len(prompt) :], truncated)
+        wanted = plain_logprob(model, window, ids, len(given))
+        assert one.avg_logprob == pytest.approx(wanted, abs=1e-4)
+    assert written(found) != written(transcribe_windows(model, features, GREEDY))
 
 
-def test_sequential_decoding_reads_the_whole_recording(timed):
-    """Every window of a model that writes no closing timestamp is read to its end."""
-    decoding = Decoding("ja", "transcribe", True, 1, 10)
-    calls = []
-    hook = timed.model.model.encoder.register_forward_hook(lambda *args: calls.append(1))
-    transcribe_sequentially(timed, noise(11), decoding, False, (0.0,))
-    hook.remove()
-    assert len(calls) >= 3
-
-
-@pytest.mark.parametrize("condition_on_prev_tokens", [False, True])
-@pytest.mark.parametrize("seconds", [0.5, 9.0])
-def test_sequential_decoding_with_fallback(timed, seconds, condition_on_prev_tokens):
-    torch.manual_seed(0)  # higher temperatures draw
-    decoding = Decoding("ja", "transcribe", True, 1, 10)
-    ids = transcribe_sequentially(
-        timed, noise(seconds), decoding, condition_on_prev_tokens, (0.0, 0.4)
+def test_a_prompt_leaves_less_room_for_the_transcript(model, features):
+    prompts = [[START_OF_PREV, *[41] * 80]]  # of the decoder's 96 positions
+    (one,) = transcribe_windows(
+        model, features[:1], replace(GREEDY, max_length=90), prompts=prompts
     )
-    assert all(isinstance(i, int) for i in ids)
-    assert not set(ids) & set(PLAIN_PREFIX)
+    assert len(one.ids) <= 96 - 81
 
 
-@pytest.mark.parametrize("timestamps", [False, True])
-@pytest.mark.parametrize("num_beams", [1, 2])
-@pytest.mark.parametrize("seconds", [0.5, 4.0, 9.0])
-def test_chunked_decoding(model, timed, seconds, num_beams, timestamps):
-    decoding = Decoding("ja", "transcribe", timestamps, num_beams, 10)
-    transcribe = transcribe_in_chunks(timed if timestamps else model, decoding, 4.0, None, 2)
-    text = transcribe(noise(seconds))
-    assert isinstance(text, str)
-    assert "<|" not in text
-
-
-@pytest.mark.parametrize("num_beams", [1, 2])
-def test_chunks_are_decoded_as_asked(model, monkeypatch, num_beams):
-    """The pipeline's own defaults are five beams and a length of its own."""
-    asked = []
-    generate = model.model.generate
-
-    def spy(*args, **options):
-        asked.append(options)
-        return generate(*args, **options)
-
-    monkeypatch.setattr(model.model, "generate", spy)
-    transcribe_in_chunks(model, replace(GREEDY, num_beams=num_beams), 4.0, 0.5, 1)(noise(7))
-    assert len(asked) == 2  # a chunk of 4 s every 3 s
-    for options in asked:
-        assert (options["num_beams"], options["max_new_tokens"]) == (num_beams, 20)
-        assert (options["language"], options["task"]) == ("ja", "transcribe")
-        assert not options.get("return_timestamps")
-
-
-def test_a_chunk_that_holds_the_recording_is_a_window(model):
-    wave = noise(3.0, seed=5)
-    words = transcribe_windows(model, model.log_mel([wave]), GREEDY)[0].ids[4:]
-    expected = model.tokenizer.decode(words, skip_special_tokens=True).strip()
-    transcribe = transcribe_in_chunks(model, GREEDY, 4.0, None, 2)
-    assert transcribe(wave) == expected != ""
-    assert transcribe(wave) == expected  # and again, with the same function
-
-
-def test_sequential_decoding_hears_silence_behind_the_end(model, monkeypatch):
-    heard = {}
-
-    def generate(input_features, **options):
-        heard.update(options, features=input_features)
-        starts = (0.0, 0.49, 0.5, 1.2)  # seconds; the recording lasts 0.5
-        segments = [
-            {"start": torch.tensor(start), "tokens": torch.tensor([n, 70 + n])}
-            for n, start in enumerate(starts)
-        ]
-        return {"segments": [segments]}
-
-    monkeypatch.setattr(model.model, "generate", generate)
-    ids = transcribe_sequentially(model, noise(0.5), GREEDY, False, (0.0,))
-    assert ids == [0, 70, 1, 71]
-    window = model.log_mel.num_frames
-    silence = heard["features"][0, :, -window + 2 :]  # two frames reach back into the sound
-    assert heard["features"].shape[-1] == heard["attention_mask"].sum() == 50 + window
-    assert (silence == silence.min()).all()
-    assert heard["features"][0, :, :50].max() > silence.max()
+def test_temperature_draws(model, features):
+    drawn = []
+    for seed in (0, 0, 1):
+        torch.manual_seed(seed)
+        drawn.append(written(transcribe_windows(model, features, GREEDY, temperature=1.0)))
+    assert drawn[0] == drawn[1] != drawn[2]
+    beams = replace(GREEDY, num_beams=3)
+    torch.manual_seed(0)
+    assert written(transcribe_windows(model, features, beams, temperature=1.0)) == drawn[0]

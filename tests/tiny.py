@@ -27,6 +27,13 @@ SENTENCES = (
 )
 
 
+SPOKEN = (
+    "this is the first sentence that somebody says",
+    "and here comes another one after a pause",
+    "that was all for today",
+)
+
+
 def load_script(path: str) -> ModuleType:
     """Import a script by its path in the repository."""
     name = Path(path).stem
@@ -143,3 +150,30 @@ def tiny_punctuator_folder(path: Path, marks: dict[str, str], alphabet: str) -> 
     config = {"max_length": 32, "pre_labels": ["<NULL>"], "post_labels": labels, "languages": []}
     (path / "config.yaml").write_text(json.dumps(config), "utf-8")
     return path
+
+
+def broken_torchcodec(folder: Path, module: str, error: str) -> Path:
+    """Write a package `torchcodec` of which one module raises; return what goes on the path."""
+    package = folder / "torchcodec"
+    package.mkdir()
+    for name in ("__init__", "decoders", "encoders"):
+        (package / f"{name}.py").write_text(f"raise {error}\n" if name == module else "")
+    return folder
+
+
+def spoken(*pauses_s: float) -> tuple[np.ndarray, list[tuple[float, float]]]:
+    """Let espeak-ng say `SPOKEN`, with a pause before each sentence and one at the end.
+
+    Returns the samples, and (start, end) of each sentence in seconds.
+    """
+    espeak = load_script("scripts/demo/make_corpus.py").Espeak()
+    parts, spans, position = [], [], 0.0
+    for sentence, pause_s in zip(SPOKEN, pauses_s, strict=False):
+        said = 0.5 * espeak.say(sentence.split(), "en", 150, 50)
+        parts += [np.zeros(round(pause_s * SAMPLE_RATE)), said]
+        start = position + pause_s
+        position = start + len(said) / SAMPLE_RATE
+        spans.append((start, position))
+    samples = np.concatenate([*parts, np.zeros(round(pauses_s[-1] * SAMPLE_RATE))])
+    noise = np.random.default_rng(0).standard_normal(len(samples))
+    return (samples + 1e-4 * noise).astype(np.float32), spans

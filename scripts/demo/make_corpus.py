@@ -7,8 +7,9 @@
 Writes FLAC files (16 kHz, mono) and one JSON-lines manifest for each set:
 
 - `train.jsonl`: clips of one utterance, 1 to 3 s;
-- `windows.jsonl`: training windows of `--window_s` seconds cut out of longer recordings, two thirds
-  where a decoder that seeks to the last end timestamp cuts them, one third anywhere;
+- `windows.jsonl`: training windows cut out of longer recordings as long-form decoding cuts them,
+  all beginning in a pause: half of them last `--window_s` seconds, whatever is said when they end,
+  a few with silence alone; half hold two utterances or more, none of them cut off;
 - `test.jsonl`: clips of word sequences that no training utterance has;
 - `long.jsonl`: such utterances joined with pauses to 20 to 40 s, with the times of each.
 
@@ -33,14 +34,23 @@ import soundfile
 import soxr
 from espeakng_loader import get_data_path, get_library_path
 
-from distillery.schema import AUDIO, DURATION, ID, RECORDING_ID, SPEAKER_ID, TEXT
+from distillery.schema import (
+    AUDIO,
+    DURATION,
+    ID,
+    RECORDING_ID,
+    SEGMENT_END,
+    SEGMENT_START,
+    SEGMENTS,
+    SPEAKER_ID,
+    TEXT,
+)
 from distillery.tokens import TIMESTAMP_STEP_S
 
 TIMESTAMPED_TEXT = "timestamped_text"
 LANGUAGE = "language"
-SEGMENTS = "segments"
 
-RECIPE = 1  # raise it when the same arguments no longer give the same corpus
+RECIPE = 2  # raise it when the same arguments no longer give the same corpus
 SUMMARY = "corpus.json"
 SAMPLE_RATE = 16_000
 
@@ -63,30 +73,14 @@ PAUSES_S = (0.7, 1.2)  # silence between the utterances of a recording
 RECORDING_S = (23.0, 40.0)  # at most: a recording ends up to 3.5 s before its draw
 MIN_CLIP_S = 1.0
 WINDOWS_PER_RECORDING = 12
-ANYWHERE_EVERY = 3  # of three windows, one is cut at a random place
-MIN_WORD_INSIDE = 0.7  # of a word's length, to count as heard in such a window
+LEADS_S = (0.05, 0.5)  # silence at the start of a window, of which decoding leaves 0.25
+TAILS_S = (0.05, 0.4)  # silence at the end of a window that cuts nothing off
 SPEECH_FLOOR = 0.02  # of the peak: quieter than this at either end is silence
 
 
-class EspeakEvent(ctypes.Structure):
-    """`espeak_EVENT` of espeak-ng's speak_lib.h."""
-
-    _fields_ = [
-        ("type", ctypes.c_int),
-        ("unique_identifier", ctypes.c_uint),
-        ("text_position", ctypes.c_int),
-        ("length", ctypes.c_int),
-        ("audio_position", ctypes.c_int),
-        ("sample", ctypes.c_int),
-        ("user_data", ctypes.c_void_p),
-        ("id", ctypes.c_int * 2),
-    ]
-
-
 SYNTH_CALLBACK = ctypes.CFUNCTYPE(
-    ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.POINTER(EspeakEvent)
+    ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p
 )
-END_OF_EVENTS, WORD_EVENT = 0, 1
 RATE_PARAMETER, PITCH_PARAMETER = 1, 3
 SYNCHRONOUS_RETRIEVAL = 2
 UTF8 = 1
@@ -108,38 +102,28 @@ class Espeak:
             raise RuntimeError(f"espeak-ng cannot start with the data in {get_data_path()}")
         self._library.espeak_ng_SetRandSeed(ctypes.c_long(1))  # else it is the time of day
         self._chunks: list[np.ndarray] = []
-        self._word_samples: list[int] = []
         self._callback = SYNTH_CALLBACK(self._receive)  # kept: C holds no reference to it
         self._library.espeak_SetSynthCallback(self._callback)
 
     def _receive(self, samples: Any, num_samples: int, events: Any) -> int:
         if num_samples > 0:
             self._chunks.append(np.ctypeslib.as_array(samples, (num_samples,)).copy())
-        index = 0
-        while events[index].type != END_OF_EVENTS:
-            if events[index].type == WORD_EVENT:
-                self._word_samples.append(events[index].sample)
-            index += 1
         return 0
 
-    def say(
-        self, words: list[str], voice: str, rate: int, pitch: int
-    ) -> tuple[np.ndarray, list[float]]:
-        """Return speech (float32 at 16 kHz, peak 1) and the second at which each word starts."""
+    def say(self, words: list[str], voice: str, rate: int, pitch: int) -> np.ndarray:
+        """Return speech (float32 at 16 kHz, peak 1)."""
         self._chunks.clear()
-        self._word_samples.clear()
         if self._library.espeak_SetVoiceByName(voice.encode()) != 0:
             raise RuntimeError(f"espeak-ng has no voice {voice!r}")
         self._library.espeak_SetParameter(RATE_PARAMETER, rate, 0)
         self._library.espeak_SetParameter(PITCH_PARAMETER, pitch, 0)
         text = " ".join(words).encode()
         self._library.espeak_Synth(text, len(text) + 1, 0, 1, 0, UTF8, None, None)
-        if len(self._word_samples) != len(words):
-            raise RuntimeError(f"espeak-ng said {len(self._word_samples)} words instead of {words}")
+        if not self._chunks:
+            raise RuntimeError(f"espeak-ng said nothing instead of {words}")
         samples = np.concatenate(self._chunks).astype(np.float32)
         samples = soxr.resample(samples, self._sample_rate, SAMPLE_RATE)
-        starts = [sample / self._sample_rate for sample in self._word_samples]
-        return samples / np.abs(samples).max(), starts
+        return samples / np.abs(samples).max()
 
 
 @dataclass(frozen=True)
@@ -164,27 +148,22 @@ class Speaker:
 
 @dataclass(frozen=True)
 class Utterance:
-    """Words spoken in one go, without silence at either end.
-
-    `samples` is float32 at 16 kHz; `word_starts` are seconds from its start.
-    """
+    """Words spoken in one go, without silence at either end; `samples` is float32 at 16 kHz."""
 
     words: tuple[str, ...]
     full_stop: bool
     samples: np.ndarray
-    word_starts: tuple[float, ...]
 
     @classmethod
     def speak(cls, espeak: Espeak, speaker: Speaker, words: tuple[str, ...]) -> "Utterance":
         """Let a speaker say the words and cut the silence off."""
-        samples, starts = espeak.say(list(words), speaker.voice, speaker.rate, speaker.pitch)
+        samples = espeak.say(list(words), speaker.voice, speaker.rate, speaker.pitch)
         loud = np.flatnonzero(np.abs(samples) > SPEECH_FLOOR)
         first, last = int(loud[0]), int(loud[-1])
         return cls(
             words=words,
             full_stop=len(words) >= FULL_STOP_FROM,
             samples=samples[first : last + 1] * speaker.peak,
-            word_starts=tuple(max(0.0, start - first / SAMPLE_RATE) for start in starts),
         )
 
     @cached_property
@@ -196,18 +175,6 @@ class Utterance:
     def duration(self) -> float:
         """Seconds."""
         return len(self.samples) / SAMPLE_RATE
-
-    def words_between(self, start: float, end: float) -> str:
-        """Return the text of the words that lie mostly between two times, full stop included."""
-        bounds = [*self.word_starts, self.duration]
-        heard = ""
-        for index, word in enumerate(self.words):
-            left, right = bounds[index : index + 2]
-            inside = min(right, end) - max(left, start)
-            if inside >= MIN_WORD_INSIDE * (right - left):
-                is_last = index == len(self.words) - 1
-                heard += word + "。" * (is_last and self.full_stop)
-        return heard
 
 
 @dataclass(frozen=True)
@@ -256,9 +223,13 @@ class Recording:
         """Return the text with Whisper's timestamps around each utterance."""
         return self.timestamped_between(0.0, self.duration)
 
+    def between(self, start: float, end: float) -> list[tuple[Utterance, float, float]]:
+        """Return the utterances that lie wholly between two times, with their start and end."""
+        return [span for span in self.spans if start <= span[1] and span[2] <= end]
+
     def complete_between(self, start: float, end: float) -> str:
         """Return the plain text of the utterances that lie wholly between two times."""
-        return "".join(u.text for u, left, right in self.spans if start <= left and right <= end)
+        return "".join(utterance.text for utterance, _, _ in self.between(start, end))
 
     def timestamped_between(self, start: float, end: float) -> str:
         """Return timestamped text as Whisper writes it for a window.
@@ -273,14 +244,6 @@ class Recording:
             elif start <= left < end:
                 parts.append(timestamp(left - start))
         return "".join(parts)
-
-    def words_between(self, start: float, end: float) -> str:
-        """Return the plain text of the words that lie mostly between two times."""
-        return "".join(u.words_between(start - left, end - left) for u, left, _ in self.spans)
-
-    def pauses(self) -> list[tuple[float, float]]:
-        """Return start and end of the silences before, between and after the utterances."""
-        return list(zip((0.0, *self.ends), (*self.starts, self.duration), strict=True))
 
     def cut(self, start: float, seconds: float) -> np.ndarray:
         """Return the samples of a window, with silence behind the recording's end."""
@@ -392,7 +355,7 @@ def make_long(
             TEXT: recording.text(),
             TIMESTAMPED_TEXT: recording.timestamped_text(),
             SEGMENTS: [
-                {"start": round(start, 3), "end": round(end, 3), TEXT: utterance.text}
+                {SEGMENT_START: round(start, 3), SEGMENT_END: round(end, 3), TEXT: utterance.text}
                 for utterance, start, end in recording.spans
             ],
         }
@@ -407,44 +370,41 @@ def make_windows(
     index = 0
     for number in itertools.count():
         speaker, recording = studio.recording(rng, endless)
-        pauses = recording.pauses()
-        rng.shuffle(pauses)
-        for pause in pauses[:WINDOWS_PER_RECORDING]:
+        starts = [*recording.starts, recording.duration]
+        rng.shuffle(starts)
+        for next_start in starts[:WINDOWS_PER_RECORDING]:
             if index == count:
                 return
-            start, texts = draw_window(rng, recording, window_s, pause, index)
-            if texts[TEXT].replace("。", "") in held_out:
-                continue  # part of a training sentence can be a test sentence
+            start, end = draw_window(rng, recording, window_s, next_start, whole=index % 2 == 1)
+            if index % 2 and len(recording.between(start, end)) < 2:
+                continue  # clips have one utterance each
+            text = recording.complete_between(start, end)
+            if text.replace("。", "") in held_out:
+                continue  # two training sentences can be a test sentence
             name = f"window-{index:05d}"
-            write_audio(folder, name, recording.cut(start, window_s))
-            yield make_row(name, speaker, f"windows-{number:05d}", window_s) | texts
+            write_audio(folder, name, recording.cut(start, end - start))
+            yield make_row(name, speaker, f"windows-{number:05d}", end - start) | {
+                TEXT: text,
+                # Silence alone is written as a segment that starts and has no end.
+                TIMESTAMPED_TEXT: recording.timestamped_between(start, end) or timestamp(0.0),
+            }
             index += 1
 
 
 def draw_window(
-    rng: random.Random,
-    recording: Recording,
-    window_s: float,
-    pause: tuple[float, float],
-    index: int,
-) -> tuple[float, dict[str, Any]]:
-    """Draw a window's start (seconds) and return it with the window's texts.
+    rng: random.Random, recording: Recording, window_s: float, next_start: float, whole: bool
+) -> tuple[float, float]:
+    """Draw a window's start and end, in seconds.
 
-    One in three is cut anywhere: it has the words that are mostly inside and no timestamps. The
-    others start in the given pause, half of them where it begins: there a decoder goes on after an
-    end timestamp.
+    The window begins in the silence before an utterance, or at the recording's end. A whole one
+    ends behind the last utterance that fits in.
     """
-    if index % ANYWHERE_EVERY == ANYWHERE_EVERY - 1:
-        start = rng.uniform(0.0, recording.duration - window_s)
-        words = recording.words_between(start, start + window_s)
-        return start, {TEXT: words, TIMESTAMPED_TEXT: words}
-    start = pause[0] if rng.random() < 0.5 else rng.uniform(*pause)
+    start = next_start - rng.uniform(*LEADS_S)
     end = start + window_s
-    return start, {
-        TEXT: recording.complete_between(start, end),
-        # Silence alone is written as a segment that starts and has no end.
-        TIMESTAMPED_TEXT: recording.timestamped_between(start, end) or timestamp(0.0),
-    }
+    complete = recording.between(start, end - TAILS_S[0])
+    if whole and complete:
+        end = min(end, complete[-1][2] + rng.uniform(*TAILS_S))
+    return start, end
 
 
 def write_audio(folder: Path, name: str, samples: np.ndarray) -> None:

@@ -46,13 +46,18 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _rows_of(role: str, model: Path, measured: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return the newest row of a model for each test set."""
-    newest = {row["form"]: row for row in measured if row["model"] == str(model.resolve())}
+    newest = {_test_set(row): row for row in measured if row["model"] == str(model.resolve())}
     if not newest:
         raise ValueError(f"no evaluation of {model} was found: run the evaluation scripts first")
     return [
-        {"model": model.name, "role": role, "test_set": form, **{k: row[k] for k in FIGURES}}
-        for form, row in sorted(newest.items(), reverse=True)
+        {"model": model.name, "role": role, "test_set": name, **{k: row[k] for k in FIGURES}}
+        for name, row in sorted(newest.items(), reverse=True)
     ]
+
+
+def _test_set(row: dict[str, Any]) -> str:
+    """Return what a row was measured on, and how long recordings were decoded."""
+    return f"{row['form']}, {row['algorithm']}" if "algorithm" in row else str(row["form"])
 
 
 def _plot_losses(models: dict[str, str], path: Path) -> None:

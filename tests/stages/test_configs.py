@@ -148,7 +148,7 @@ def test_a_dry_run_of_a_complete_run_says_so_and_writes_nothing(inside, script, 
     before = snapshot(inside)
     resume = foretold(capsys, script)["resume"]
     if script in (SHORT, LONG):
-        assert resume == "1 of 1 datasets were evaluated before"
+        assert resume == "1 of 1 evaluations were made before"
     else:
         assert resume == "complete: nothing to do"
     assert snapshot(inside) == before

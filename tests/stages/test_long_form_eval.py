@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import soundfile
 from launching import launch
-from stage_runs import run, snapshot, talkative_model_folder, write_manifest
+from stage_runs import read_manifest, run, snapshot, talkative_model_folder, write_manifest
 from tiny import SAMPLE_RATE, SENTENCES, load_script
 
 from distillery import results
@@ -10,7 +10,9 @@ from distillery.arguments import parse
 
 SCRIPT = "run_long_form_eval.py"
 CHUNKED = ["--chunk_length_s", 2]
+BOTH = ["--algorithm", "sequential+chunked", *CHUNKED]
 DURATIONS_S = (9.0, 1.5, 6.3)  # the model's window is 4 s
+SEGMENTS = [{"start": 0.5, "end": 1.5, "text": "ねこ"}, {"start": 2.0, "end": 5.0, "text": "いぬ"}]
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +35,8 @@ def manifest(root):
         samples = sweep + 0.02 * rng.standard_normal(len(time_s))
         soundfile.write(root / f"talk-{index}.flac", samples, SAMPLE_RATE)
         name = f"talk-{index}"
-        entries.append({"id": name, "audio": f"{name}.flac", "text": SENTENCES[index]})
+        entry = {"id": name, "audio": f"{name}.flac", "text": SENTENCES[index]}
+        entries.append({**entry, "segments": SEGMENTS if duration_s > 5 else None})
     return write_manifest(root / "talks.jsonl", entries)
 
 
@@ -44,9 +47,8 @@ def flags(model, manifest):
 
 @pytest.fixture(scope="module")
 def evaluated(root, flags):
-    """Both ways of decoding, in one folder."""
-    run(SCRIPT, *flags, "-o", root / "eval")
-    run(SCRIPT, *flags, *CHUNKED, "-o", root / "eval")
+    """Both algorithms, in one run."""
+    run(SCRIPT, *flags, *BOTH, "-o", root / "eval")
     return root / "eval"
 
 
@@ -62,7 +64,9 @@ def texts(folder, row):
 def test_sequential_and_chunked_are_two_evaluations(evaluated):
     rows = metrics(evaluated)
     assert [row["form"] for row in rows] == ["long_form"] * 2
-    assert [row["long_form"]["chunk_length_s"] for row in rows] == [None, 2.0]
+    assert [row["algorithm"] for row in rows] == ["sequential", "chunked"]
+    assert [row["decoding"]["timestamps"] for row in rows] == [True, False]
+    assert rows[1]["long_form"] == {"chunk_length_s": 2.0, "stride_length_s": None}
     for row in rows:
         assert row["num_rows"] == len(DURATIONS_S)
         assert row["audio_s"] == pytest.approx(sum(DURATIONS_S), abs=1e-3)
@@ -71,9 +75,40 @@ def test_sequential_and_chunked_are_two_evaluations(evaluated):
     assert texts(evaluated, rows[0]) != texts(evaluated, rows[1])
 
 
+def test_loops_silence_and_timestamps_are_in_the_row(evaluated):
+    sequential, chunked = metrics(evaluated)
+    assert sequential["num_rows_with_times"] == 2
+    assert sequential["num_reference_segments"] == 4
+    assert 0 <= sequential["timestamp_overlap"] <= sequential["timestamp_coverage"] <= 100
+    assert "timestamp_overlap" not in chunked  # decoded without
+    for row in (sequential, chunked):
+        assert row["num_segments_in_silence"] == 0  # the recordings are loud throughout
+        assert row["max_compression_ratio"] > 0
+        path = (evaluated / row["predictions"]).with_suffix(".segments.jsonl")
+        found = read_manifest(path)
+        assert [one["id"] for one in found] == ["talk-0", "talk-1", "talk-2"]
+        assert sum(one["num_loops"] for one in found) == row["num_loops"]
+        for one, duration_s in zip(found, DURATIONS_S, strict=True):
+            assert all(0 <= s["start"] <= s["end"] <= duration_s for s in one["segments"])
+            joined = "".join(s["text"] for s in one["segments"])
+            whole = texts(evaluated, row)[one["id"]]
+            assert "".join(joined.split()) == "".join(whole.split())
+
+
+def test_times_are_read_from_whispers_markup(tmp_path, flags, root):
+    marked = f"<|0.00|>{SENTENCES[1]}<|1.00|>"
+    entry = {"id": "talk-1", "audio": "talk-1.flac", "text": marked}
+    manifest = write_manifest(root / "marked.jsonl", [entry])
+    run(SCRIPT, *flags, "-d", manifest, *BOTH, "--return_timestamps", "-o", tmp_path)
+    for row in metrics(tmp_path):
+        assert (row["num_rows_with_times"], row["num_reference_segments"]) == (1, 1)
+        (prediction,) = results.read_predictions(tmp_path / row["predictions"])
+        assert prediction.reference_raw == SENTENCES[1]
+
+
 def test_same_evaluations_are_not_repeated(tmp_path, evaluated, flags, capsys):
     before = snapshot(evaluated)
-    run(SCRIPT, *flags, "-o", evaluated)
+    run(SCRIPT, *flags, "-o", evaluated)  # each is also the default of its flags
     run(SCRIPT, *flags, *CHUNKED, "-o", evaluated, "--html", tmp_path / "report.html")
     assert capsys.readouterr().err.count("was evaluated before") == 2
     assert snapshot(evaluated) == before
@@ -125,10 +160,28 @@ def test_chunk_beyond_the_window_is_refused(tmp_path, flags):
         run(SCRIPT, *flags, "--chunk_length_s", 30, "-o", tmp_path)
 
 
-def test_flags_that_contradict_each_other_are_all_reported(capsys):
-    argv = ["-m", "m", "-d", "d", "--chunk_length_s", "2", "--condition_on_prev_tokens"]
+def problems(capsys, *argv):
     with pytest.raises(SystemExit):
-        parse(load_script(SCRIPT).GROUPS, [*argv, "--num_beams", "0"])
-    told = capsys.readouterr().err
-    assert "belong to sequential decoding: leave out --chunk_length_s" in told
+        parse(load_script(SCRIPT).GROUPS, ["-m", "m", "-d", "d", *argv])
+    return capsys.readouterr().err
+
+
+def test_flags_that_contradict_each_other_are_all_reported(capsys):
+    told = problems(
+        capsys, "--chunk_length_s", "2", "--condition_on_prev_tokens", "--num_beams", "0"
+    )
+    assert "--condition_on_prev_tokens belongs to sequential decoding" in told
     assert "--generation_num_beams must be >= 1, got 0" in told
+    told = problems(capsys, "--stride_length_s", "-1", "--chunk_length_s", "0")
+    assert "--stride_length_s must be >= 0" in told
+    assert "--chunk_length_s must be > 0" in told
+    assert "--stride_length_s needs chunked decoding" in problems(
+        capsys, "--algorithm", "sequential", "--stride_length_s", "1"
+    )
+    assert "got 'beams'" in problems(capsys, "--algorithm", "sequential+beams")
+    assert "names one twice" in problems(capsys, "--algorithm", "chunked+chunked")
+
+
+def test_a_stride_of_half_a_chunk_is_refused(tmp_path, flags):
+    with pytest.raises(ValueError, match=r"--stride_length_s 1 must be less than half of a chunk"):
+        run(SCRIPT, *flags, *CHUNKED, "--stride_length_s", 1, "-o", tmp_path)

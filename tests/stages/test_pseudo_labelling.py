@@ -1,8 +1,14 @@
+import io
 import json
+import os
+import re
+import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import soundfile
+import soxr
 from datasets import Audio
 from launching import kill, launch
 from stage_runs import (
@@ -16,7 +22,7 @@ from stage_runs import (
     talkative_model_folder,
     write_manifest,
 )
-from tiny import SENTENCES, load_script, tone_manifest
+from tiny import REPOSITORY, SENTENCES, broken_torchcodec, load_script, tone_manifest
 
 from distillery import labels, schema, whisper
 
@@ -403,6 +409,63 @@ def test_bad_clips_are_named_counted_and_skipped(tmp_path, flags, broken, labell
         assert row["truncated"] == wanted["truncated"]
         assert row["avg_logprob"] == pytest.approx(wanted["avg_logprob"], abs=1e-4)
     assert loaded(tmp_path, split="train")["id"][:] == list(undisturbed)
+
+
+def wav(samples, rate, **options):
+    content = io.BytesIO()
+    soundfile.write(content, samples, rate, format="WAV", **options)
+    return content.getvalue()
+
+
+def test_every_kind_of_bad_clip_is_alone_in_being_left_out(tmp_path, flags, manifest, labelled):
+    """With a torchcodec that does not load and an ffmpeg that crashes, as users meet them."""
+    clips = tmp_path / "clips"
+    shutil.copytree(manifest.parent, clips)
+    entries = read_manifest(manifest)
+    samples, rate = soundfile.read(clips / entries[0]["audio"], dtype="float32")
+    silence = io.BytesIO()
+    soundfile.write(silence, np.zeros(3 * 3600 * 100, np.int16), 100, format="FLAC")
+    good = {
+        "8 channels.wav": wav(np.stack([samples] * 8, axis=1), rate, subtype="FLOAT"),
+        "192 kHz.wav": wav(soxr.resample(samples, rate, 192_000), 192_000),
+        "flac in truth.mp3": (clips / entries[0]["audio"]).read_bytes(),
+    }
+    bad = {
+        "empty.wav": (b"", "is an empty file"),
+        "0 samples.wav": (wav(samples[:0], rate), "holds no samples"),
+        "NaN.wav": (wav(samples * np.nan, rate, subtype="FLOAT"), "holds NaN or infinite samples"),
+        "cut short.wav": (wav(samples, rate)[:9000], "is cut short: 8956 of "),
+        "hours of silence.flac": (silence.getvalue(), "lasts 10800.00 s, longer than the model's"),
+        "crash.m4a": (b"no format that libsndfile knows", "ffmpeg was stopped by signal 11"),
+    }
+    for name, content in {**good, **{name: content for name, (content, _) in bad.items()}}.items():
+        (clips / name).write_bytes(content)
+        entries.insert(2 * len(entries) % 7, {"id": name, "audio": name})
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "ffmpeg").write_text("#!/bin/sh\nkill -11 $$\n")
+    (tmp_path / "bin" / "ffmpeg").chmod(0o755)
+    broken = broken_torchcodec(tmp_path, "decoders", "OSError('libavutil is missing')")
+
+    done = launch(
+        SCRIPT,
+        *flags,
+        *("-d", write_manifest(clips / "all.jsonl", entries)),
+        *("-o", tmp_path / "out", "--max_bad_fraction", 0.5),
+        env={
+            "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}",
+            "PYTHONPATH": f"{broken}:{REPOSITORY}",
+        },
+    )
+    for name, (_, reason) in bad.items():
+        assert re.search(f"clip {name} .*{reason}", done.stdout), done.stdout
+    assert record(tmp_path / "out")["ledger"]["quarantined"] == {"audio": len(bad)}
+    found, undisturbed = by_id(split_rows(tmp_path / "out")), by_id(split_rows(labelled))
+    assert set(found) == {*undisturbed, *good}
+    for row_id, row in undisturbed.items():
+        assert found[row_id]["whisper_transcript"] == row["whisper_transcript"]
+    first = found[read_manifest(manifest)[0]["id"]]["whisper_transcript"]
+    assert found["8 channels.wav"]["whisper_transcript"] == first
+    assert found["flac in truth.mp3"]["whisper_transcript"] == first
 
 
 def test_a_dataset_without_one_good_clip(tmp_path, flags, manifest):

@@ -210,10 +210,9 @@ def test_an_assistant_that_does_not_fit_is_refused(tmp_path, flags, capsys):
     with pytest.raises(ValueError, match=r"--assistant_model \S+small: .* hears 200 frames"):
         run(SCRIPT, *flags, "--assistant_model", small, "-o", tmp_path)
     with pytest.raises(SystemExit):
-        run(SCRIPT, *flags, "--assistant_model", small, "--num_beams", 2, "-c", 1, "-o", tmp_path)
+        run(SCRIPT, *flags, "--assistant_model", small, "--num_beams", 2, "-o", tmp_path)
     told = capsys.readouterr().err
     assert "--assistant_model: for greedy search; leave out --num_beams" in told
-    assert "--assistant_model: for single windows; leave out --chunk_length_s" in told
 
 
 def test_postprocessing_changes_what_is_scored_and_is_told(tmp_path, flags, stable_ts):

@@ -8,7 +8,7 @@ import soundfile
 from stage_runs import run, snapshot, talkative_model_folder, write_manifest
 from tiny import load_script, tiny_model_folder, tone_manifest
 
-from distillery import results, speed, whisper
+from distillery import long_form, results, speed, whisper
 from distillery.arguments import parse
 
 SCRIPT = "run_speed_eval.py"
@@ -134,13 +134,13 @@ def test_dry_run_foretells_and_writes_nothing(measured, flags, capsys, tmp_path)
 def test_both_models_write_as_many_ids_as_asked_for(monkeypatch, flags, tmp_path):
     written = []
 
-    def spy(*args):
-        found = original(*args)
+    def spy(*args, **named):
+        found = original(*args, **named)
         written.extend(len(one.ids) - 4 for one in found)
         return found
 
-    original = speed.transcribe_windows
-    monkeypatch.setattr(speed, "transcribe_windows", spy)
+    original = long_form.transcribe_windows
+    monkeypatch.setattr(long_form, "transcribe_windows", spy)
     run(SCRIPT, *flags, "--lengths_s", 1, "-o", tmp_path)
     assert set(written) == {3}
 
