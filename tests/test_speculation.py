@@ -105,6 +105,19 @@ def test_another_encoder_hears_for_itself(main, stranger, windows):
     assert (len(encoded), len(also_encoded)) == (3, 3)
 
 
+def test_nobody_drafts_behind_a_prompt_or_what_is_drawn(main, student, windows):
+    drafting = with_draft(main, replace(student, model=copy.deepcopy(student.model)))
+    drafted = calls_of(drafting.draft.decoder)
+    prompts = [[main.tokens.start_of_prev, 50 + n] for n in range(3)]
+    for options in ({"prompts": prompts}, {"temperature": 0.5}):
+        found = []
+        for model in (main, drafting):
+            torch.manual_seed(0)
+            found.append(ids(transcribe_windows(model, windows[:3], GREEDY, **options)))
+        assert found[0] == found[1]
+    assert not drafted
+
+
 def test_what_does_not_fit_is_said_at_once(main, tmp_path):
     tokenizer = train_tokenizer(SENTENCES, 280)
     folder = tiny_model_folder(tmp_path / "small", window_s=2, tokenizer=tokenizer)
