@@ -37,7 +37,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
-from distillery import data, forecast, results, schema, speed, whisper
+from distillery import data, evaluation, forecast, results, schema, speed, whisper
 from distillery.arguments import (
     DataArguments,
     DecodingArguments,
@@ -50,7 +50,7 @@ from distillery.arguments import (
 )
 from distillery.audio import AudioError, Waveform, decode_audio
 from distillery.provenance import code_commit, versions
-from distillery.runtime import Run, load_model, load_outline, make_accelerator
+from distillery.runtime import Run, make_accelerator
 from distillery.shards import replacing
 from distillery.speed import Timing
 from distillery.transcription import Decoding
@@ -95,7 +95,11 @@ class SpeedArguments:
 
     def problems(self) -> list[str]:
         """Return what is wrong with the values."""
+        # The parser has the flags of all groups checked on one object.
+        models = plus_list(getattr(self, "model_name_or_path", None))
+        has_revision = getattr(self, "model_revision", None) is not None
         return [
+            *(["--model_revision: for one model"] if has_revision and len(models) > 1 else []),
             *_length_problems(self.lengths_s),
             *at_least(self, "num_tokens", 1),
             *at_least(self, "generation_max_length", 8),
@@ -185,7 +189,7 @@ def _load_contestants(
     found = []
     for name in plus_list(model_args.model_name_or_path):
         own_args = replace(model_args, model_name_or_path=name)
-        model = load_outline(own_args) if run_args.dry_run else load_model(own_args, accelerator)
+        model = evaluation.load(own_args, run_args, accelerator)
         decoding = _decoding(model, decoding_args, args)
         found.append(
             Contestant(whisper.full_name(name), whisper.fingerprint(name), model, decoding)
@@ -202,8 +206,7 @@ def _decoding(
     model: whisper.Whisper, decoding_args: DecodingArguments, args: SpeedArguments
 ) -> Decoding:
     """Return how a model decodes; a number of ids is set in the model itself."""
-    language = decoding_args.language if model.tokens.is_multilingual else None
-    language = language or getattr(model.model.generation_config, "language", None)
+    language = evaluation.language_of(decoding_args.language, model)
     asked = (language, decoding_args.task, decoding_args.return_timestamps)
     num_prefix = len(model.tokens.prefix(*asked))
     longest = min(args.generation_max_length, model.max_label_length)
@@ -242,7 +245,9 @@ def _sound(data_args: DataArguments, rate: int, longest_s: float) -> Sound:
 def _clips(data_args: DataArguments, rate: int) -> Iterator[Waveform | None]:
     """Yield the samples of each clip, None for one that cannot be decoded."""
     for spec in data_args.specs():
-        for row in data.load(spec):
+        rows = data.load(spec)
+        data.require_column(rows, spec, schema.AUDIO, "--audio_column_name")
+        for row in rows:
             try:
                 yield decode_audio(row[schema.AUDIO], rate)
             except AudioError as error:

@@ -309,7 +309,7 @@ def plan(
         algorithm: more settings that change the result.
     """
     decoding = Decoding(
-        _language(decoding_args.language, model),
+        language_of(decoding_args.language, model),
         decoding_args.task,
         decoding_args.return_timestamps,
         decoding_args.generation_num_beams,
@@ -383,7 +383,7 @@ def plan_for_file(
     )
 
 
-def _language(asked: str | None, model: whisper.Whisper) -> str | None:
+def language_of(asked: str | None, model: whisper.Whisper) -> str | None:
     """Return the language for the decoder's prefix: the model's own where none is asked for."""
     if model.tokens.is_multilingual:
         return asked or getattr(model.model.generation_config, "language", None)

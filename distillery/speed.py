@@ -40,6 +40,8 @@ T_95 = (
 CUDA_PEAK = "torch.cuda.max_memory_allocated"
 RESIDENT_PEAK = "peak resident set of the process"
 
+_STATUS = Path("/proc/self/status")  # Linux
+
 
 class Timing(NamedTuple):
     """One run: seconds in all, in the encoder and in the decoder, and bytes at the peak.
@@ -179,9 +181,6 @@ def peak_memory(device: torch.device) -> int | None:
         return None
     lines = _STATUS.read_text(encoding="ascii").splitlines()
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
-
-
-_STATUS = Path("/proc/self/status")
 
 
 @dataclass(frozen=True)

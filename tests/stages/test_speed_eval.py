@@ -191,11 +191,23 @@ def test_models_that_do_other_work_are_refused(models, tmp_path):
 
 
 def test_wrong_flags_are_all_reported(capsys):
-    argv = ["-m", "m", "--lengths_s", "10+x", "--num_runs", "2", "--min_growth", "-1"]
+    argv = [
+        "-m",
+        "m+n",
+        "--model_revision",
+        "main",
+        "--lengths_s",
+        "10+x",
+        "--num_runs",
+        "2",
+        "--min_growth",
+        "-1",
+    ]
     with pytest.raises(SystemExit):
         parse(load_script(SCRIPT).GROUPS, argv)
     told = capsys.readouterr().err
     assert "--lengths_s must be numbers above 0, joined with '+'; got 10+x" in told
+    assert "--model_revision: for one model" in told
     assert "--num_runs must be >= 3, got 2" in told
     assert "--min_growth must be >= 0, got -1" in told
     assert "dataset_name" not in told
