@@ -18,7 +18,7 @@ from tiny import (
     tone_manifest,
 )
 
-from distillery import labels, results, whisper
+from distillery import evaluation, labels, results, whisper
 from distillery.arguments import parse
 from distillery.collators import WindowCollator
 from distillery.data import DatasetSpec, load
@@ -326,7 +326,7 @@ def test_baselines_are_evaluated_on_the_same_rows(tmp_path, flags, manifest, mon
         loaded.append(weakref.ref(model.model))
         return model
 
-    monkeypatch.setattr(load_script(SCRIPT), "load_model", load_alone)
+    monkeypatch.setattr(evaluation, "load_model", load_alone)
     run(SCRIPT, *arguments, "--baseline", f"{first}+{second}")
     assert len(loaded) == 3
     rows = metrics(tmp_path / "eval")
