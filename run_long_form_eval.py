@@ -58,7 +58,7 @@ from distillery.long_form import (
     transcribe_sequentially,
 )
 from distillery.loudness import levels_db, silent_frames
-from distillery.runtime import Run, load_model, load_outline, make_accelerator
+from distillery.runtime import Run, make_accelerator
 from distillery.shards import replacing
 from distillery.timestamps import Segment, score_timestamps, segments_of_markup
 
@@ -154,7 +154,7 @@ def main(
     accelerator = make_accelerator(run_args, args.output_dir, model_args.dtype)
     groups = (model_args, data_args, decoding_args, args, long_args, run_args)
     run = Run(Path(args.output_dir), "run_long_form_eval", groups, {})
-    model = load_outline(model_args) if run_args.dry_run else load_model(model_args, accelerator)
+    model = evaluation.load_with_assistant(model_args, args, run_args, accelerator)
     long_args = _with_chunk(long_args, model)
 
     def plans(spec: data.DatasetSpec) -> list[Evaluation]:

@@ -56,7 +56,7 @@ from distillery.evaluation import Evaluation, EvaluationArguments, Heard
 from distillery.long_form import text_of, transcribe_in_chunks
 from distillery.normalizers import raw_text
 from distillery.postprocessing import Postprocessor
-from distillery.runtime import Run, load_model, load_outline, make_accelerator
+from distillery.runtime import Run, make_accelerator
 from distillery.transcription import transcribe_windows
 
 logger = logging.getLogger(__name__)
@@ -105,8 +105,8 @@ class ShortFormArguments:
         if self.chunk_length_s is not None and self.chunk_length_s <= 0:
             found.append(f"--chunk_length_s must be > 0, got {self.chunk_length_s}")
         if self.predictions_file is not None:
-            model_flags = ("baseline", "chunk_length_s")
-            given = [f"--{name}" for name in model_flags if getattr(self, name) is not None]
+            model_flags = ("baseline", "chunk_length_s", "assistant_model")
+            given = [f"--{name}" for name in model_flags if getattr(self, name, None) is not None]
             if given:
                 found.append(f"{', '.join(given)}: for models; leave out --predictions_file")
             missing = [p for p in plus_list(self.predictions_file) if not Path(p).is_file()]
@@ -234,21 +234,14 @@ def _evaluate_models(
     baselines: list[results.Row] = []
     for name in plus_list(short_args.baseline):
         own_args = replace(model_args, model_name_or_path=name, model_revision=None)
-        model = _load(own_args, run_args, accelerator)
+        model = evaluation.load(own_args, run_args, accelerator)
         steps = _steps(model, own_args, *how)
         baselines += evaluation.measure_each(accelerator, run, model, data_args, run_args, *steps)
         del model, steps
         release_memory()
-    model = _load(model_args, run_args, accelerator)
+    model = evaluation.load_with_assistant(model_args, args, run_args, accelerator)
     steps = _steps(model, model_args, *how)
     evaluation.evaluate_each(accelerator, run, model, data_args, run_args, *steps, baselines)
-
-
-def _load(
-    model_args: ModelArguments, run_args: RunArguments, accelerator: Accelerator
-) -> whisper.Whisper:
-    """Load a model; of one that will not be run, only the outline."""
-    return load_outline(model_args) if run_args.dry_run else load_model(model_args, accelerator)
 
 
 def _steps(

@@ -36,8 +36,9 @@ from distillery.normalizers import (
 from distillery.provenance import code_commit, versions
 from distillery.report import gather, unit_of, worst, write_report
 from distillery.results import Prediction
-from distillery.runtime import Run
+from distillery.runtime import Run, load_model, load_outline
 from distillery.shards import replacing, sha256
+from distillery.speculation import DraftedWhisper, with_draft
 from distillery.tokens import TRANSCRIBE, language_code
 from distillery.transcription import Decoding
 
@@ -63,17 +64,31 @@ class EvaluationArguments:
         "File for a page about all results in --output_dir, such as 'report.html': tables, bars, "
         "the worst utterances aligned and, where the audio is in local files, heard.",
     )
+    assistant_model: str | None = flag(
+        None,
+        "Model that drafts for the main model (speculative decoding): Hub id or folder with the "
+        "same vocabulary and features, such as a student of the main model. Transcripts are those "
+        "of greedy search without it; windows are decoded one by one, whatever --batch says. "
+        "Baselines decode without it, and so do windows with a prompt or a temperature.",
+    )
     japanese_words: bool = flag(
         False, "Also give the error rate over words as MeCab cuts Japanese text (needs fugashi)."
     )
 
     def problems(self) -> list[str]:
         """Return what is wrong with the values."""
+        # The parser has the flags of all groups checked on one object.
+        num_beams = getattr(self, "generation_num_beams", 1)
         missing = self.japanese_words and not all(map(importlib.util.find_spec, WORD_PACKAGES))
         is_folder = self.html is not None and Path(self.html).is_dir()
         return [
             *([f"--html {self.html} is a folder: name a file"] if is_folder else []),
             *([f"--japanese_words: {JAPANESE_WORDS_HINT}"] if missing else []),
+            *(
+                ["--assistant_model: for greedy search; leave out --num_beams"]
+                if self.assistant_model is not None and num_beams > 1
+                else []
+            ),
             *at_least(self, "per_device_eval_batch_size", 1),
             *at_least(self, "generation_max_length", 8),
             *one_of(self, "normalizer", VARIANTS),
@@ -294,7 +309,7 @@ def plan(
         algorithm: more settings that change the result.
     """
     decoding = Decoding(
-        _language(decoding_args.language, model),
+        language_of(decoding_args.language, model),
         decoding_args.task,
         decoding_args.return_timestamps,
         decoding_args.generation_num_beams,
@@ -304,9 +319,10 @@ def plan(
     _check_words(args, decoding)
     normalizer = model.normalizer(decoding.language, decoding.task, args.normalizer)
     name = model_args.model_name_or_path
+    assistant = args.assistant_model if isinstance(model, DraftedWhisper) else None
     identity = {
         "form": form,
-        "model": str(Path(name).resolve()) if Path(name).exists() else name,
+        "model": whisper.full_name(name),
         "model_revision": model_args.model_revision,
         "model_fingerprint": whisper.fingerprint(name),
         "dataset": spec.name,
@@ -319,6 +335,8 @@ def plan(
         "decoding": asdict(decoding),
         "normalizer": normalizer.id,
         "postprocessing": [],
+        "assistant_model": assistant and whisper.full_name(assistant),
+        "assistant_fingerprint": assistant and whisper.fingerprint(assistant),
         **algorithm,
     }
     folder = Path(args.output_dir)
@@ -365,7 +383,7 @@ def plan_for_file(
     )
 
 
-def _language(asked: str | None, model: whisper.Whisper) -> str | None:
+def language_of(asked: str | None, model: whisper.Whisper) -> str | None:
     """Return the language for the decoder's prefix: the model's own where none is asked for."""
     if model.tokens.is_multilingual:
         return asked or getattr(model.model.generation_config, "language", None)
@@ -377,6 +395,34 @@ def _check_words(args: EvaluationArguments, decoding: Decoding) -> None:
     spoken = decoding.language and language_code(decoding.language)
     if args.japanese_words and (spoken, decoding.task) != ("ja", TRANSCRIBE):
         raise ValueError("--japanese_words needs --language ja and --task transcribe")
+
+
+def load(
+    model_args: ModelArguments, run_args: RunArguments, accelerator: Accelerator
+) -> whisper.Whisper:
+    """Load a model; of one that will not be run, only the outline."""
+    return load_outline(model_args) if run_args.dry_run else load_model(model_args, accelerator)
+
+
+def load_with_assistant(
+    model_args: ModelArguments,
+    args: EvaluationArguments,
+    run_args: RunArguments,
+    accelerator: Accelerator,
+) -> whisper.Whisper:
+    """Load the model, and the assistant that drafts for it where one is named.
+
+    Raises:
+        ValueError: the assistant does not fit.
+    """
+    model, name = load(model_args, run_args, accelerator), args.assistant_model
+    if name is None:
+        return model
+    own_args = replace(model_args, model_name_or_path=name, model_revision=None)
+    try:
+        return with_draft(model, load(own_args, run_args, accelerator))
+    except ValueError as error:
+        raise ValueError(f"--assistant_model {name}: {error}") from error
 
 
 def check_chunk(chunk_length_s: float | None, model: whisper.Whisper) -> None:

@@ -2,13 +2,19 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
-from transformers import WhisperForConditionalGeneration
+from transformers import (
+    LogitsProcessorList,
+    SuppressTokensAtBeginLogitsProcessor,
+    WhisperForConditionalGeneration,
+)
 from transformers.modeling_outputs import BaseModelOutput
 
+from distillery.speculation import Draft, DraftedWhisper
 from distillery.tokens import SpecialTokens
 from distillery.whisper import Whisper
 
@@ -62,12 +68,19 @@ def transcribe_windows(
     """Transcribe windows, each in one pass of the decoder.
 
     Args:
-        whisper: the model, on the device of the features.
+        whisper: the model, on the device of the features. One that is drafted for is so where
+            windows have no prompts and nothing is drawn.
         input_features: float (batch, mels, frames of the window).
         decoding: see `Decoding`.
         prompts: ids that each window's decoder sees before its prefix, all of one length.
         temperature: above 0, ids are drawn from the softmax at this temperature, without beams.
     """
+    is_plain = not prompts and temperature == 0
+    draft = whisper.draft if isinstance(whisper, DraftedWhisper) and is_plain else None
+    if draft is not None and len(input_features) > 1:
+        # Transformers has one window drafted at a time.
+        each = (transcribe_windows(whisper, window[None], decoding) for window in input_features)
+        return [transcript for found in each for transcript in found]
     model, tokens = whisper.model, whisper.tokens
     prefix = tokens.prefix(decoding.language, decoding.task, decoding.timestamps)
     given = [[*prompt, *prefix] for prompt in prompts] or [prefix]
@@ -84,6 +97,7 @@ def transcribe_windows(
         # One pass: without it, a window with timestamps is decoded again from its last one on.
         force_unique_generate_call=True,
         **({"decoder_input_ids": torch.tensor(given).to(encoded.device)} if prompts else {}),
+        **_draft_arguments(model, draft, input_features, len(prefix)),
         **prompt_arguments(tokens, decoding),
     )
     sequences = [_until_end(row, num_given, tokens) for row in output.sequences.tolist()]
@@ -92,6 +106,22 @@ def transcribe_windows(
         Transcript(ids[num_given - len(prefix) :], ids[-1] != tokens.end_of_text, logprob)
         for ids, logprob in zip(sequences, logprobs, strict=True)
     ]
+
+
+def _draft_arguments(
+    model: WhisperForConditionalGeneration, draft: Draft | None, window: Tensor, num_prefix: int
+) -> dict[str, Any]:
+    """Return `generate`'s arguments for speculative decoding; none where nobody drafts."""
+    if draft is None:
+        return {}
+    draft.hear(window)
+    found: dict[str, Any] = {"assistant_model": draft.decoder}
+    suppressed = model.generation_config.begin_suppress_tokens
+    if suppressed:
+        # With a draft transformers lets a transcript begin with any id, as no other search does.
+        rule = SuppressTokensAtBeginLogitsProcessor(suppressed, num_prefix, device=window.device)
+        found["logits_processor"] = LogitsProcessorList([rule])
+    return found
 
 
 def _until_end(row: list[int], num_given: int, tokens: SpecialTokens) -> list[int]:

@@ -130,6 +130,11 @@ def load(
     return Whisper(**vars(processor), model=model)
 
 
+def full_name(name_or_path: str) -> str:
+    """Return a name that tells models apart: the whole path of a folder, or the Hub id."""
+    return str(Path(name_or_path).resolve()) if Path(name_or_path).exists() else name_or_path
+
+
 def load_outline(
     name_or_path: str,
     dtype: str = "float32",

@@ -27,6 +27,7 @@ SCRIPTS = (
     "run_distillation.py",
     "run_finetuning.py",
     "run_short_form_eval.py",
+    "run_speed_eval.py",
     "run_long_form_eval.py",
     "reazonspeech_manual_downloader.py",
 )

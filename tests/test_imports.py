@@ -12,7 +12,7 @@ LAYERS = {
     "core": "schema tokens labels segments normalizers metrics filters vocabulary order bootstrap "
     "provenance audio subtitles loudness timestamps hallucinations",
     "torch": "losses student collators optim features whisper transcription distillation long_form "
-    "pipelines postprocessing",
+    "speculation speed pipelines postprocessing",
     "io": "data archives filetrees manifests layouts examples segmentation shards checkpointing "
     "hub results reazonspeech downloads comparison tables report",
     "app": "flags arguments runtime forecast training evaluation",

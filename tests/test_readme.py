@@ -16,6 +16,7 @@ STAGES = [
     "run_long_form_eval.py",
     "run_pseudo_labelling.py",
     "run_short_form_eval.py",
+    "run_speed_eval.py",
 ]
 DOCUMENTS = [
     "README.md",

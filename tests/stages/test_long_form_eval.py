@@ -116,6 +116,14 @@ def test_same_evaluations_are_not_repeated(tmp_path, evaluated, flags, capsys):
     assert page.count('<details class="result"') == 2
 
 
+def test_an_assistant_changes_no_text(tmp_path, flags, evaluated, root):
+    assistant = talkative_model_folder(root / "assistant", seed=4)
+    run(SCRIPT, *flags, *BOTH, "--assistant_model", assistant, "-o", tmp_path)
+    rows, wanted = metrics(tmp_path), metrics(evaluated)
+    assert [row["assistant_model"] for row in rows] == [str(assistant)] * 2
+    assert [texts(tmp_path, row) for row in rows] == [texts(evaluated, row) for row in wanted]
+
+
 def test_streaming_equals_reading_from_disk(tmp_path, flags, evaluated):
     run(SCRIPT, *flags, "--streaming", "-o", tmp_path)
     (row,) = metrics(tmp_path)

@@ -10,9 +10,15 @@ from stage_runs import (
     talkative_model_folder,
     write_manifest,
 )
-from tiny import SHARED, load_script, tiny_punctuator_folder, tone_manifest
+from tiny import (
+    SHARED,
+    load_script,
+    tiny_model_folder,
+    tiny_punctuator_folder,
+    tone_manifest,
+)
 
-from distillery import labels, results, whisper
+from distillery import evaluation, labels, results, whisper
 from distillery.arguments import parse
 from distillery.collators import WindowCollator
 from distillery.data import DatasetSpec, load
@@ -29,6 +35,7 @@ COLUMNS = {
     *("form", "model", "model_revision", "model_fingerprint", "dataset", "config", "split"),
     *("max_rows", "dataset_fingerprint", "dtype", "attention", "decoding", "normalizer"),
     *("postprocessing", "punctuator", "chunk_length_s"),
+    *("assistant_model", "assistant_fingerprint"),
     *("cer_norm", "wer_norm", "cer_raw", "wer_raw", "num_rows", "num_empty_references"),
     *("ci", "edits", "by_duration", "wer_words", "word_segmenter", "baselines"),
     *("num_bad", "num_parameters", "audio_s", "wall_s", "rtfx", "predictions"),
@@ -186,6 +193,28 @@ def test_other_decoding_is_another_evaluation(tmp_path, flags):
     assert rows[0]["predictions"] != rows[1]["predictions"]
 
 
+def test_an_assistant_changes_the_speed_alone(tmp_path, flags, evaluated, model, root):
+    assistant = talkative_model_folder(root / "assistant", seed=4)
+    run(SCRIPT, *flags, "--assistant_model", assistant, "-o", tmp_path)
+    ((row,), (wanted,)) = metrics(tmp_path), metrics(evaluated)
+    assert row["assistant_model"] == str(assistant)
+    assert row["assistant_fingerprint"] == whisper.fingerprint(str(assistant))
+    assert wanted["assistant_model"] is wanted["assistant_fingerprint"] is None
+    other = {"assistant_model", "assistant_fingerprint", "predictions", "wall_s", "rtfx"}
+    assert [row[name] for name in COLUMNS - other] == [wanted[name] for name in COLUMNS - other]
+    assert predictions(tmp_path, row) == predictions(evaluated, wanted)
+
+
+def test_an_assistant_that_does_not_fit_is_refused(tmp_path, flags, capsys):
+    small = tiny_model_folder(tmp_path / "small", window_s=2)
+    with pytest.raises(ValueError, match=r"--assistant_model \S+small: .* hears 200 frames"):
+        run(SCRIPT, *flags, "--assistant_model", small, "-o", tmp_path)
+    with pytest.raises(SystemExit):
+        run(SCRIPT, *flags, "--assistant_model", small, "--num_beams", 2, "-o", tmp_path)
+    told = capsys.readouterr().err
+    assert "--assistant_model: for greedy search; leave out --num_beams" in told
+
+
 def test_postprocessing_changes_what_is_scored_and_is_told(tmp_path, flags, stable_ts):
     letters = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"
     punctuator = tiny_punctuator_folder(tmp_path / "p", dict.fromkeys(letters, "。"), letters)
@@ -297,7 +326,7 @@ def test_baselines_are_evaluated_on_the_same_rows(tmp_path, flags, manifest, mon
         loaded.append(weakref.ref(model.model))
         return model
 
-    monkeypatch.setattr(load_script(SCRIPT), "load_model", load_alone)
+    monkeypatch.setattr(evaluation, "load_model", load_alone)
     run(SCRIPT, *arguments, "--baseline", f"{first}+{second}")
     assert len(loaded) == 3
     rows = metrics(tmp_path / "eval")
