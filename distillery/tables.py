@@ -11,10 +11,10 @@ TITLES = {"cer_norm": "CER", "wer_norm": "WER", "cer_raw": "Raw CER", "wer_raw":
 # side by side in a table; rows that differ in something else, such as the weights in the same
 # folder, are an older and a newer state of one thing.
 SETTINGS = (
-    *("language", "task", "timestamps", "num_beams", "max_length", "normalizer"),
-    *("model_revision", "dtype", "attention", "max_rows", "assistant_model", "punctuator"),
     *("algorithm", "chunk_length_s", "stride_length_s"),
     *("condition_on_prev_tokens", "temperature_fallback"),
+    *("language", "task", "timestamps", "num_beams", "max_length", "normalizer"),
+    *("model_revision", "dtype", "attention", "max_rows", "assistant_model", "punctuator"),
 )
 
 

@@ -91,8 +91,8 @@ def test_settings_that_differ_are_named():
     assert table(row(), beams, chunked, other_set, row("org/b", "org/w")) == [
         "| model | org/w | org/x |",
         "| org/a | 3.0 |  |",
+        "| org/a (chunk_length_s=15.0, num_beams=1) |  | 2.0 |",
         "| org/a (num_beams=1) |  | 9.4 |",
-        "| org/a (num_beams=1, chunk_length_s=15.0) |  | 2.0 |",
         "| org/a (num_beams=5) |  | 1.0 |",
         "| org/b | 9.4 |  |",
     ]
