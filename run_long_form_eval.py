@@ -222,7 +222,7 @@ def _timestamp_figures(
     one: Evaluation, recordings: Sequence[HeardRecording]
 ) -> dict[str, int | float | None]:
     """Return the scores of the timestamps, where both sides have some."""
-    timed = [heard for heard in recordings if heard.references]
+    timed = [heard for heard in recordings if any(s.duration > 0 for s in heard.references or ())]
     if not timed or not one.decoding.timestamps:
         return {}
     scores = score_timestamps(

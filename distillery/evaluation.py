@@ -276,10 +276,9 @@ def _check_complete(
     heard: list[Heard], good: list[Heard], max_bad_fraction: float, name: str
 ) -> None:
     if not good:
-        reasons = {row.problem for row in heard}
-        raise ValueError(
-            f"{name}: no clip could be used: {', '.join(map(str, reasons)) or 'empty'}"
-        )
+        reasons = list(dict.fromkeys(str(row.problem) for row in heard))
+        shown = [*reasons[:3], *([f"{len(reasons) - 3} more"] if len(reasons) > 3 else [])]
+        raise ValueError(f"{name}: no clip could be used: {', '.join(shown) or 'empty'}")
     if len({row.id for row in heard}) != len(heard):
         raise ValueError(f"{name}: ids are not unique; name another column with --id_column_name")
     bad = len(heard) - len(good)

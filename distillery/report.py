@@ -8,7 +8,7 @@ import math
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from datetime import datetime, timezone
 from functools import cached_property
 from pathlib import Path
@@ -19,10 +19,12 @@ import jinja2
 from markupsafe import Markup
 
 from distillery import data, layouts, manifests, schema, tables
+from distillery.hallucinations import Hallucinations
 from distillery.metrics import AlignedRun, ErrorCounts, Unit, aligned_runs, pair_error_rate
 from distillery.normalizers import raw_text
 from distillery.results import Prediction, Row, read_folder, read_predictions
 from distillery.shards import replacing
+from distillery.timestamps import TimestampScores
 from distillery.tokens import language_code
 
 NUM_WORST = 50  # utterances of an evaluation that are shown aligned
@@ -31,11 +33,24 @@ NUM_WORST = 50  # utterances of an evaluation that are shown aligned
 RATES = {**tables.TITLES, "wer_words": "WER of analysed words"}
 OUTLIER = 5  # bars that are so many times longer than the next one are cut off
 
+# Beside the error rates of long recordings.
+LONG_FORM = {
+    "num_loops": "Loops",
+    "max_compression_ratio": "Highest compression ratio",
+    "num_segments_in_silence": "Segments in silence",
+    "num_segments_in_gaps": "Segments in gaps",
+    "start_error_mean_s": "Error of starts, s",
+    "end_error_mean_s": "Error of ends, s",
+    "timestamp_coverage": "Time covered, %",
+    "timestamp_overlap": "Overlap, %",
+}
+
 # What an evaluation yields; the other items of a row say what was evaluated, and how.
 _FIGURES = frozenset(
     {*RATES, "ci", "edits", "by_duration", "baselines", "num_rows", "num_empty_references"}
     | {"num_bad", "num_parameters", "audio_s", "wall_s", "rtfx", "predictions"}
-    | {"versions", "commit", "columns"}
+    | {"versions", "commit", "columns", "num_rows_with_times"}
+    | {one.name for kind in (Hallucinations, TimestampScores) for one in fields(kind)}
 )
 _NAMED_ELSEWHERE = frozenset({"form", "model", "dataset", "config", "split", "postprocessing"})
 
@@ -86,6 +101,7 @@ def write_report(path: str | os.PathLike[str], entries: Sequence[Entry]) -> None
     page = environment.get_template("report.html.j2").render(
         page=_Page(_results(entries, path.absolute().parent)),
         rates=RATES,
+        long_form=LONG_FORM,
         num_worst=NUM_WORST,
         written=datetime.now(timezone.utc),
     )
@@ -385,6 +401,10 @@ def _rate(value: float | None) -> str:
     return "–" if value is None else f"{value:.1f}"
 
 
+def _figure(value: float | None) -> str:
+    return f"{value:.2f}" if isinstance(value, float) else "–" if value is None else str(value)
+
+
 def _interval(row: Row, rate: str) -> str:
     """Return the 95 % interval of a rate as text, "" where the row has none."""
     return "–".join(map(_rate, _ci(row, rate)))
@@ -426,6 +446,7 @@ def _breakable(name: str) -> Markup:
 FILTERS = {
     "breakable": _breakable,
     "rate": _rate,
+    "figure": _figure,
     "interval": _interval,
     "signed": _signed,
     "signed_interval": _signed_interval,

@@ -4,6 +4,7 @@ A results file is only ever appended to, a whole row at a time. Predictions are 
 """
 
 import csv
+import io
 import json
 import logging
 import os
@@ -219,7 +220,11 @@ def _parse_row(path: Path, number: int, line: bytes) -> Row:
 def _read_csv(path: Path) -> tuple[tuple[str, ...], list[list[str]]]:
     """Return the header and the rows of a CSV file, all of them as wide as the header."""
     csv.field_size_limit(2**31 - 1)  # the default, 128 KiB, is less than hours of speech take
-    with path.open(encoding="utf-8-sig", newline="") as file:
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: {error}: save it as UTF-8") from error
+    with io.StringIO(text, newline="") as file:
         reader = csv.reader(file)
         header = tuple(next(reader, ()))
         rows = []

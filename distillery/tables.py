@@ -11,9 +11,10 @@ TITLES = {"cer_norm": "CER", "wer_norm": "WER", "cer_raw": "Raw CER", "wer_raw":
 # side by side in a table; rows that differ in something else, such as the weights in the same
 # folder, are an older and a newer state of one thing.
 SETTINGS = (
+    *("algorithm", "chunk_length_s", "stride_length_s"),
+    *("condition_on_prev_tokens", "temperature_fallback"),
     *("language", "task", "timestamps", "num_beams", "max_length", "normalizer"),
-    *("model_revision", "dtype", "attention", "max_rows", "chunk_length_s", "long_form"),
-    *("algorithm", "assistant_model", "punctuator"),
+    *("model_revision", "dtype", "attention", "max_rows", "assistant_model", "punctuator"),
 )
 
 
@@ -61,7 +62,9 @@ def _test_set(row: Row) -> tuple[str, str, str, str]:
 
 
 def _settings(row: Row) -> dict[str, Any]:
-    flat = {**row, **(row.get("decoding") or {})}
+    # An option of long-form decoding that is off needs no mention: the other algorithm lacks it.
+    options = {name: value for name, value in (row.get("long_form") or {}).items() if value}
+    flat = {**row, **(row.get("decoding") or {}), **options}
     return {name: flat.get(name) for name in SETTINGS}
 
 

@@ -13,13 +13,13 @@ The same, uploaded; the card then names the repository, which is private without
 
 import logging
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from transformers.dynamic_module_utils import custom_object_save
 
 from distillery import hub, whisper
-from distillery.arguments import OutputArguments, flag, flags_of, parse, required
+from distillery.arguments import OutputArguments, flag, parse, required
 from distillery.checkpointing import sealed_folder
 from distillery.pipelines import recognition
 from distillery.runtime import Run, publish, set_up_logging
@@ -50,11 +50,11 @@ def main(model_args: PipelineArguments, output_args: OutputArguments) -> None:
     set_up_logging()
     source, folder = _source(model_args), Path(output_args.output_dir)
     inputs = {model_args.model_name_or_path: whisper.fingerprint(str(source))}
-    run = Run(folder, "push_pipeline", flags_of(model_args, output_args), inputs)
+    run = Run(folder, "push_pipeline", (model_args, output_args), inputs)
     if not _is_done(run, output_args.overwrite_output_dir):
         with sealed_folder(folder) as temporary:
             save_pipeline(source, temporary, output_args.hub_model_id or folder.resolve().name)
-            Run(temporary, run.stage, run.arguments, run.inputs).finish()
+            replace(run, folder=temporary).finish()
         logger.info("%s: pipeline(model=%r, trust_remote_code=True)", folder, str(folder))
     publish(run, output_args, "model")
 

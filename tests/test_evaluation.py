@@ -224,6 +224,12 @@ def test_nothing_to_score_is_an_error(tmp_path, heard, reason):
         evaluation_of(tmp_path).conclude(heard, 2.0, 7, 1.0)
 
 
+def test_an_error_about_many_clips_is_short(tmp_path):
+    heard = [replace(BAD, id=str(n), problem=f"lasts {n} s") for n in range(40, 1040)]
+    with pytest.raises(ValueError, match=r"lasts 40 s, lasts 41 s, lasts 42 s, 997 more$"):
+        evaluation_of(tmp_path).conclude(heard, 2.0, 7, 1.0)
+
+
 def test_a_trained_on_model_is_another_model(tmp_path):
     assert whisper.fingerprint(tmp_path / "org" / "name") is None
     (tmp_path / "model.safetensors").write_bytes(b"1")

@@ -493,6 +493,31 @@ def test_missing_audio_is_explained(opened, tmp_path):
     ]
 
 
+LONG_FORM_FIGURES = {
+    "num_loops": 2,
+    "loop_characters": 30,
+    "max_compression_ratio": 2.444,
+    "num_segments_in_silence": 0,
+    "characters_in_silence": 0,
+    "num_segments_in_gaps": None,
+    "num_rows_with_times": 3,
+    "start_error_mean_s": 0.0354,
+    "end_error_mean_s": None,
+    "timestamp_coverage": 95.75,
+    "timestamp_overlap": 90.9,
+}
+
+
+def test_figures_of_long_recordings_have_a_table_and_are_no_settings(opened):
+    long = row_of(form="long_form", algorithm="sequential", **LONG_FORM_FIGURES)
+    page = opened([Entry(row_of(), JAPANESE), Entry(long, JAPANESE)])
+    assert page.texts("#long-form tbody tr") == [
+        "teacher test (long form) 2 2.44 0 – 0.04 – 95.75 90.90"
+    ]
+    assert not set(LONG_FORM_FIGURES) & set(page.texts("#runs dt"))
+    assert "algorithm" in page.texts("#runs dt")
+
+
 def test_older_rows_leave_sections_out(opened):
     older = [Entry(older_row(), JAPANESE), Entry(older_row(model="/models/b"), [])]
     page = opened(older)

@@ -251,6 +251,13 @@ def test_files_that_cannot_be_scored(tmp_path, content, message):
         read_foreign_predictions(path)
 
 
+def test_a_file_in_another_encoding_is_named(tmp_path):
+    path = tmp_path / "other.csv"
+    path.write_bytes("reference,prediction\nねこ,ねこ\n".encode("shift_jis"))
+    with pytest.raises(ValueError, match=r"other\.csv: 'utf-8' codec .* save it as UTF-8"):
+        read_foreign_predictions(path)
+
+
 def test_rows_of_a_folder(tmp_path):
     with pytest.raises(ValueError, match=f"{tmp_path} holds no result"):
         read_folder(tmp_path)

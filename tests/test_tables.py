@@ -57,6 +57,29 @@ def test_the_newest_of_equal_evaluations_counts():
     assert table(*rows)[1:] == ["| org/a | 2.0 |", "| org/b | 9.4 |"]
 
 
+def test_algorithms_of_long_form_are_named_with_the_options_that_are_on():
+    options = {"condition_on_prev_tokens": False, "temperature_fallback": False}
+    rows = [
+        row(form="long_form", algorithm="sequential", long_form=options),
+        row(
+            form="long_form",
+            algorithm="sequential",
+            long_form={**options, "temperature_fallback": True},
+        ),
+        row(
+            form="long_form",
+            algorithm="chunked",
+            long_form={"chunk_length_s": 2.5, "stride_length_s": None},
+        ),
+    ]
+    assert table(*rows) == [
+        "| model | org/x (long form) |",
+        "| org/a (algorithm=chunked, chunk_length_s=2.5) | 9.4 |",
+        "| org/a (algorithm=sequential) | 9.4 |",
+        "| org/a (algorithm=sequential, temperature_fallback=True) | 9.4 |",
+    ]
+
+
 def test_models_of_one_base_name_are_two():
     assert len(table(row("/run/1/student"), row("/run/2/student"))) == 3
 
@@ -68,8 +91,8 @@ def test_settings_that_differ_are_named():
     assert table(row(), beams, chunked, other_set, row("org/b", "org/w")) == [
         "| model | org/w | org/x |",
         "| org/a | 3.0 |  |",
+        "| org/a (chunk_length_s=15.0, num_beams=1) |  | 2.0 |",
         "| org/a (num_beams=1) |  | 9.4 |",
-        "| org/a (num_beams=1, chunk_length_s=15.0) |  | 2.0 |",
         "| org/a (num_beams=5) |  | 1.0 |",
         "| org/b | 9.4 |  |",
     ]

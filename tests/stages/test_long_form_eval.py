@@ -7,6 +7,7 @@ from tiny import SAMPLE_RATE, SENTENCES, load_script
 
 from distillery import results
 from distillery.arguments import parse
+from distillery.timestamps import Segment
 
 SCRIPT = "run_long_form_eval.py"
 CHUNKED = ["--chunk_length_s", 2]
@@ -193,3 +194,9 @@ def test_flags_that_contradict_each_other_are_all_reported(capsys):
 def test_a_stride_of_half_a_chunk_is_refused(tmp_path, flags):
     with pytest.raises(ValueError, match=r"--stride_length_s 1 must be less than half of a chunk"):
         run(SCRIPT, *flags, *CHUNKED, "--stride_length_s", 1, "-o", tmp_path)
+
+
+def test_references_without_any_time_are_not_compared():
+    stage = load_script(SCRIPT)
+    heard = stage.HeardRecording("1", "a", "a", 1.0, references=[Segment(1.0, 1.0, "a")])
+    assert stage._timestamp_figures(None, [heard]) == {}
