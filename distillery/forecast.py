@@ -154,11 +154,20 @@ def _of_all_rows(rows: data.Rows, spec: data.DatasetSpec) -> tuple[int | None, A
         return len(rows), list(
             rows.select_columns(schema.DURATION)[schema.DURATION]
         ) if known else None
-    if _has_parquet(Path(spec.name)):
-        return _of_parquet(_parquet_files(rows, spec), spec.max_rows)
+    files = _parquet_files(rows, spec) if _has_parquet(Path(spec.name)) else []
+    if _is_cut_now(rows, files):
+        return None, None  # recordings are counted there, not clips
+    if files:
+        return _of_parquet(files, spec.max_rows)
     split = (rows.info.splits or {}).get(str(rows.split))
     count = split.num_examples if split else None
     return count and min(count, spec.max_rows or count), None
+
+
+def _is_cut_now(rows: data.Rows, files: Sequence[str]) -> bool:
+    """Tell whether clips are cut while rows are read, and were not stored so."""
+    is_stored = any(schema.START in pq.read_schema(file).names for file in files)
+    return schema.START in rows.column_names and not is_stored
 
 
 def _parquet_files(rows: data.Rows, spec: data.DatasetSpec) -> list[str]:
@@ -168,8 +177,6 @@ def _parquet_files(rows: data.Rows, spec: data.DatasetSpec) -> list[str]:
 
 
 def _of_parquet(files: Sequence[str], max_rows: int | None) -> tuple[int | None, Any]:
-    if not files:
-        return None, None
     columns = [pq.read_schema(file).names for file in files]
     if all(schema.DURATION in names for names in columns):
         tables = [pq.read_table(file, columns=[schema.DURATION]) for file in files]
