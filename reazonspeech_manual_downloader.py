@@ -189,7 +189,7 @@ def forecast(arguments: DownloaderArguments) -> int:
     sizes, failures = ask_sizes(wanted, arguments.pool, arguments.policy)
     for path, reason in failures.items():
         logger.error("not to be had: %s: %s", path.name, reason)
-    unknown = sum(size is None for size in sizes.values())
+    unknown = sum(size is None for size in sizes.values()) + len(failures)
     missing = sum(size or 0 for size in sizes.values())
     free = free_bytes(arguments.folder)
     sys.stdout.write(

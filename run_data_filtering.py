@@ -150,8 +150,9 @@ def main(
         {str(spec): data.fingerprint(spec) for spec in specs},
     )
     if run_args.dry_run:
+        speech = _survey(specs)
         work = _work(filter_args, data.read_run_record(specs[0].name), run_args.seed)
-        forecast.show(accelerator, run.stage, _forecast(run, specs, work))
+        forecast.show(accelerator, run.stage, _forecast(run, speech, work))
         return
     open_run(
         accelerator,
@@ -162,9 +163,8 @@ def main(
     if not accelerator.is_main_process:
         return  # the work is shared out with --preprocessing_num_workers instead
     if not run.is_complete:
-        labelled = data.read_run_record(specs[0].name)
-        work = _work(filter_args, labelled, run_args.seed)
-        splits = _load_splits(specs)
+        splits = _load_splits(specs)  # first: a name that is wrong is told before any model's
+        work = _work(filter_args, data.read_run_record(specs[0].name), run_args.seed)
         ledgers = {
             spec: _filter_split(spec, rows, work, run, run_args.preprocessing_num_workers)
             for spec, rows in splits.items()
@@ -187,10 +187,16 @@ def _default_output(dataset_name: str, args: FilterArguments) -> str:
     return ".".join(parts if len(parts) > 1 else [*parts, "filtered"])
 
 
-def _forecast(run: Run, specs: list[data.DatasetSpec], work: "_Work") -> list[forecast.Line]:
-    """Say what this run would do and take."""
+def _survey(specs: list[data.DatasetSpec]) -> list[forecast.Speech]:
+    """Look at the datasets, and refuse what `_load_splits` would."""
     column = schema.WHISPER_TRANSCRIPT
     speech = [forecast.survey(spec, column, "--dataset_name") for spec in specs]
+    data.refuse_same_split_twice([one.spec for one in speech])
+    return speech
+
+
+def _forecast(run: Run, speech: list[forecast.Speech], work: "_Work") -> list[forecast.Line]:
+    """Say what this run would do and take."""
     most, what = forecast.total_bytes(speech), "audio and labels if all rows pass,"
     if work.log_mel is not None:
         most, what = _features_bytes(speech, work.log_mel), "features and labels if all rows pass,"

@@ -155,6 +155,7 @@ def _forecast(
     """Say what this run would do and take."""
     batch_size = own.per_device_eval_batch_size
     speech = [forecast.survey(spec, schema.AUDIO, "--audio_column_name") for spec in specs]
+    data.refuse_same_split_twice([one.spec for one in speech])
     num_labelled = forecast.sealed_rows(run.folder, f"{WORK_FOLDER}/*/*/*.parquet")
     return [
         *forecast.data_lines(speech),

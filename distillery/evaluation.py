@@ -10,7 +10,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import evaluate
 from accelerate import Accelerator
 
 from distillery import comparison, data, forecast, results, schema, whisper
@@ -37,7 +36,7 @@ from distillery.provenance import code_commit, versions
 from distillery.report import gather, unit_of, worst, write_report
 from distillery.results import Prediction
 from distillery.runtime import Run, load_model, load_outline
-from distillery.shards import replacing, sha256
+from distillery.shards import replacing, sha256, write_json
 from distillery.speculation import DraftedWhisper, with_draft
 from distillery.tokens import TRANSCRIBE, language_code
 from distillery.transcription import Decoding
@@ -200,7 +199,7 @@ class Evaluation:
             "versions": versions(),
             "commit": code_commit(),
         }
-        evaluate.save(str(self.predictions_path.with_suffix(".json")), **row)
+        write_json(self.predictions_path.with_suffix(".json"), row)
         self._write_worst(predictions)
         results.append_row(self.metrics_path, row)
         return row

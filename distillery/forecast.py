@@ -24,6 +24,7 @@ from distillery import checkpointing, data, schema, training, whisper
 from distillery.archives import is_archive
 from distillery.arguments import TrainDataArguments, TrainingArguments
 from distillery.audio import AudioError, decode_audio
+from distillery.examples import LEARNT
 from distillery.order import BatchPlan
 from distillery.runtime import Run
 from distillery.shards import free_bytes, read_seal
@@ -95,13 +96,14 @@ class Speech:
         return f"{hours(self.audio_s)} of audio{estimate}"
 
 
-def survey(spec: data.DatasetSpec, column: str, flag: str) -> Speech:
+def survey(spec: data.DatasetSpec, column: str, flag: str, *instead: str) -> Speech:
     """Look at a dataset's first rows, and at what its files say about the others.
 
     Args:
         spec: the dataset; of a part such as `train[:10]`, the whole split is described.
         column: that the stage cannot do without.
         flag: that names this column.
+        instead: columns any of which will do in its place.
 
     Raises:
         FileNotFoundError, ValueError: the dataset cannot be loaded, has no rows or no such column.
@@ -114,7 +116,8 @@ def survey(spec: data.DatasetSpec, column: str, flag: str) -> Speech:
         is_copied = _is_copied_first(spec) or is_cut
         if not is_copied:
             rows = data.load(replace(streamed, streaming=False))
-        data.require_column(rows, spec, column, flag)
+        if not set(instead) & set(rows.column_names):
+            data.require_column(rows, spec, column, flag)
         first = list(islice(rows, FIRST_ROWS))
         if not first:
             raise ValueError(f"dataset {spec} has no rows")
@@ -154,11 +157,20 @@ def _of_all_rows(rows: data.Rows, spec: data.DatasetSpec) -> tuple[int | None, A
         return len(rows), list(
             rows.select_columns(schema.DURATION)[schema.DURATION]
         ) if known else None
-    if _has_parquet(Path(spec.name)):
-        return _of_parquet(_parquet_files(rows, spec), spec.max_rows)
+    files = _parquet_files(rows, spec) if _has_parquet(Path(spec.name)) else []
+    if _is_cut_now(rows, files):
+        return None, None  # recordings are counted there, not clips
+    if files:
+        return _of_parquet(files, spec.max_rows)
     split = (rows.info.splits or {}).get(str(rows.split))
     count = split.num_examples if split else None
     return count and min(count, spec.max_rows or count), None
+
+
+def _is_cut_now(rows: data.Rows, files: Sequence[str]) -> bool:
+    """Tell whether clips are cut while rows are read, and were not stored so."""
+    is_stored = any(schema.START in pq.read_schema(file).names for file in files)
+    return schema.START in rows.column_names and not is_stored
 
 
 def _parquet_files(rows: data.Rows, spec: data.DatasetSpec) -> list[str]:
@@ -168,8 +180,6 @@ def _parquet_files(rows: data.Rows, spec: data.DatasetSpec) -> list[str]:
 
 
 def _of_parquet(files: Sequence[str], max_rows: int | None) -> tuple[int | None, Any]:
-    if not files:
-        return None, None
     columns = [pq.read_schema(file).names for file in files]
     if all(schema.DURATION in names for names in columns):
         tables = [pq.read_table(file, columns=[schema.DURATION]) for file in files]
@@ -300,11 +310,11 @@ def training_lines(
         data_args, args: the flags.
         plan: how a global batch is cut.
     """
-    flag, flags = "--train_dataset_name", run.arguments
+    flags, learnt = run.arguments, (schema.TEXT, "--text_column_name", *LEARNT)
     student.tokens.prefix(flags["language"], flags["task"], True)  # fails by name if they misfit
-    speech = [survey(spec, schema.ID, flag) for spec in data_args.train_specs()]
+    speech = [survey(spec, *learnt) for spec in data_args.train_specs()]
     evaluated = data_args.eval_specs() if args.do_eval else []
-    speech_evaluated = [survey(spec, schema.ID, "--eval_dataset_name") for spec in evaluated]
+    speech_evaluated = [survey(spec, *learnt) for spec in evaluated]
     num_updates = _num_updates(args, plan, total_rows(speech))
     return [
         *data_lines(speech),

@@ -98,6 +98,7 @@ def cut(
         max_clips: stop after so many; None for all.
 
     Raises:
+        FileNotFoundError: subtitles that a row names are not there.
         ValueError: subtitles that cannot be read, an offset that is no number, or a missing
             `silero-vad`.
     """
@@ -284,6 +285,11 @@ class _Cutter:
     def _cues(self, row: Row, samples: Waveform, rate: int) -> list[Piece]:
         """Return the cues of the recording's subtitles that can be used."""
         path = self.how.folder / row[schema.SUBTITLES]
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"recording {row[schema.ID]}: its subtitles {path} are not there: correct the "
+                "manifest, or leave the recording whole with --segment none"
+            )
         found = subtitles.read_subtitles(path)
         self.account.num_in += len(found.cues) + len(found.refused)
         for line, reason in found.refused:

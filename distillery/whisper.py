@@ -4,7 +4,6 @@ import hashlib
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from huggingface_hub import ModelCardData
@@ -79,7 +78,7 @@ def load_processor(
 ) -> Processor:
     """Load all of a checkpoint but its weights; arguments and errors as for `load`."""
     source = {"revision": revision or "main", "cache_dir": cache_dir}
-    _check_model_type(name_or_path, WhisperConfig.get_config_dict(name_or_path, **source)[0])
+    _check_model_type(name_or_path, source)
     config = WhisperConfig.from_pretrained(name_or_path, **source)
     generation = _generation_config(name_or_path, source)
     tokenizer = WhisperTokenizer.from_pretrained(name_or_path, **source)
@@ -187,7 +186,11 @@ def is_multilingual(generation: GenerationConfig, config: WhisperConfig) -> bool
     return bool(config.vocab_size != 51864 if stated is None else stated)
 
 
-def _check_model_type(name: str, config: dict[str, Any]) -> None:
+def _check_model_type(name: str, source: dict[str, str | None]) -> None:
+    try:
+        config = WhisperConfig.get_config_dict(name, **source)[0]
+    except OSError as error:  # without a connection it does not say what was asked for
+        raise OSError(f"model {name} cannot be read: {error}") from error
     if config.get("model_type") != "whisper":
         raise ValueError(
             f"{name}: not a Whisper checkpoint; its model_type is {config.get('model_type')}"

@@ -139,6 +139,16 @@ def test_recordings_are_not_all_cut(clips, tmp_path, monkeypatch):
     assert 0 < len(decoded) < 10
 
 
+def test_recordings_are_not_counted_as_clips(clips, tmp_path):
+    recordings = parquet_folder(tmp_path / "set", 1, 5)
+    assert (look(recordings).num_rows, look(recordings, segment="vad").num_rows) == (5, None)
+    stored = parquet_folder(tmp_path / "cut", 1, 5, (schema.DURATION, schema.START))
+    assert look(stored).num_rows == 5
+    name = pack(tmp_path / "a.tar", {"a.flac": (tmp_path / "clips-0000.flac").read_bytes()})
+    data.load(DatasetSpec(str(name)))  # the library's cache now says how many there are
+    assert (look(name).num_rows, look(name, segment="vad").num_rows) == (1, None)
+
+
 def test_an_archive_is_not_copied(clips, tmp_path):
     pack(tmp_path / "clips.tar", {p.name: p.read_bytes() for p in sorted(tmp_path.glob("*.flac"))})
     found = look(tmp_path / "clips.tar")

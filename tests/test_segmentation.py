@@ -201,7 +201,7 @@ def test_the_split_keeps_its_name(tmp_path, talk):
 
 def test_missing_subtitles_are_an_error(tmp_path, talk):
     (tmp_path / "talk.vtt").unlink()
-    with pytest.raises(FileNotFoundError, match=r"talk\.vtt"):
+    with pytest.raises(FileNotFoundError, match=r"recording talk: its subtitles .*talk\.vtt are"):
         clips_of(tmp_path, talk)
 
 

@@ -109,6 +109,12 @@ def test_a_folder_that_is_not_there(tmp_path):
         whisper.load(str(tmp_path / "nothing"))
 
 
+def test_a_model_that_cannot_be_fetched_is_named(monkeypatch, tmp_path):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(OSError, match="model somebody/something cannot be read: "):
+        whisper.load_outline("somebody/something", cache_dir=str(tmp_path))
+
+
 def test_another_architecture_is_refused(copied):
     change(copied / "config.json", model_type="bert", architectures=["BertModel"])
     with pytest.raises(ValueError, match=r"not a Whisper checkpoint; its model_type is bert"):

@@ -4,7 +4,15 @@ import shutil
 
 import pytest
 from launching import launch
-from stage_runs import record, run, snapshot, split_rows, talkative_model_folder
+from stage_runs import (
+    read_manifest,
+    record,
+    run,
+    snapshot,
+    split_rows,
+    talkative_model_folder,
+    write_manifest,
+)
 from tiny import load_script, tone_manifest
 from training_runs import assert_same_run, training_log, weights
 
@@ -207,6 +215,25 @@ def test_a_dry_run_tells_from_which_checkpoint_training_goes_on(inside, tmp_path
 def test_a_dry_run_is_refused_where_the_run_would_be(inside, script):
     with pytest.raises(ValueError, match="--seed: 42 then, 7 now"):
         run(script, *words_of(script), "--seed", 7, "--dry_run")
+
+
+def test_a_dry_run_refuses_what_cannot_be_learnt_or_told_apart(inside, tmp_path):
+    rows = [
+        {"id": row["id"], "audio": row["audio"]} for row in read_manifest(inside / "clips.jsonl")
+    ]
+    write_manifest(inside / "bare.jsonl", rows)
+    with pytest.raises(ValueError, match=r"--text_column_name: dataset bare\.jsonl has no column"):
+        run(FINETUNING, *words_of(FINETUNING), "-d", "bare.jsonl", "-o", tmp_path, "--dry_run")
+    for script, name in ((LABELLING, "clips.jsonl"), (FILTERING, "labelled")):
+        words = [*words_of(script), "-d", f"{name}+{name}", "-o", tmp_path, "--dry_run"]
+        with pytest.raises(ValueError, match="two datasets would both be written as split 'train'"):
+            run(script, *words)
+
+
+def test_a_wrong_dataset_is_told_before_any_model(inside, tmp_path):
+    for more in ([], ["--dry_run"]):
+        with pytest.raises(FileNotFoundError, match=r"dataset gone\.jsonl: there is no such file"):
+            run(FILTERING, "-d", "gone.jsonl", "-o", tmp_path, "--overwrite_output_dir", *more)
 
 
 def test_a_dry_run_finds_what_does_not_fit_the_model(inside):

@@ -114,6 +114,7 @@ def test_a_dry_run_asks_the_next_mirror_and_names_what_nobody_has(run, server, c
         capsys.readouterr()
         del mirror.files[TAR]
         assert run("--dry_run", "--base_url", mirror.url) == 1
+    assert "GB to come, and 1 files whose size is not known" in capsys.readouterr().out
     assert "not to be had: small.001.tar: http://" in caplog.text
     assert "HTTP 404" in caplog.text
     assert server.requests == []

@@ -159,6 +159,13 @@ def test_page_is_a_file(tmp_path, capsys):
     assert f"--html {tmp_path} is a folder: name a file" in capsys.readouterr().err
 
 
+def test_an_evaluation_needs_no_git(tmp_path, flags, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    run(SCRIPT, *flags, "--max_samples", 2, "-o", tmp_path)
+    (row,) = metrics(tmp_path)
+    assert (row["num_rows"], row["commit"]) == (2, None)
+
+
 def test_lost_predictions_are_made_again(tmp_path, flags):
     run(SCRIPT, *flags, "-o", tmp_path)
     (row,) = metrics(tmp_path)
