@@ -148,18 +148,14 @@ def main(
         "run_data_filtering",
         (data_args, filter_args, output_args, run_args),
         {str(spec): data.fingerprint(spec) for spec in specs},
+        owned=(WORK_FOLDER, "README.md", "*/*.parquet"),
     )
     if run_args.dry_run:
         speech = _survey(specs)
         work = _work(filter_args, data.read_run_record(specs[0].name), run_args.seed)
         forecast.show(accelerator, run.stage, _forecast(run, speech, work))
         return
-    open_run(
-        accelerator,
-        run,
-        output_args.overwrite_output_dir,
-        owned=[WORK_FOLDER, "README.md", "*/*.parquet"],
-    )
+    open_run(accelerator, run, output_args.overwrite_output_dir)
     if not accelerator.is_main_process:
         return  # the work is shared out with --preprocessing_num_workers instead
     if not run.is_complete:

@@ -39,7 +39,7 @@ from distillery.arguments import (
 from distillery.distillation import Teacher
 from distillery.losses import LossWeights
 from distillery.runtime import load_outline, make_accelerator, open_run, publish
-from distillery.training import OWNED, batch_plan, load_student, train, training_run
+from distillery.training import batch_plan, load_student, train, training_run
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ def main(
         lines = forecast.training_lines(run, student, teacher, data_args, training_args, plan)
         forecast.show(accelerator, run.stage, lines)
         return
-    open_run(accelerator, run, output_args.overwrite_output_dir, OWNED)
+    open_run(accelerator, run, output_args.overwrite_output_dir)
     if not run.is_complete:
         student = load_student(accelerator, model_args, training_args, run)
         teacher = whisper.load(

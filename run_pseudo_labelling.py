@@ -113,6 +113,7 @@ def main(
             model_args.model_name_or_path: whisper.fingerprint(model_args.model_name_or_path),
             **{str(spec): data.fingerprint(spec) for spec in specs},
         },
+        owned=(WORK_FOLDER, "README.md", "*/*.parquet"),
     )
     if run_args.dry_run:
         teacher = load_outline(model_args)
@@ -120,12 +121,7 @@ def main(
         lines = _forecast(run, specs, teacher, decoding, labelling_args, accelerator.num_processes)
         forecast.show(accelerator, run.stage, lines)
         return
-    open_run(
-        accelerator,
-        run,
-        output_args.overwrite_output_dir,
-        owned=[WORK_FOLDER, "README.md", "*/*.parquet"],
-    )
+    open_run(accelerator, run, output_args.overwrite_output_dir)
     if not run.is_complete:
         teacher = load_model(model_args, accelerator)
         decoding = _decoding(decoding_args, labelling_args, teacher)

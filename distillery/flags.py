@@ -12,6 +12,7 @@ import json
 import os
 import sys
 import textwrap
+import traceback
 from argparse import (
     Action,
     ArgumentDefaultsHelpFormatter,
@@ -23,6 +24,7 @@ from argparse import (
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import asdict, field, fields
 from pathlib import Path
+from types import TracebackType
 from typing import Any, NoReturn
 
 import yaml
@@ -37,6 +39,7 @@ DRY_RUN = (
     "Read the data's first rows and the models' configurations, say what would be done, what it "
     "takes and what is done already, write nothing and stop."
 )
+TRACEBACK = "DISTILLERY_TRACEBACK"  # environment variable: show where errors come from
 NOT_SAVED = frozenset({"dry_run"})  # a file that is run again must run
 
 
@@ -118,9 +121,11 @@ def parse(
 
     Args:
         groups: dataclasses; their fields are the flags.
-        argv: the arguments; default: those of this program.
+        argv: the arguments; default: those of this program, whose errors are then shown to users.
         description: shown by `--help`; a stage passes its docstring.
     """
+    if argv is None:
+        sys.excepthook = _show_error
     parser = _StageParser(groups, description=description)
     words = [parser.known_spelling(word) for word in (sys.argv[1:] if argv is None else argv)]
     parser.take_file(words)
@@ -143,6 +148,23 @@ def parse(
     if namespace.save_config and os.environ.get("RANK", "0") == "0":
         write_config(Path(namespace.save_config), parser.prog, parsed)
     return parsed
+
+
+def _show_error(
+    kind: type[BaseException], error: BaseException, trace: TracebackType | None
+) -> None:
+    """Show an error that our own code raised as its message alone, and any other with its trace.
+
+    What a user can mend is raised as one of three kinds; the place in the code says nothing to him.
+    """
+    raised_in = Path(traceback.extract_tb(trace)[-1].filename).resolve()
+    script = Path(sys.argv[0]).resolve()
+    is_ours = raised_in == script or raised_in.is_relative_to(Path(__file__).resolve().parent)
+    is_told = isinstance(error, ValueError | FileNotFoundError | ImportError)
+    if is_ours and is_told and TRACEBACK not in os.environ:
+        sys.stderr.write(f"{script.name}: {error}\n(set {TRACEBACK}=1 to see where)\n")
+    else:
+        sys.__excepthook__(kind, error, trace)
 
 
 def flags_of(*groups: Any) -> dict[str, Any]:

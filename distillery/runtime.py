@@ -139,6 +139,8 @@ class Run:
         stage: name of the stage's script, without `.py`.
         groups: all flags, as parsed.
         inputs: fingerprints of what is read, by name.
+        owned: patterns of the names that this stage writes in the folder, beside its record; only
+            these are ever deleted.
         derived: what follows from flags and launch together and must stay the same too.
         remedy: what to do where the folder holds another run.
     """
@@ -147,6 +149,7 @@ class Run:
     stage: str
     groups: Sequence[Any]
     inputs: Mapping[str, str | None]
+    owned: Sequence[str] = ()
     derived: Mapping[str, Any] = field(default_factory=dict)
     remedy: str = "name another folder, or start over with --overwrite_output_dir"
     is_complete: bool = False
@@ -188,6 +191,11 @@ class Run:
         """Tell whether the folder holds this run and nothing is left to do."""
         return self.record_path.exists() and read_json(self.record_path)["status"] == COMPLETE
 
+    def has_work(self) -> bool:
+        """Tell whether an earlier run was completed, or left more in the folder than its record."""
+        left = (path for pattern in self.owned for path in self.folder.glob(pattern))
+        return self.record_path.exists() and (self.was_completed() or any(left))
+
     def outlook(self, done: str = "") -> str:
         """Say how the run would begin, writing nothing.
 
@@ -197,10 +205,11 @@ class Run:
         Raises:
             ValueError: it would be refused, as by `open_run`.
         """
-        if not self.record_path.exists():
+        if self.record_path.exists():
+            self.refuse_other_stage()
+        if not self.has_work():
             return "nothing is there of an earlier run"
         if self.arguments.get("overwrite_output_dir"):
-            self.refuse_other_stage()
             return "--overwrite_output_dir would throw away the run that is there"
         self.refuse_other_configuration()
         if self.was_completed():
@@ -238,14 +247,16 @@ class Run:
             )
 
 
-def open_run(accelerator: Accelerator, run: Run, overwrite: bool, owned: Sequence[str]) -> Run:
+def open_run(accelerator: Accelerator, run: Run, overwrite: bool) -> Run:
     """Take the output folder for a run, going on with an earlier one of the same configuration.
+
+    A run that failed before it had made anything, for a wrong name, say, leaves nothing to go on
+    with: the corrected command takes its folder.
 
     Args:
         accelerator: the main process decides, the others follow.
         run: what is to be made.
         overwrite: throw away what an earlier run left, first.
-        owned: patterns of the names that this stage writes in the folder; only these are deleted.
 
     Returns:
         The same run, which knows whether it is complete already.
@@ -256,11 +267,12 @@ def open_run(accelerator: Accelerator, run: Run, overwrite: bool, owned: Sequenc
     """
     with accelerator.main_process_first():
         if accelerator.is_main_process:
-            if overwrite and run.record_path.exists():
-                run.refuse_other_stage()
-                # The record goes last: without it, what a kill left behind would look like ours.
-                _throw_away(run.folder, [*owned, CONFIG, RUN_RECORD])
             if run.record_path.exists():
+                run.refuse_other_stage()
+                if overwrite:
+                    # The record goes last: without it, what a kill left would not look like ours.
+                    _throw_away(run.folder, [*run.owned, CONFIG, RUN_RECORD])
+            if run.has_work():
                 run.refuse_other_configuration()
             else:
                 run.write(STARTED)

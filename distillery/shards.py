@@ -111,7 +111,8 @@ class Ledger:
         if bad > max_bad_fraction * self.num_in:
             raise ValueError(
                 f"{bad} of {self.num_in} rows cannot be used{self._reasons(self.quarantined)}; "
-                f"that is more than --max_bad_fraction {max_bad_fraction:g} allows"
+                f"that is more than --max_bad_fraction {max_bad_fraction:g} allows; allow more, or "
+                "mend them and start over with --overwrite_output_dir"
             )
 
     def to_dict(self) -> dict[str, Any]:

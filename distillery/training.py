@@ -140,6 +140,7 @@ def training_run(
         stage,
         groups,
         {**datasets, **{name: whisper.fingerprint(name) for name in models}},
+        owned=OWNED,
         derived={GLOBAL_BATCH: batch_plan(accelerator, args).global_size},
     )
 

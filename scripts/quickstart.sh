@@ -55,6 +55,7 @@ launch run_finetuning.py \
   --learning_rate 2e-3 \
   --lr_scheduler_type cosine \
   --warmup_steps 100 \
+  --dataloader_num_workers 1 \
   --save_steps 400 \
   --save_total_limit 1 \
   --output_dir "$teacher"
@@ -100,15 +101,16 @@ launch run_distillation.py \
   --learning_rate 4e-3 \
   --lr_scheduler_type cosine \
   --warmup_steps 50 \
+  --dataloader_num_workers 1 \
   --save_steps 250 \
   --save_total_limit 1 \
   --output_dir "$student"
 
-stage "evaluation: clips, and recordings of 20 to 40 s"
+stage "evaluation: clips, and recordings of 20 to 40 s, also cut at their utterances"
 launch run_short_form_eval.py -m "$student" --baseline "$teacher+$student_init" \
-  -d "$corpus/test.jsonl" --language ja --generation_max_length 64 \
+  -d "$corpus/test.jsonl+$corpus/long_clips.jsonl" --language ja --generation_max_length 64 \
   --per_device_eval_batch_size 64 -o "$evals"
-for model in "$teacher" "$student_init" "$student"; do
+for model in "$teacher" "$student"; do
   launch run_long_form_eval.py -m "$model" -d "$corpus/long.jsonl" --language ja \
     --algorithm sequential+chunked --chunk_length_s 2.5 --stride_length_s 1 \
     --generation_max_length 64 -o "$evals"

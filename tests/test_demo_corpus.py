@@ -1,4 +1,5 @@
 import hashlib
+import io
 import json
 import os
 import random
@@ -14,7 +15,7 @@ import torch
 from tiny import REPOSITORY, load_script
 from transformers import GenerationConfig
 
-from distillery import whisper
+from distillery import data, whisper
 
 ARGUMENTS = ["--num_train", "14", "--num_test", "6", "--num_long", "2", "--num_windows", "18"]
 SETS = ("train", "windows", "test", "long")
@@ -142,6 +143,16 @@ def test_long_segments_are_speech_between_pauses(corpus, rows):
             first, last = int(part["start"] * 16000), int(part["end"] * 16000)
             assert np.abs(samples[first:last]).max() > 0.2
             assert not samples[last + 32 : int(following["start"] * 16000) - 32].any()
+
+
+def test_long_clips_are_the_utterances_of_the_recordings(corpus, rows):
+    parts = [(row["id"], part) for row in rows["long"] for part in row["segments"]]
+    clips = data.load(data.DatasetSpec(str(corpus / "long_clips.jsonl")))
+    assert [clip["recording_id"] for clip in clips] == [name for name, _ in parts]
+    assert [clip["text"] for clip in clips] == [part["text"] for _, part in parts]
+    for clip, (_, part) in zip(clips, parts, strict=True):
+        assert clip["duration"] == pytest.approx(part["end"] - part["start"] + 0.2, abs=0.11)
+        assert np.abs(soundfile.read(io.BytesIO(clip["audio"]["bytes"]))[0]).max() > 0.2
 
 
 def test_windows_start_in_silence_and_end_as_whisper_was_trained(corpus, rows):

@@ -1,8 +1,11 @@
 import json
+import subprocess
+import sys
 from dataclasses import dataclass
 
 import pytest
 import yaml
+from launching import environment
 
 from distillery.flags import flag, flags_of, parse, repeated, required, write_config
 
@@ -116,6 +119,49 @@ def test_a_group_may_change_what_is_required(capsys):
 
 def test_values_are_left_as_typed():
     assert cake("--flour_kind", "a-b_c", "--num-eggs=2") == Cake("a-b_c", 2)
+
+
+STAGE = """
+from dataclasses import dataclass
+from distillery.flags import flag, parse
+from distillery.normalizers import normalizer_for
+
+@dataclass(frozen=True)
+class Cake:
+    fault: str = flag("", "?")
+
+def main(cake):
+    if cake.fault == "own":
+        raise FileNotFoundError("there is no cake")
+    if cake.fault == "package":
+        normalizer_for("ja", variant="odd")
+    {}["bug"]
+
+if __name__ == "__main__":
+    main(*parse((Cake,)))
+"""
+
+
+@pytest.mark.parametrize(
+    ("fault", "shown", "where"),
+    [
+        ("own", "stage.py: there is no cake\n", False),
+        ("package", "odd", False),
+        ("", "KeyError", True),
+    ],
+)
+def test_an_error_of_ours_is_shown_as_its_message(tmp_path, fault, shown, where):
+    (tmp_path / "stage.py").write_text(STAGE)
+    command = [sys.executable, str(tmp_path / "stage.py"), "--fault", fault]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment())
+    assert done.returncode == 1
+    assert shown in done.stderr
+    assert ("Traceback" in done.stderr) is where
+    if not where:
+        told = subprocess.run(
+            command, capture_output=True, text=True, env=environment({"DISTILLERY_TRACEBACK": "1"})
+        )
+        assert "Traceback" in told.stderr
 
 
 def test_an_unknown_flag_without_a_neighbour(capsys):

@@ -106,7 +106,7 @@ def test_a_token_reaches_no_record_card_or_log(calls, tmp_path, monkeypatch, cap
     monkeypatch.setenv("WANDB_API_KEY", canary)
     set_up_logging()
     run = Run(tmp_path, "stage", [RunArguments()], {})
-    open_run(Accelerator(cpu=True), run, False, [])
+    open_run(Accelerator(cpu=True), run, False)
     run.finish(rows=1)
     data.write_card(tmp_path / "data", {"default": ["train"]}, "Title", "Body")
     whisper.write_card(tmp_path, "A model.")

@@ -5,7 +5,7 @@ import random
 import signal
 import subprocess
 import sys
-from dataclasses import make_dataclass
+from dataclasses import make_dataclass, replace
 
 import numpy as np
 import pytest
@@ -46,8 +46,9 @@ def start(accelerator, tmp_path):
             stage,
             [group(**flags)],
             {"corpus train": "sum"} if inputs is None else inputs,
+            owned,
         )
-        return open_run(accelerator, run, overwrite, owned)
+        return open_run(accelerator, run, overwrite)
 
     return start
 
@@ -105,8 +106,20 @@ def test_the_same_run_goes_on_and_when_complete_has_nothing_to_do(start):
     assert record["seconds"] >= 0
 
 
+def test_a_start_that_failed_before_any_work_does_not_hold_the_folder(start):
+    start(language="jp")
+    run = start()
+    assert record_of(run)["arguments"] == ARGUMENTS
+    assert run.outlook() == "nothing is there of an earlier run"
+    (run.folder / "work").touch()
+    with pytest.raises(ValueError, match="another configuration"):
+        start(language="jp")
+    with pytest.raises(ValueError, match="another configuration"):
+        replace(run, inputs={"corpus train": "another sum"}).outlook()
+
+
 def test_changed_flags_are_all_named(start):
-    start()
+    (start().folder / "work").touch()
     with pytest.raises(ValueError) as error:
         start(language="ko", seed=2, added=True)
     assert str(error.value).splitlines()[1:] == [

@@ -179,7 +179,8 @@ def test_quarantine_past_the_limit_names_the_flag():
     with pytest.raises(ValueError) as error:
         LEDGER.check(0.09)
     assert str(error.value) == (
-        "1 of 10 rows cannot be used (audio: 1); that is more than --max_bad_fraction 0.09 allows"
+        "1 of 10 rows cannot be used (audio: 1); that is more than --max_bad_fraction 0.09 allows; "
+        "allow more, or mend them and start over with --overwrite_output_dir"
     )
 
 

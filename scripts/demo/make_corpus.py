@@ -11,7 +11,9 @@ Writes FLAC files (16 kHz, mono) and one JSON-lines manifest for each set:
   all beginning in a pause: half of them last `--window_s` seconds, whatever is said when they end,
   a few with silence alone; half hold two utterances or more, none of them cut off;
 - `test.jsonl`: clips of word sequences that no training utterance has;
-- `long.jsonl`: such utterances joined with pauses to 20 to 40 s, with the times of each.
+- `long.jsonl`: such utterances joined with pauses to 20 to 40 s, with the times of each;
+- `long_clips.jsonl`: the same utterances one by one, as parts of those recordings: what is lost
+  against them is lost by decoding at length.
 
 The same arguments give the same bytes. A finished corpus is left as it is.
 """
@@ -38,6 +40,7 @@ from distillery.schema import (
     AUDIO,
     DURATION,
     ID,
+    OFFSET,
     RECORDING_ID,
     SEGMENT_END,
     SEGMENT_START,
@@ -50,7 +53,9 @@ from distillery.tokens import TIMESTAMP_STEP_S
 TIMESTAMPED_TEXT = "timestamped_text"
 LANGUAGE = "language"
 
-RECIPE = 2  # raise it when the same arguments no longer give the same corpus
+MARGIN_S = 0.1  # of silence around an utterance that is cut out
+
+RECIPE = 3  # raise it when the same arguments no longer give the same corpus
 SUMMARY = "corpus.json"
 SAMPLE_RATE = 16_000
 
@@ -361,6 +366,23 @@ def make_long(
         }
 
 
+def cut_at_segments(manifest: Path) -> Iterator[dict[str, Any]]:
+    """Yield the utterances of long recordings as rows, each a part of its recording's file."""
+    for line in manifest.read_text("utf-8").splitlines():
+        row = json.loads(line)
+        for index, segment in enumerate(row[SEGMENTS]):
+            start = max(0.0, segment[SEGMENT_START] - MARGIN_S)
+            end = min(row[DURATION], segment[SEGMENT_END] + MARGIN_S)
+            yield row | {
+                ID: f"{row[ID]}-{index:02d}",
+                OFFSET: round(start, 3),
+                DURATION: round(end - start, 3),
+                TEXT: segment[TEXT],
+                TIMESTAMPED_TEXT: None,
+                SEGMENTS: None,
+            }
+
+
 def make_windows(
     folder: Path, studio: Studio, rng: random.Random, count: int, window_s: float
 ) -> Iterator[dict[str, Any]]:
@@ -441,7 +463,7 @@ def make_corpus(
     window_s: float,
     seed: int,
 ) -> dict[str, Any]:
-    """Write the four sets and return the rows and hours of each."""
+    """Write all sets and return the rows and hours of each."""
     (folder / "audio").mkdir(parents=True, exist_ok=True)
     rng = random.Random(seed)
     held_out: set[tuple[str, ...]] = set()
@@ -456,7 +478,9 @@ def make_corpus(
         "train": make_clips(folder, studio, rng, "train", train_words),
         "windows": make_windows(folder, studio, rng, num_windows, window_s),
     }
-    return {name: write_manifest(folder / f"{name}.jsonl", rows) for name, rows in sets.items()}
+    counts = {name: write_manifest(folder / f"{name}.jsonl", rows) for name, rows in sets.items()}
+    long_clips = cut_at_segments(folder / "long.jsonl")
+    return counts | {"long_clips": write_manifest(folder / "long_clips.jsonl", long_clips)}
 
 
 def is_finished(folder: Path, parameters: dict[str, Any]) -> bool:

@@ -57,7 +57,7 @@ def _rows_of(role: str, model: Path, measured: list[dict[str, Any]]) -> list[dic
 
 def _test_set(row: dict[str, Any]) -> str:
     """Return what a row was measured on, and how long recordings were decoded."""
-    return f"{row['form']}, {row['algorithm']}" if "algorithm" in row else str(row["form"])
+    return f"{row['form']}, {row.get('algorithm', Path(row['dataset']).stem)}"
 
 
 def _plot_losses(models: dict[str, str], path: Path) -> None:
