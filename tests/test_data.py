@@ -137,16 +137,24 @@ def test_the_default_configuration_is_taken_where_there_are_others(tmp_path):
     assert list(loaded(folder)["id"]) == ["clip-0"]
 
 
-def test_a_stages_own_dataset_takes_the_flags_of_its_source(plain_folder):
-    rows = loaded(plain_folder, text_column="transcription", id_column="name")
-    assert list(rows) == rows_of([0, 1, 2])
+@pytest.mark.parametrize("own", [schema.WHISPER_TRANSCRIPT, schema.LABELS])
+def test_a_stages_own_dataset_takes_the_flags_of_its_source(tmp_path, own):
+    rows = [{**row, own: "x"} for row in rows_of([0, 1])]
+    Dataset.from_list(rows).to_parquet(tmp_path / "train.parquet")
+    found = loaded(tmp_path, text_column="transcription", id_column="name")
+    assert [(row["id"], row["text"]) for row in found] == [(r["id"], r["text"]) for r in rows]
+
+
+def test_a_mistyped_column_is_not_replaced_by_the_usual_one(plain_folder):
+    with pytest.raises(ValueError, match=r"--text_column_name: .* no column 'transcription'"):
+        loaded(plain_folder, text_column="transcription")
 
 
 def test_everything_is_kept_in_the_cache_folder_that_is_named(plain_folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     home = Path(os.environ["HF_HOME"])
     before = {path for path in home.rglob("*") if path.is_file()}
-    loaded(plain_folder, cache_dir=str(tmp_path / "cache"), text_column="x", id_column="y")
+    loaded(plain_folder, cache_dir=str(tmp_path / "cache"))
     assert list((tmp_path / "cache").rglob("*.arrow"))
     assert {path for path in home.rglob("*") if path.is_file()} == before
     assert [path.name for path in tmp_path.iterdir()] == ["cache"]

@@ -372,6 +372,8 @@ def test_dataset_without_labels_names_its_columns(tmp_path, root, teacher):
         run(SCRIPT, "-d", manifest, "-m", teacher, "-l", "ja", "-o", tmp_path)
 
 
-def test_a_multilingual_model_needs_a_language(tmp_path, root, teacher):
+def test_a_multilingual_model_needs_a_language(tmp_path, rows, teacher):
+    folder = write_labelled(tmp_path / "labels", rows[:1], teacher)
+    (folder / "run.json").unlink()  # which names it
     with pytest.raises(ValueError, match="the model is multilingual and needs a language"):
-        run(SCRIPT, "-d", root / "clips" / "clip.jsonl", "-m", teacher, "-o", tmp_path)
+        run(SCRIPT, "-d", folder, "-m", teacher, "-o", tmp_path / "out")
