@@ -113,8 +113,11 @@ def hush(seconds):
     return noise * np.float32(0.001)
 
 
-def ear(error_s=0.0, seed=0):
-    """Return a writer whose timestamps are wrong by up to so many seconds."""
+def ear(error_s=0.0, seed=0, makes_ends_up=False):
+    """Return a writer whose timestamps are wrong by up to so many seconds.
+
+    It may make up what a word is that the window cuts off, and that the word ends with the window.
+    """
     rng = np.random.default_rng(seed)
 
     def write(model, wave, prompt, temperature):
@@ -128,6 +131,8 @@ def ear(error_s=0.0, seed=0):
             )
             found.append(float(start))
             if last == model.log_mel.window_samples:
+                if makes_ends_up and len(found) > 1:
+                    found += [WRONG, len(wave) / RATE]
                 break
             word = round(float(wave[(first + last) // 2]) * 10) - 1
             found += [WORDS[word] if first > 0 else WRONG, float(end)]
@@ -166,6 +171,13 @@ def test_sequential_decoding_hears_every_word(monkeypatch, batch_size, error_s):
         times = [time for segment in segments for time in segment[:2]]
         assert error_s or times == sorted(times)
         assert times[0] >= 0 and times[-1] <= len(waves[number]) / RATE
+
+
+def test_a_word_that_ends_with_its_window_is_read_again(monkeypatch):
+    speaking(monkeypatch, ear(makes_ends_up=True))
+    waves, said = zip(*recordings(20, seed=1), strict=True)
+    found = dict(transcribe_sequentially(stub(), waves, DECODING, 4))
+    assert [text_of(found[i]) for i in range(20)] == list(said)
 
 
 def test_sequential_decoding_with_the_real_tokenizer_and_window(monkeypatch):
