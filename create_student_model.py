@@ -19,11 +19,12 @@ from pathlib import Path
 
 import torch
 
-from distillery import forecast, whisper
-from distillery.arguments import DRY_RUN, at_least, flag, one_of, parse, required
-from distillery.checkpointing import sealed_folder
-from distillery.runtime import Run, publish, set_up_logging
-from distillery.student import make_student, spaced_layers
+from distillery.cli import forecast
+from distillery.cli.arguments import DRY_RUN, at_least, flag, one_of, parse, required
+from distillery.cli.runtime import Run, publish, set_up_logging
+from distillery.storage.checkpoints import sealed_folder
+from distillery.whisper import checkpoint
+from distillery.whisper.student import make_student, spaced_layers
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +37,7 @@ class StudentArguments:
     save_dir: str = required("Folder to write to.", "-o", "--output_dir")
     encoder_layers: int | None = flag(None, "Encoder layers of the student; default: all.")
     decoder_layers: int = flag(2, "Decoder layers of the student.")
-    dtype: str = flag("float32", f"Number type of its weights: {', '.join(whisper.DTYPES)}.")
+    dtype: str = flag("float32", f"Number type of its weights: {', '.join(checkpoint.DTYPES)}.")
     cache_dir: str | None = flag(None, "Folder for files fetched from the Hub.")
     push_to_hub: bool = flag(False, "Upload the student to the Hub, as a private repository.")
     hub_model_id: str | None = flag(None, "Hub repository; default: the name of the folder.")
@@ -48,7 +49,7 @@ class StudentArguments:
         return [
             *at_least(self, "encoder_layers", 1),
             *at_least(self, "decoder_layers", 1),
-            *one_of(self, "dtype", whisper.DTYPES),
+            *one_of(self, "dtype", checkpoint.DTYPES),
         ]
 
 
@@ -59,22 +60,22 @@ def main(args: StudentArguments) -> None:
     """Make the student, check that it runs, and save it."""
     set_up_logging()
     folder = Path(args.save_dir)
-    teacher_sum = {args.teacher_checkpoint: whisper.fingerprint(args.teacher_checkpoint)}
+    teacher_sum = {args.teacher_checkpoint: checkpoint.fingerprint(args.teacher_checkpoint)}
     run = Run(folder, "create_student_model", (args,), teacher_sum, remedy="name another folder")
     is_done = _is_done(run)
     if args.dry_run:
         sys.stdout.write(forecast.text_of(run.stage, _forecast(args, run, is_done)))
         return
     if not is_done:
-        teacher = whisper.load(args.teacher_checkpoint, args.dtype, cache_dir=args.cache_dir)
-        whisper.check_finite(teacher.model, args.teacher_checkpoint)
+        teacher = checkpoint.load(args.teacher_checkpoint, args.dtype, cache_dir=args.cache_dir)
+        checkpoint.check_finite(teacher.model, args.teacher_checkpoint)
         encoder, decoder = _copied_layers(args, teacher)
         student = make_student(teacher.model, encoder, decoder)
         _check_forward(student)
         with sealed_folder(folder) as temporary:
-            whisper.save(student, teacher.tokenizer, teacher.feature_extractor, temporary)
+            checkpoint.save(student, teacher.tokenizer, teacher.feature_extractor, temporary)
             card = _card(args, encoder, decoder)
-            whisper.write_card(temporary, card, title=folder.resolve().name)
+            checkpoint.write_card(temporary, card, title=folder.resolve().name)
             written = replace(run, folder=temporary)
             written.write_config()
             written.finish(
@@ -111,7 +112,7 @@ def _is_done(run: Run) -> bool:
 
 def _forecast(args: StudentArguments, run: Run, is_done: bool) -> list[forecast.Line]:
     """Say what this run would do and take."""
-    teacher = whisper.load_outline(args.teacher_checkpoint, args.dtype, cache_dir=args.cache_dir)
+    teacher = checkpoint.load_outline(args.teacher_checkpoint, args.dtype, cache_dir=args.cache_dir)
     encoder, decoder = _copied_layers(args, teacher)
     with torch.device("meta"):
         outline = replace(teacher, model=make_student(teacher.model, encoder, decoder))
@@ -126,7 +127,9 @@ def _forecast(args: StudentArguments, run: Run, is_done: bool) -> list[forecast.
     ]
 
 
-def _copied_layers(args: StudentArguments, teacher: whisper.Whisper) -> tuple[list[int], list[int]]:
+def _copied_layers(
+    args: StudentArguments, teacher: checkpoint.Whisper
+) -> tuple[list[int], list[int]]:
     config = teacher.model.config
     return (
         _layers("--encoder_layers", config.encoder_layers, args.encoder_layers),
@@ -149,7 +152,7 @@ def _card(args: StudentArguments, encoder: list[int], decoder: list[int]) -> str
 
 
 @torch.inference_mode()
-def _check_forward(student: whisper.WhisperForConditionalGeneration) -> None:
+def _check_forward(student: checkpoint.WhisperForConditionalGeneration) -> None:
     """Run the student once on silence.
 
     Raises:

@@ -21,8 +21,8 @@ from typing import Any
 
 import datasets
 
-from distillery import reazonspeech
-from distillery.schema import AUDIO
+from distillery.data import reazonspeech
+from distillery.data.schema import AUDIO
 
 logger = logging.getLogger(__name__)
 

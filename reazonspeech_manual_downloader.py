@@ -30,21 +30,8 @@ from urllib.parse import urlsplit
 
 from tqdm import tqdm
 
-from distillery import reazonspeech
-from distillery.downloads import (
-    DamagedFileError,
-    Download,
-    Policy,
-    ask_sizes,
-    damaged_path,
-    download_all,
-    is_published,
-    lock_folder,
-    set_aside,
-)
-
-# Not from `distillery.arguments`, which needs torch: that takes seconds to import.
-from distillery.flags import (
+# Not from `distillery.cli.arguments`, which needs torch: that takes seconds to import.
+from distillery.cli.flags import (
     CONFIG,
     at_least,
     flag,
@@ -54,7 +41,18 @@ from distillery.flags import (
     within,
     write_config,
 )
-from distillery.shards import free_bytes, write_json
+from distillery.data import reazonspeech
+from distillery.data.downloads import (
+    Download,
+    Policy,
+    ask_sizes,
+    damaged_path,
+    download_all,
+    is_published,
+    lock_folder,
+    set_aside,
+)
+from distillery.storage.files import DamagedFileError, free_bytes, write_json
 
 logger = logging.getLogger("reazonspeech_manual_downloader")
 

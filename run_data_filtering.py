@@ -28,8 +28,10 @@ import numpy as np
 from datasets import Dataset, Features, List, Value
 from tqdm.auto import tqdm
 
-from distillery import data, forecast, schema, whisper
-from distillery.arguments import (
+from distillery.audio.decoding import AudioError, decode_audio
+from distillery.audio.log_mel import LogMel
+from distillery.cli import forecast
+from distillery.cli.arguments import (
     DataArguments,
     OutputArguments,
     RunArguments,
@@ -41,14 +43,15 @@ from distillery.arguments import (
     plus_list,
     within,
 )
-from distillery.audio import AudioError, decode_audio
-from distillery.features import LogMel
-from distillery.filters import TranscriptFilter
-from distillery.labels import LabelRule, num_text_labels, plain_text
-from distillery.normalizers import VARIANTS
-from distillery.runtime import Run, make_accelerator, open_run, publish
-from distillery.shards import Ledger, read_seal, write_sealed
-from distillery.tokens import TASKS
+from distillery.cli.runtime import Run, make_accelerator, open_run, publish
+from distillery.data import column_types, hub_layout, schema, sources
+from distillery.data.filters import TranscriptFilter
+from distillery.data.specs import DatasetSpec
+from distillery.storage.shards import Ledger, read_seal, write_sealed
+from distillery.text.labels import LabelRule, num_text_labels, plain_text
+from distillery.text.normalizers import VARIANTS
+from distillery.text.tokens import TASKS
+from distillery.whisper import checkpoint
 
 logger = logging.getLogger(__name__)
 
@@ -147,12 +150,12 @@ def main(
         Path(folder),
         "run_data_filtering",
         (data_args, filter_args, output_args, run_args),
-        {str(spec): data.fingerprint(spec) for spec in specs},
+        {str(spec): sources.fingerprint(spec) for spec in specs},
         owned=(WORK_FOLDER, "README.md", "*/*.parquet"),
     )
     if run_args.dry_run:
         speech = _survey(specs)
-        work = _work(filter_args, data.read_run_record(specs[0].name), run_args.seed)
+        work = _work(filter_args, hub_layout.read_run_record(specs[0].name), run_args.seed)
         forecast.show(accelerator, run.stage, _forecast(run, speech, work))
         return
     open_run(accelerator, run, output_args.overwrite_output_dir)
@@ -160,7 +163,7 @@ def main(
         return  # the work is shared out with --preprocessing_num_workers instead
     if not run.is_complete:
         splits = _load_splits(specs)  # first: a name that is wrong is told before any model's
-        work = _work(filter_args, data.read_run_record(specs[0].name), run_args.seed)
+        work = _work(filter_args, hub_layout.read_run_record(specs[0].name), run_args.seed)
         ledgers = {
             spec: _filter_split(spec, rows, work, run, run_args.preprocessing_num_workers)
             for spec, rows in splits.items()
@@ -183,11 +186,11 @@ def _default_output(dataset_name: str, args: FilterArguments) -> str:
     return ".".join(parts if len(parts) > 1 else [*parts, "filtered"])
 
 
-def _survey(specs: list[data.DatasetSpec]) -> list[forecast.Speech]:
+def _survey(specs: list[DatasetSpec]) -> list[forecast.Speech]:
     """Look at the datasets, and refuse what `_load_splits` would."""
     column = schema.WHISPER_TRANSCRIPT
     speech = [forecast.survey(spec, column, "--dataset_name") for spec in specs]
-    data.refuse_same_split_twice([one.spec for one in speech])
+    hub_layout.refuse_same_split_twice([one.spec for one in speech])
     return speech
 
 
@@ -212,13 +215,13 @@ def _features_bytes(speech: list[forecast.Speech], log_mel: LogMel) -> float | N
     return frames * log_mel.num_mels * np.dtype(np.float16).itemsize
 
 
-def _load_splits(specs: list[data.DatasetSpec]) -> dict[data.DatasetSpec, data.Rows]:
+def _load_splits(specs: list[DatasetSpec]) -> dict[DatasetSpec, sources.Rows]:
     found = []
     for spec in specs:
-        rows = data.load(spec)
-        data.require_column(rows, spec, schema.WHISPER_TRANSCRIPT, "--dataset_name")
-        found.append((data.with_split(spec, rows), rows))
-    data.refuse_same_split_twice([spec for spec, _ in found])
+        rows = sources.load(spec)
+        sources.require_column(rows, spec, schema.WHISPER_TRANSCRIPT, "--dataset_name")
+        found.append((sources.with_split(spec, rows), rows))
+    hub_layout.refuse_same_split_twice([spec for spec, _ in found])
     return dict(found)
 
 
@@ -235,7 +238,7 @@ def _work(args: FilterArguments, labelled: dict[str, Any], seed: int) -> _Work:
     """Put rule and filter together; flags go before what the dataset's own record says."""
     name = args.model_name_or_path or labelled.get("model_name_or_path")
     language = args.language or labelled.get("language")
-    processor = whisper.load_processor(name or "openai/whisper-large-v3")
+    processor = checkpoint.load_processor(name or "openai/whisper-large-v3")
     if args.max_label_length > processor.max_label_length:
         logger.info("labels are limited by the model's %d positions", processor.max_label_length)
     rule = LabelRule(
@@ -269,7 +272,7 @@ def _work(args: FilterArguments, labelled: dict[str, Any], seed: int) -> _Work:
 
 
 def _filter_split(
-    spec: data.DatasetSpec, rows: data.Rows, work: _Work, run: Run, num_workers: int
+    spec: DatasetSpec, rows: sources.Rows, work: _Work, run: Run, num_workers: int
 ) -> list[Ledger]:
     """Filter one split into sealed shards; return the account of each."""
     folder = _work_folder(run, spec)
@@ -279,7 +282,7 @@ def _filter_split(
     ledgers = []
     progress = tqdm(desc=f"filtering {spec.split}", unit=" shards")
     with _executor(num_workers if isinstance(rows, Dataset) else 1) as executor:
-        chunks = data.iterate_chunks(rows, size)
+        chunks = sources.iterate_chunks(rows, size)
         # Sent one by one, a stream's rows are not all held in memory.
         results = executor.map(filter_chunk, chunks) if executor else map(filter_chunk, chunks)
         for ledger in results:
@@ -290,7 +293,7 @@ def _filter_split(
     return ledgers
 
 
-def _work_folder(run: Run, spec: data.DatasetSpec) -> Path:
+def _work_folder(run: Run, spec: DatasetSpec) -> Path:
     return run.folder / WORK_FOLDER / str(spec.config) / str(spec.split)
 
 
@@ -314,7 +317,7 @@ def _filter_chunk(
         kept = _kept(chunk, work, ledger)
         rows = list(_output_rows(chunk, kept, work, ledger))
         ledger.num_out = len(rows)
-        write_sealed(path, ledger, partial(data.write_parquet, rows=rows, features=features))
+        write_sealed(path, ledger, partial(hub_layout.write_parquet, rows=rows, features=features))
     return ledger
 
 
@@ -369,26 +372,26 @@ def _output_rows(
 def _signal(row: dict[str, Any], log_mel: LogMel | None) -> dict[str, Any]:
     """Return the row's audio, or its features where those are stored."""
     if log_mel is None:
-        return {schema.AUDIO: data.embed_audio(row)}
+        return {schema.AUDIO: hub_layout.embed_audio(row)}
     wave = decode_audio(row[schema.AUDIO], log_mel.sampling_rate, log_mel.window_s)
     frames = log_mel.real_frames(wave).numpy().astype(np.float16)
     return {schema.INPUT_FEATURES: frames.tolist()}
 
 
-def _features(rows: data.Rows, work: _Work) -> Features:
+def _features(rows: sources.Rows, work: _Work) -> Features:
     """Return the columns of the output: those of the input, labels, and features for audio."""
-    source = dict(rows.features or schema.source_features())
+    source = dict(rows.features or column_types.source_features())
     if work.log_mel is None:
-        source[schema.AUDIO] = schema.AUDIO_TYPE
+        source[schema.AUDIO] = column_types.AUDIO_TYPE
     else:
         source.pop(schema.AUDIO, None)
         source[schema.INPUT_FEATURES] = List(List(Value("float16")))
-    return Features({**source, schema.LABELS: schema.TOKEN_IDS})
+    return Features({**source, schema.LABELS: column_types.TOKEN_IDS})
 
 
 def _finish(
     run: Run,
-    ledgers: dict[data.DatasetSpec, list[Ledger]],
+    ledgers: dict[DatasetSpec, list[Ledger]],
     max_bad_fraction: float,
     work: _Work,
 ) -> None:
@@ -401,7 +404,7 @@ def _finish(
     for spec, shards in ledgers.items():
         configs.setdefault(str(spec.config), []).append(str(spec.split))
         _publish(run, spec, len(shards))
-    data.write_card(run.folder, configs, "Filtered pseudo-labels", f"Rows: {ledger}.")
+    hub_layout.write_card(run.folder, configs, "Filtered pseudo-labels", f"Rows: {ledger}.")
     run.finish(
         ledger=ledger.to_dict(),
         normalizer=work.filter.normalizer.id,
@@ -411,10 +414,12 @@ def _finish(
     shutil.rmtree(run.folder / WORK_FOLDER)
 
 
-def _publish(run: Run, spec: data.DatasetSpec, num_shards: int) -> None:
+def _publish(run: Run, spec: DatasetSpec, num_shards: int) -> None:
     """Give the shards of a split their final names."""
     for index in range(num_shards):
-        target = data.shard_path(run.folder, str(spec.config), str(spec.split), index, num_shards)
+        target = hub_layout.shard_path(
+            run.folder, str(spec.config), str(spec.split), index, num_shards
+        )
         target.parent.mkdir(parents=True, exist_ok=True)
         (_work_folder(run, spec) / f"{index:05d}.parquet").replace(target)
 

@@ -23,8 +23,8 @@ A killed run goes on from its newest whole checkpoint when it is started again; 
 
 from dataclasses import dataclass
 
-from distillery import forecast, whisper
-from distillery.arguments import (
+from distillery.cli import forecast
+from distillery.cli.arguments import (
     DecodingArguments,
     ModelArguments,
     OutputArguments,
@@ -36,10 +36,11 @@ from distillery.arguments import (
     parse,
     required,
 )
-from distillery.distillation import Teacher
-from distillery.losses import LossWeights
-from distillery.runtime import load_outline, make_accelerator, open_run, publish
-from distillery.training import batch_plan, load_student, train, training_run
+from distillery.cli.runtime import load_outline, make_accelerator, open_run, publish
+from distillery.training.loop import batch_plan, load_student, train, training_run
+from distillery.training.losses import LossWeights
+from distillery.training.step import Teacher
+from distillery.whisper import checkpoint
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,7 @@ def main(
     )
     if run_args.dry_run:
         student = load_outline(model_args)
-        teacher = whisper.load_outline(
+        teacher = checkpoint.load_outline(
             teacher_name, model_args.dtype, cache_dir=model_args.cache_dir
         )
         plan = batch_plan(accelerator, training_args)
@@ -112,7 +113,7 @@ def main(
     open_run(accelerator, run, output_args.overwrite_output_dir)
     if not run.is_complete:
         student = load_student(accelerator, model_args, training_args, run)
-        teacher = whisper.load(
+        teacher = checkpoint.load(
             teacher_name, model_args.dtype, model_args.attn_type, cache_dir=model_args.cache_dir
         )
         teacher.model.to(accelerator.device)

@@ -19,8 +19,8 @@ On a laptop:
 A killed run goes on from its newest whole checkpoint when it is started again; SIGTERM saves one.
 """
 
-from distillery import forecast
-from distillery.arguments import (
+from distillery.cli import forecast
+from distillery.cli.arguments import (
     DecodingArguments,
     ModelArguments,
     OutputArguments,
@@ -29,9 +29,9 @@ from distillery.arguments import (
     TrainingArguments,
     parse,
 )
-from distillery.losses import LossWeights
-from distillery.runtime import load_outline, make_accelerator, open_run, publish
-from distillery.training import batch_plan, load_student, train, training_run
+from distillery.cli.runtime import load_outline, make_accelerator, open_run, publish
+from distillery.training.loop import batch_plan, load_student, train, training_run
+from distillery.training.losses import LossWeights
 
 GROUPS = (
     ModelArguments,

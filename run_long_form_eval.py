@@ -37,8 +37,9 @@ from accelerate.utils import gather_object
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
-from distillery import data, evaluation, schema, whisper
-from distillery.arguments import (
+from distillery.audio.decoding import AudioError, Waveform, decode_audio
+from distillery.audio.loudness import levels_db, silent_frames
+from distillery.cli.arguments import (
     DataArguments,
     DecodingArguments,
     ModelArguments,
@@ -47,20 +48,22 @@ from distillery.arguments import (
     flag,
     parse,
 )
-from distillery.audio import AudioError, Waveform, decode_audio
-from distillery.evaluation import Evaluation, EvaluationArguments, Heard
-from distillery.hallucinations import Hallucinations
-from distillery.long_form import (
+from distillery.cli.runtime import Run, make_accelerator
+from distillery.data import schema, sources
+from distillery.data.specs import DatasetSpec
+from distillery.evaluation import evaluations
+from distillery.evaluation.evaluations import Evaluation, EvaluationArguments, Heard
+from distillery.evaluation.hallucinations import Hallucinations
+from distillery.storage.files import replacing
+from distillery.text.timestamps import Segment, score_timestamps, segments_of_markup
+from distillery.whisper import checkpoint
+from distillery.whisper.long_form import (
     TEMPERATURES,
     Found,
     text_of,
     transcribe_in_chunks,
     transcribe_sequentially,
 )
-from distillery.loudness import levels_db, silent_frames
-from distillery.runtime import Run, make_accelerator
-from distillery.shards import replacing
-from distillery.timestamps import Segment, score_timestamps, segments_of_markup
 
 logger = logging.getLogger(__name__)
 
@@ -154,16 +157,16 @@ def main(
     accelerator = make_accelerator(run_args, args.output_dir, model_args.dtype)
     groups = (model_args, data_args, decoding_args, args, long_args, run_args)
     run = Run(Path(args.output_dir), "run_long_form_eval", groups, {})
-    model = evaluation.load_with_assistant(model_args, args, run_args, accelerator)
+    model = evaluations.load_with_assistant(model_args, args, run_args, accelerator)
     long_args = _with_chunk(long_args, model)
 
-    def plans(spec: data.DatasetSpec) -> list[Evaluation]:
+    def plans(spec: DatasetSpec) -> list[Evaluation]:
         return [
             _plan(algorithm, spec, model, model_args, decoding_args, args, long_args)
             for algorithm in long_args.algorithms()
         ]
 
-    evaluation.evaluate_each(
+    evaluations.evaluate_each(
         accelerator,
         run,
         model,
@@ -175,14 +178,14 @@ def main(
         ),
     )
     if accelerator.is_main_process and not run_args.dry_run:
-        evaluation.write_page(args)
+        evaluations.write_page(args)
 
 
-def _with_chunk(args: LongFormArguments, model: whisper.Whisper) -> LongFormArguments:
+def _with_chunk(args: LongFormArguments, model: checkpoint.Whisper) -> LongFormArguments:
     """Fill in the length of chunks, and check it and their stride."""
     if CHUNKED not in args.algorithms():
         return args
-    evaluation.check_chunk(args.chunk_length_s, model)
+    evaluations.check_chunk(args.chunk_length_s, model)
     chunk_s = args.chunk_length_s or model.log_mel.window_s
     if args.stride_length_s is not None and 2 * args.stride_length_s >= chunk_s:
         raise ValueError(
@@ -247,15 +250,15 @@ def _details(heard: HeardRecording) -> dict[str, Any]:
 
 def _plan(
     algorithm: str,
-    spec: data.DatasetSpec,
-    model: whisper.Whisper,
+    spec: DatasetSpec,
+    model: checkpoint.Whisper,
     model_args: ModelArguments,
     decoding_args: DecodingArguments,
     args: EvaluationArguments,
     long_args: LongFormArguments,
 ) -> LongFormEvaluation:
     timestamps = algorithm == SEQUENTIAL or decoding_args.return_timestamps
-    planned = evaluation.plan(
+    planned = evaluations.plan(
         "long_form",
         spec,
         model,
@@ -269,7 +272,10 @@ def _plan(
 
 
 def _transcriber(
-    one: Evaluation, model: whisper.Whisper, long_args: LongFormArguments, args: EvaluationArguments
+    one: Evaluation,
+    model: checkpoint.Whisper,
+    long_args: LongFormArguments,
+    args: EvaluationArguments,
 ) -> Callable[[Iterable[Waveform]], Found]:
     """Return the algorithm of an evaluation, as a function of recordings."""
     batch_size = args.per_device_eval_batch_size
@@ -311,7 +317,7 @@ class _Recordings:
                 waveform = decode_audio(row[schema.AUDIO], self.rate)
             except AudioError as error:
                 logger.warning("recording %s %s", row[schema.ID], error)
-                reference = evaluation.reference_of(row)
+                reference = evaluations.reference_of(row)
                 self.heard.append(HeardRecording(row[schema.ID], reference, "", 0.0, str(error)))
                 continue
             text_only = {name: row[name] for name in row if name != schema.AUDIO}
@@ -327,7 +333,7 @@ class _Recordings:
         self.heard.append(
             HeardRecording(
                 row[schema.ID],
-                evaluation.reference_of(row),
+                evaluations.reference_of(row),
                 text_of(segments),
                 duration_s,
                 segments=segments,
@@ -352,9 +358,9 @@ def _reference_segments(row: dict[str, Any]) -> list[Segment] | None:
 
 
 def _transcribe(
-    rows: data.Rows,
+    rows: sources.Rows,
     transcribe: Callable[[Iterable[Waveform]], Found],
-    model: whisper.Whisper,
+    model: checkpoint.Whisper,
     accelerator: Accelerator,
 ) -> tuple[list[Heard], float]:
     """Transcribe recordings on all processes; return all rows, and the seconds it took."""

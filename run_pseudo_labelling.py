@@ -30,8 +30,8 @@ from datasets import Features, Value
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-from distillery import data, forecast, labels, schema, transcription, whisper
-from distillery.arguments import (
+from distillery.cli import forecast
+from distillery.cli.arguments import (
     DataArguments,
     DecodingArguments,
     ModelArguments,
@@ -41,11 +41,7 @@ from distillery.arguments import (
     flag,
     parse,
 )
-from distillery.collators import PROBLEM, WindowCollator, Windows
-from distillery.filters import compression_ratio
-from distillery.metrics import Scores, score
-from distillery.normalizers import raw_text
-from distillery.runtime import (
+from distillery.cli.runtime import (
     Run,
     load_model,
     load_outline,
@@ -53,7 +49,16 @@ from distillery.runtime import (
     open_run,
     publish,
 )
-from distillery.shards import Ledger, read_seal, remove_leftovers, replacing, write_sealed
+from distillery.data import column_types, hub_layout, schema, sources
+from distillery.data.collators import PROBLEM, WindowCollator, Windows
+from distillery.data.specs import DatasetSpec
+from distillery.storage.files import remove_leftovers, replacing
+from distillery.storage.shards import Ledger, read_seal, write_sealed
+from distillery.text import labels
+from distillery.text.compression import compression_ratio
+from distillery.text.error_rates import Scores, score
+from distillery.text.normalizers import raw_text
+from distillery.whisper import checkpoint, windows
 
 logger = logging.getLogger(__name__)
 
@@ -110,8 +115,8 @@ def main(
         "run_pseudo_labelling",
         (model_args, data_args, decoding_args, labelling_args, output_args, run_args),
         {
-            model_args.model_name_or_path: whisper.fingerprint(model_args.model_name_or_path),
-            **{str(spec): data.fingerprint(spec) for spec in specs},
+            model_args.model_name_or_path: checkpoint.fingerprint(model_args.model_name_or_path),
+            **{str(spec): sources.fingerprint(spec) for spec in specs},
         },
         owned=(WORK_FOLDER, "README.md", "*/*.parquet"),
     )
@@ -125,8 +130,8 @@ def main(
     if not run.is_complete:
         teacher = load_model(model_args, accelerator)
         decoding = _decoding(decoding_args, labelling_args, teacher)
-        splits = [_Split(spec, data.load(spec), run.folder) for spec in specs]
-        data.refuse_same_split_twice([split.spec for split in splits])
+        splits = [_Split(spec, sources.load(spec), run.folder) for spec in specs]
+        hub_layout.refuse_same_split_twice([split.spec for split in splits])
         for split in splits:
             _label(split, teacher, decoding, labelling_args, run_args, accelerator)
         accelerator.wait_for_everyone()
@@ -142,16 +147,16 @@ def main(
 
 def _forecast(
     run: Run,
-    specs: list[data.DatasetSpec],
-    teacher: whisper.Whisper,
-    decoding: transcription.Decoding,
+    specs: list[DatasetSpec],
+    teacher: checkpoint.Whisper,
+    decoding: windows.Decoding,
     own: LabellingArguments,
     num_processes: int,
 ) -> list[forecast.Line]:
     """Say what this run would do and take."""
     batch_size = own.per_device_eval_batch_size
     speech = [forecast.survey(spec, schema.AUDIO, "--audio_column_name") for spec in specs]
-    data.refuse_same_split_twice([one.spec for one in speech])
+    hub_layout.refuse_same_split_twice([one.spec for one in speech])
     num_labelled = forecast.sealed_rows(run.folder, f"{WORK_FOLDER}/*/*/*.parquet")
     return [
         *forecast.data_lines(speech),
@@ -166,9 +171,9 @@ def _forecast(
 class _Split:
     """One split of the input, and where its shards are."""
 
-    def __init__(self, spec: data.DatasetSpec, rows: data.Rows, folder: Path) -> None:
-        data.require_column(rows, spec, schema.AUDIO, "--audio_column_name")
-        self.spec = data.with_split(spec, rows)
+    def __init__(self, spec: DatasetSpec, rows: sources.Rows, folder: Path) -> None:
+        sources.require_column(rows, spec, schema.AUDIO, "--audio_column_name")
+        self.spec = sources.with_split(spec, rows)
         self.rows = rows
         self.folder = folder
         self.work = folder / WORK_FOLDER / str(self.spec.config) / str(self.spec.split)
@@ -184,14 +189,14 @@ class _Split:
     def data_path(self, index: int) -> Path:
         """Return the dataset's file for a chunk of rows."""
         count = len(self.label_paths())
-        return data.shard_path(
+        return hub_layout.shard_path(
             self.folder, str(self.spec.config), str(self.spec.split), index, count
         )
 
 
 def _decoding(
-    args: DecodingArguments, own: LabellingArguments, teacher: whisper.Whisper
-) -> transcription.Decoding:
+    args: DecodingArguments, own: LabellingArguments, teacher: checkpoint.Whisper
+) -> windows.Decoding:
     if own.max_label_length > teacher.max_label_length:
         raise ValueError(
             f"--max_label_length {own.max_label_length} is more than the model's "
@@ -199,7 +204,7 @@ def _decoding(
         )
     # Fails at once, and by name, where language and model do not fit.
     teacher.tokens.prefix(args.language, args.task, args.return_timestamps)
-    return transcription.Decoding(
+    return windows.Decoding(
         args.language,
         args.task,
         args.return_timestamps,
@@ -217,7 +222,7 @@ LABEL_SHARD = Features(
         schema.RECORDING_ID: Value("string"),
         schema.TEXT: Value("string"),
         schema.DURATION: Value("float32"),
-        schema.WHISPER_TRANSCRIPT: schema.TOKEN_IDS,
+        schema.WHISPER_TRANSCRIPT: column_types.TOKEN_IDS,
         schema.AVG_LOGPROB: Value("float32"),
         schema.TRUNCATED: Value("bool"),
         PROBLEM: Value("string"),
@@ -227,8 +232,8 @@ LABEL_SHARD = Features(
 
 def _label(
     split: _Split,
-    teacher: whisper.Whisper,
-    decoding: transcription.Decoding,
+    teacher: checkpoint.Whisper,
+    decoding: windows.Decoding,
     own: LabellingArguments,
     run_args: RunArguments,
     accelerator: Accelerator,
@@ -240,7 +245,7 @@ def _label(
         total=_num_own_rows(split, own, accelerator),
         disable=not accelerator.is_local_main_process,
     )
-    for index, chunk in data.iterate_chunks(split.rows, own.rows_per_shard):
+    for index, chunk in sources.iterate_chunks(split.rows, own.rows_per_shard):
         if index % accelerator.num_processes != accelerator.process_index:
             continue
         path = split.label_path(index)
@@ -252,7 +257,9 @@ def _label(
             labelled += _label_batch(batch, teacher, decoding, accelerator)
             progress.update(len(batch.rows))
         ledger = _account(labelled)
-        write_sealed(path, ledger, partial(data.write_parquet, rows=labelled, features=LABEL_SHARD))
+        write_sealed(
+            path, ledger, partial(hub_layout.write_parquet, rows=labelled, features=LABEL_SHARD)
+        )
     progress.close()
 
 
@@ -265,7 +272,7 @@ def _num_own_rows(split: _Split, own: LabellingArguments, accelerator: Accelerat
 
 
 def _batches(
-    chunk: Any, teacher: whisper.Whisper, own: LabellingArguments, run_args: RunArguments
+    chunk: Any, teacher: checkpoint.Whisper, own: LabellingArguments, run_args: RunArguments
 ) -> Iterator[Windows]:
     return iter(
         DataLoader(
@@ -279,19 +286,19 @@ def _batches(
 
 def _label_batch(
     batch: Windows,
-    teacher: whisper.Whisper,
-    decoding: transcription.Decoding,
+    teacher: checkpoint.Whisper,
+    decoding: windows.Decoding,
     accelerator: Accelerator,
 ) -> list[dict[str, Any]]:
-    transcripts: list[transcription.Transcript] = []
+    transcripts: list[windows.Transcript] = []
     if batch.features is not None:
         features = batch.features.to(accelerator.device)
-        transcripts = transcription.transcribe_windows(teacher, features, decoding)
+        transcripts = windows.transcribe_windows(teacher, features, decoding)
     found = iter(transcripts)
     return [row if row[PROBLEM] else {**row, **_label_columns(next(found))} for row in batch.rows]
 
 
-def _label_columns(transcript: transcription.Transcript) -> dict[str, Any]:
+def _label_columns(transcript: windows.Transcript) -> dict[str, Any]:
     return {
         schema.WHISPER_TRANSCRIPT: transcript.ids,
         schema.AVG_LOGPROB: transcript.avg_logprob,
@@ -314,11 +321,11 @@ def _account(labelled: list[dict[str, Any]]) -> Ledger:
 
 
 def _write_dataset(
-    split: _Split, teacher: whisper.Whisper, decode_token_ids: bool, accelerator: Accelerator
+    split: _Split, teacher: checkpoint.Whisper, decode_token_ids: bool, accelerator: Accelerator
 ) -> None:
     """Write this process's share of the dataset's files; one that is there is whole."""
     rows_per_shard = _chunk_size(split)
-    for index, chunk in data.iterate_chunks(split.rows, rows_per_shard):
+    for index, chunk in sources.iterate_chunks(split.rows, rows_per_shard):
         path = split.data_path(index)
         mine = index % accelerator.num_processes == accelerator.process_index
         if not mine or path.exists():
@@ -327,7 +334,7 @@ def _write_dataset(
             row[schema.ID]: row for row in _contract_rows(split, index, teacher, decode_token_ids)
         }
         with replacing(path) as temporary:
-            data.write_parquet(
+            hub_layout.write_parquet(
                 temporary, _joined(chunk, added, path), _features(split, decode_token_ids)
             )
 
@@ -337,7 +344,7 @@ def _chunk_size(split: _Split) -> int:
 
 
 def _contract_rows(
-    split: _Split, index: int, teacher: whisper.Whisper, decode_token_ids: bool
+    split: _Split, index: int, teacher: checkpoint.Whisper, decode_token_ids: bool
 ) -> Iterator[dict[str, Any]]:
     """Yield the columns that labelling adds, and the id, for the usable rows of one chunk."""
     before = _read_labels(split.label_path(index - 1))[-1:] if index else []
@@ -375,7 +382,7 @@ def _joined(chunk: Any, added: dict[str, dict[str, Any]], path: Path) -> Iterato
     for row in chunk:
         label = left.pop(row[schema.ID], None)
         if label is not None:
-            yield {**row, **label, schema.AUDIO: data.embed_audio(row)}
+            yield {**row, **label, schema.AUDIO: hub_layout.embed_audio(row)}
     if left:
         raise ValueError(f"{path}: the input has no longer a row for label {next(iter(left))!r}")
 
@@ -383,15 +390,15 @@ def _joined(chunk: Any, added: dict[str, dict[str, Any]], path: Path) -> Iterato
 def _features(split: _Split, decode_token_ids: bool) -> Features:
     """Return the columns of the dataset: the contract's, and whatever else the source has."""
     source = dict(split.rows.features or {})
-    own = {**schema.source_features(), **schema.label_features(decode_token_ids)}
+    own = {**column_types.source_features(), **column_types.label_features(decode_token_ids)}
     return Features({**own, **{name: kind for name, kind in source.items() if name not in own}})
 
 
 def _finish(
     run: Run,
     splits: list[_Split],
-    teacher: whisper.Whisper,
-    decoding: transcription.Decoding,
+    teacher: checkpoint.Whisper,
+    decoding: windows.Decoding,
     max_bad_fraction: float,
 ) -> None:
     """Check the account, write card and record, and clear the work folder."""
@@ -403,7 +410,9 @@ def _finish(
     for split in splits:
         configs.setdefault(str(split.spec.config), []).append(str(split.spec.split))
     model = run.arguments["model_name_or_path"]
-    data.write_card(run.folder, configs, "Pseudo-labelled speech", f"Transcripts by `{model}`.")
+    hub_layout.write_card(
+        run.folder, configs, "Pseudo-labelled speech", f"Transcripts by `{model}`."
+    )
     remove_leftovers(run.folder)
     run.finish(ledger=ledger.to_dict(), scores=scores)
     shutil.rmtree(run.folder / WORK_FOLDER)
@@ -415,7 +424,7 @@ def _ledger(split: _Split) -> Ledger:
 
 
 def _scores(
-    split: _Split, teacher: whisper.Whisper, decoding: transcription.Decoding
+    split: _Split, teacher: checkpoint.Whisper, decoding: windows.Decoding
 ) -> dict[str, Any] | None:
     """Score the transcripts where the source has references; None where it has none."""
     pairs = [

@@ -40,8 +40,8 @@ from accelerate.utils import gather_object, release_memory
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-from distillery import data, evaluation, forecast, results, schema, tables, whisper
-from distillery.arguments import (
+from distillery.cli import forecast
+from distillery.cli.arguments import (
     DataArguments,
     DecodingArguments,
     ModelArguments,
@@ -51,13 +51,17 @@ from distillery.arguments import (
     parse,
     plus_list,
 )
-from distillery.collators import PROBLEM, WindowCollator, Windows
-from distillery.evaluation import Evaluation, EvaluationArguments, Heard
-from distillery.long_form import text_of, transcribe_in_chunks
-from distillery.normalizers import raw_text
-from distillery.postprocessing import Postprocessor
-from distillery.runtime import Run, make_accelerator
-from distillery.transcription import transcribe_windows
+from distillery.cli.runtime import Run, make_accelerator
+from distillery.data import schema, sources
+from distillery.data.collators import PROBLEM, WindowCollator, Windows
+from distillery.data.specs import DatasetSpec
+from distillery.evaluation import evaluations, results, tables
+from distillery.evaluation.evaluations import Evaluation, EvaluationArguments, Heard
+from distillery.text.normalizers import raw_text
+from distillery.whisper import checkpoint
+from distillery.whisper.long_form import text_of, transcribe_in_chunks
+from distillery.whisper.postprocessing import Postprocessor
+from distillery.whisper.windows import transcribe_windows
 
 logger = logging.getLogger(__name__)
 
@@ -147,7 +151,7 @@ def main(
             rows = _score_files(
                 run, short_args, model_args, data_args, decoding_args, post_args, args
             )
-            evaluation.report(accelerator, run_args, rows)
+            evaluations.report(accelerator, run_args, rows)
         accelerator.end_training()
     elif model_args.model_name_or_path is not None:
         _evaluate_models(
@@ -159,7 +163,7 @@ def main(
     if short_args.pretty_table and accelerator.is_main_process:
         sys.stdout.write(tables.error_tables(results.read_folder(args.output_dir)))
     if accelerator.is_main_process:
-        evaluation.write_page(args)
+        evaluations.write_page(args)
 
 
 def _files_forecast(short_args: ShortFormArguments) -> list[forecast.Line]:
@@ -183,12 +187,12 @@ def _score_files(
     paths = [Path(name) for name in plus_list(short_args.predictions_file)]
     models = plus_list(model_args.model_name_or_path) or [path.stem for path in paths]
     named = data_args.dataset_name is not None
-    specs = data_args.specs() if named else [data.DatasetSpec("predictions")]
+    specs = data_args.specs() if named else [DatasetSpec("predictions")]
     models = _one_each(models, "--model_name_or_path", len(paths))
     specs = _one_each(specs, "--dataset_name", len(paths))
     rows = []
     for path, model, spec in zip(paths, models, specs, strict=True):
-        one = evaluation.plan_for_file(
+        one = evaluations.plan_for_file(
             path, model, spec, decoding_args, args, **post_args.identity()
         )
         row = one.earlier()
@@ -234,18 +238,18 @@ def _evaluate_models(
     baselines: list[results.Row] = []
     for name in plus_list(short_args.baseline):
         own_args = replace(model_args, model_name_or_path=name, model_revision=None)
-        model = evaluation.load(own_args, run_args, accelerator)
+        model = evaluations.load(own_args, run_args, accelerator)
         steps = _steps(model, own_args, *how)
-        baselines += evaluation.measure_each(accelerator, run, model, data_args, run_args, *steps)
+        baselines += evaluations.measure_each(accelerator, run, model, data_args, run_args, *steps)
         del model, steps
         release_memory()
-    model = evaluation.load_with_assistant(model_args, args, run_args, accelerator)
+    model = evaluations.load_with_assistant(model_args, args, run_args, accelerator)
     steps = _steps(model, model_args, *how)
-    evaluation.evaluate_each(accelerator, run, model, data_args, run_args, *steps, baselines)
+    evaluations.evaluate_each(accelerator, run, model, data_args, run_args, *steps, baselines)
 
 
 def _steps(
-    model: whisper.Whisper,
+    model: checkpoint.Whisper,
     model_args: ModelArguments,
     decoding_args: DecodingArguments,
     post_args: PostprocessingArguments,
@@ -257,10 +261,10 @@ def _steps(
 ) -> tuple[Callable[..., Evaluation], Callable[..., tuple[list[Heard], float]]]:
     """Return how an evaluation of a model is planned, and how the model transcribes a dataset."""
     chunk_length_s = short_args.chunk_length_s
-    evaluation.check_chunk(chunk_length_s, model)
+    evaluations.check_chunk(chunk_length_s, model)
     return (
         lambda spec: [
-            evaluation.plan(
+            evaluations.plan(
                 *("short_form", spec, model, model_args, decoding_args, args),
                 chunk_length_s=chunk_length_s,
                 **post_args.identity(),
@@ -274,8 +278,8 @@ def _steps(
 
 def _transcribe(
     one: Evaluation,
-    rows: data.Rows,
-    model: whisper.Whisper,
+    rows: sources.Rows,
+    model: checkpoint.Whisper,
     postprocess: Postprocessor,
     args: EvaluationArguments,
     short_args: ShortFormArguments,
@@ -296,7 +300,7 @@ def _transcribe(
 
 
 def _batches(
-    rows: data.Rows,
+    rows: sources.Rows,
     collate: WindowCollator,
     args: EvaluationArguments,
     run_args: RunArguments,
@@ -308,8 +312,8 @@ def _batches(
         accelerator.num_processes,
         accelerator.process_index,
     )
-    if not isinstance(rows, data.Dataset):
-        chunks = data.iterate_chunks(rows, size)
+    if not isinstance(rows, sources.Dataset):
+        chunks = sources.iterate_chunks(rows, size)
         return (collate(chunk) for index, chunk in chunks if index % count == mine)
     starts = range(0, len(rows), size)[mine::count]
     indices = [list(range(start, min(start + size, len(rows)))) for start in starts]
@@ -326,7 +330,7 @@ def _batches(
 def _hear(
     batch: Windows,
     one: Evaluation,
-    model: whisper.Whisper,
+    model: checkpoint.Whisper,
     chunk_length_s: float | None,
     postprocess: Postprocessor,
     accelerator: Accelerator,
@@ -345,7 +349,7 @@ def _hear(
         written = zip_longest(transcribe_windows(model, features, one.decoding), batch.waveforms)
     heard = []
     for row in batch.rows:
-        reference, row_id = evaluation.reference_of(row), row[schema.ID]
+        reference, row_id = evaluations.reference_of(row), row[schema.ID]
         if row[PROBLEM]:
             logger.warning("clip %s %s", row_id, row[PROBLEM])
             heard.append(Heard(row_id, reference, "", 0.0, row[PROBLEM]))

@@ -37,8 +37,9 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
-from distillery import data, evaluation, forecast, results, schema, speed, whisper
-from distillery.arguments import (
+from distillery.audio.decoding import AudioError, Waveform, decode_audio
+from distillery.cli import forecast
+from distillery.cli.arguments import (
     DataArguments,
     DecodingArguments,
     ModelArguments,
@@ -48,12 +49,14 @@ from distillery.arguments import (
     parse,
     plus_list,
 )
-from distillery.audio import AudioError, Waveform, decode_audio
-from distillery.provenance import code_commit, versions
-from distillery.runtime import Run, make_accelerator
-from distillery.shards import replacing
-from distillery.speed import Timing
-from distillery.transcription import Decoding
+from distillery.cli.runtime import Run, make_accelerator
+from distillery.data import schema, sources
+from distillery.evaluation import evaluations, results, speed
+from distillery.evaluation.speed import Timing
+from distillery.storage.files import replacing
+from distillery.storage.provenance import code_commit, versions
+from distillery.whisper import checkpoint
+from distillery.whisper.windows import Decoding
 
 logger = logging.getLogger(__name__)
 
@@ -127,7 +130,7 @@ class Contestant:
 
     name: str
     fingerprint: str | None
-    model: whisper.Whisper
+    model: checkpoint.Whisper
     decoding: Decoding
 
 
@@ -189,10 +192,10 @@ def _load_contestants(
     found = []
     for name in plus_list(model_args.model_name_or_path):
         own_args = replace(model_args, model_name_or_path=name)
-        model = evaluation.load(own_args, run_args, accelerator)
+        model = evaluations.load(own_args, run_args, accelerator)
         decoding = _decoding(model, decoding_args, args)
         found.append(
-            Contestant(whisper.full_name(name), whisper.fingerprint(name), model, decoding)
+            Contestant(checkpoint.full_name(name), checkpoint.fingerprint(name), model, decoding)
         )
     windows_s = [one.model.log_mel.window_s for one in found]
     if len(set(windows_s)) > 1:
@@ -203,10 +206,10 @@ def _load_contestants(
 
 
 def _decoding(
-    model: whisper.Whisper, decoding_args: DecodingArguments, args: SpeedArguments
+    model: checkpoint.Whisper, decoding_args: DecodingArguments, args: SpeedArguments
 ) -> Decoding:
     """Return how a model decodes; a number of ids is set in the model itself."""
-    language = evaluation.language_of(decoding_args.language, model)
+    language = evaluations.language_of(decoding_args.language, model)
     asked = (language, decoding_args.task, decoding_args.return_timestamps)
     num_prefix = len(model.tokens.prefix(*asked))
     longest = min(args.generation_max_length, model.max_label_length)
@@ -245,8 +248,8 @@ def _sound(data_args: DataArguments, rate: int, longest_s: float) -> Sound:
 def _clips(data_args: DataArguments, rate: int) -> Iterator[Waveform | None]:
     """Yield the samples of each clip, None for one that cannot be decoded."""
     for spec in data_args.specs():
-        rows = data.load(spec)
-        data.require_column(rows, spec, schema.AUDIO, "--audio_column_name")
+        rows = sources.load(spec)
+        sources.require_column(rows, spec, schema.AUDIO, "--audio_column_name")
         for row in rows:
             try:
                 yield decode_audio(row[schema.AUDIO], rate)
@@ -268,7 +271,7 @@ def _identity(
     return {
         "models": [[one.name, one.fingerprint] for one in contestants],
         "model_revision": model_args.model_revision,
-        "sound": [[str(spec), data.fingerprint(spec)] for spec in specs] or "made",
+        "sound": [[str(spec), sources.fingerprint(spec)] for spec in specs] or "made",
         "max_rows": data_args.max_samples,
         "dtype": model_args.dtype,
         "attention": model_args.attn_type,

@@ -21,8 +21,8 @@ import soxr
 import torch
 from silero_vad import get_speech_timestamps, load_silero_vad
 
-from distillery.audio import decode_audio
-from distillery.segmentation import VAD_PADDING_MS, VAD_RATE, speech_windows
+from distillery.audio.decoding import decode_audio
+from distillery.data.segmentation import VAD_PADDING_MS, VAD_RATE, speech_windows
 
 NUM_RUNS = 21
 REPEATS = 60

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from transformers import WhisperFeatureExtractor
 
-from distillery.features import LogMel
+from distillery.audio.log_mel import LogMel
 
 NUM_CLIPS = 20
 NUM_RUNS = 5

@@ -19,13 +19,19 @@ import torch
 from transformers import pipeline
 from transformers.utils import logging as transformers_logging
 
-from distillery import schema, whisper
-from distillery.audio import Waveform, decode_audio
-from distillery.labels import plain_text
-from distillery.long_form import Found, text_of, transcribe_in_chunks, transcribe_sequentially
-from distillery.metrics import character_errors
-from distillery.normalizers import Normalizer, raw_text
-from distillery.transcription import Decoding, prompt_arguments
+from distillery.audio.decoding import Waveform, decode_audio
+from distillery.data import schema
+from distillery.text.error_rates import character_errors
+from distillery.text.labels import plain_text
+from distillery.text.normalizers import Normalizer, raw_text
+from distillery.whisper import checkpoint
+from distillery.whisper.long_form import (
+    Found,
+    text_of,
+    transcribe_in_chunks,
+    transcribe_sequentially,
+)
+from distillery.whisper.windows import Decoding, prompt_arguments
 
 NUM_RUNS = 3
 
@@ -35,7 +41,7 @@ def main() -> None:
     args = parse_arguments()
     transformers_logging.set_verbosity_error()
     torch.set_num_threads(args.threads)
-    model = whisper.load(args.model)
+    model = checkpoint.load(args.model)
     rows = [json.loads(line) for line in args.manifest.read_text("utf-8").splitlines()]
     waves = [
         decode_audio(
@@ -98,7 +104,7 @@ def texts_of(found: Found) -> list[str]:
     return [text_of(segments) for _, segments in sorted(found)]
 
 
-def generate(model: whisper.Whisper, waves: list[Waveform], decoding: Decoding) -> list[str]:
+def generate(model: checkpoint.Whisper, waves: list[Waveform], decoding: Decoding) -> list[str]:
     """Decode all recordings side by side by transformers."""
     inputs = model.feature_extractor(
         waves,
@@ -119,7 +125,7 @@ def generate(model: whisper.Whisper, waves: list[Waveform], decoding: Decoding) 
 
 
 def pipe(
-    model: whisper.Whisper, waves: list[Waveform], decoding: Decoding, args: argparse.Namespace
+    model: checkpoint.Whisper, waves: list[Waveform], decoding: Decoding, args: argparse.Namespace
 ) -> list[str]:
     """Decode in chunks by transformers' pipeline."""
     recogniser = pipeline(

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from distillery.labels import IGNORED
-from distillery.losses import LossWeights, distillation_loss
+from distillery.text.labels import IGNORED
+from distillery.training.losses import LossWeights, distillation_loss
 
 WEIGHTS = LossWeights()
 NUM_RUNS = 5

@@ -35,7 +35,7 @@ from urllib.request import urlretrieve
 
 from loopback import FaultServer, clip_name, flac, tar
 
-from distillery.downloads import is_published, part_path
+from distillery.data.downloads import is_published, part_path
 
 DOWNLOADER = Path(__file__).resolve().parent.parent / "reazonspeech_manual_downloader.py"
 TARGET = "large"

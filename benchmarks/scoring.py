@@ -5,7 +5,7 @@
 All three count the errors of the same Japanese-like pairs under the four rates (CER and WER of
 normalised and of raw texts), and must find the same.
 
-- ours: `distillery.metrics.count_errors`, which keeps the edits of every pair
+- ours: `distillery.text.error_rates.count_errors`, which keeps the edits of every pair
 - jiwer: `process_characters` and `process_words` over the whole corpus, which sum them up
 - evaluate: `Metric.compute` for each row, as evaluation scripts often have it. The metric is what
   the Hub's "cer" and "wer" are, jiwer's rates, written here because no Hub is asked. All pairs
@@ -24,8 +24,8 @@ import datasets
 import evaluate
 import jiwer
 
-from distillery.metrics import ErrorCounts, Tally, count_errors
-from distillery.normalizers import normalizer_for
+from distillery.text.error_rates import ErrorCounts, Tally, count_errors
+from distillery.text.normalizers import normalizer_for
 
 NUM_RUNS = 3
 SYLLABLES = (

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from distillery.results import markdown_table, read_rows
+from distillery.evaluation.results import markdown_table, read_rows
 
 CHUNK_LENGTH, STRIDE = "chunk_length_s", "stride_length_s"
 WHO = ("model", "dataset", "split", STRIDE)

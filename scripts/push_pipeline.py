@@ -18,12 +18,13 @@ from pathlib import Path
 
 from transformers.dynamic_module_utils import custom_object_save
 
-from distillery import hub, whisper
-from distillery.arguments import OutputArguments, flag, parse, required
-from distillery.checkpointing import sealed_folder
-from distillery.pipelines import recognition
-from distillery.runtime import Run, publish, set_up_logging
-from distillery.shards import RUN_RECORD, read_json, write_json
+from distillery.cli import hub
+from distillery.cli.arguments import OutputArguments, flag, parse, required
+from distillery.cli.runtime import Run, publish, set_up_logging
+from distillery.storage.checkpoints import sealed_folder
+from distillery.storage.files import RUN_RECORD, read_json, write_json
+from distillery.whisper import checkpoint
+from distillery.whisper.pipelines import recognition
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +50,7 @@ def main(model_args: PipelineArguments, output_args: OutputArguments) -> None:
     """Copy the model, add the pipeline, and upload both where asked to."""
     set_up_logging()
     source, folder = _source(model_args), Path(output_args.output_dir)
-    inputs = {model_args.model_name_or_path: whisper.fingerprint(str(source))}
+    inputs = {model_args.model_name_or_path: checkpoint.fingerprint(str(source))}
     run = Run(folder, "push_pipeline", (model_args, output_args), inputs)
     if not _is_done(run, output_args.overwrite_output_dir):
         with sealed_folder(folder) as temporary:
@@ -84,7 +85,7 @@ def _source(args: PipelineArguments) -> Path:
         folder = hub.download(
             args.model_name_or_path, hub.MODEL_FILES, args.model_revision, args.cache_dir
         )
-    whisper.load_processor(str(folder))  # fails by name if it is no Whisper checkpoint
+    checkpoint.load_processor(str(folder))  # fails by name if it is no Whisper checkpoint
     return folder
 
 
@@ -116,7 +117,7 @@ def save_pipeline(source: Path, folder: Path, name: str) -> None:
 
 def _write_card(folder: Path, name: str) -> None:
     if not (folder / CARD).exists():
-        whisper.write_card(folder, "A Whisper checkpoint.", title=name)
+        checkpoint.write_card(folder, "A Whisper checkpoint.", title=name)
     card = (folder / CARD).read_text("utf-8").partition(HEADING)[0].rstrip()
     (folder / CARD).write_text(f"{card}\n\n{_instructions(name)}", "utf-8")
 

@@ -15,8 +15,8 @@ import torch
 from datasets import load_dataset
 from tiny import load_script, tiny_model_folder
 
-from distillery import whisper
-from distillery.arguments import parse
+from distillery.cli.arguments import parse
+from distillery.whisper import checkpoint
 
 
 def talkative_model_folder(path: Path, seed: int = 3) -> Path:
@@ -26,7 +26,7 @@ def talkative_model_folder(path: Path, seed: int = 3) -> Path:
     to which clip would not show.
     """
     tiny_model_folder(path)
-    model = whisper.load(str(path))
+    model = checkpoint.load(str(path))
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, weight in model.model.named_parameters():
@@ -37,7 +37,7 @@ def talkative_model_folder(path: Path, seed: int = 3) -> Path:
         embeddings[model.tokens.timestamp_begin :] *= 0.5  # most of the vocabulary, but no text
     specials = range(model.tokens.start_of_transcript, model.tokens.no_timestamps)
     model.model.generation_config.suppress_tokens = list(specials)
-    whisper.save(model.model, model.tokenizer, model.feature_extractor, path)
+    checkpoint.save(model.model, model.tokenizer, model.feature_extractor, path)
     return Path(path)
 
 

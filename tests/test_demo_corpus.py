@@ -15,7 +15,9 @@ import torch
 from tiny import REPOSITORY, load_script
 from transformers import GenerationConfig
 
-from distillery import data, whisper
+from distillery.data import sources
+from distillery.data.specs import DatasetSpec
+from distillery.whisper import checkpoint
 
 ARGUMENTS = ["--num_train", "14", "--num_test", "6", "--num_long", "2", "--num_windows", "18"]
 SETS = ("train", "windows", "test", "long")
@@ -147,7 +149,7 @@ def test_long_segments_are_speech_between_pauses(corpus, rows):
 
 def test_long_clips_are_the_utterances_of_the_recordings(corpus, rows):
     parts = [(row["id"], part) for row in rows["long"] for part in row["segments"]]
-    clips = data.load(data.DatasetSpec(str(corpus / "long_clips.jsonl")))
+    clips = sources.load(DatasetSpec(str(corpus / "long_clips.jsonl")))
     assert [clip["recording_id"] for clip in clips] == [name for name, _ in parts]
     assert [clip["text"] for clip in clips] == [part["text"] for _, part in parts]
     for clip, (_, part) in zip(clips, parts, strict=True):
@@ -223,7 +225,7 @@ def test_wrong_numbers_are_refused(flag, value, capsys, tmp_path):
 def test_teacher_is_a_whole_checkpoint_that_generates(corpus, tmp_path):
     script = load_script("scripts/demo/make_teacher.py")
     script.main(["--corpus", str(corpus), "--output_dir", str(tmp_path), "--d_model", "32"])
-    loaded = whisper.load(str(tmp_path))
+    loaded = checkpoint.load(str(tmp_path))
     settings = GenerationConfig.from_pretrained(tmp_path)  # fact: some vanish on a wrong save
     assert settings.is_multilingual
     assert settings.lang_to_id["<|ja|>"] == loaded.tokens.languages["ja"]

@@ -1,4 +1,7 @@
-"""The design's rules about who may import and name what, read from the source."""
+"""The design's rules about who may import and name what, read from the folders and the source.
+
+storage, text, audio <- data <- whisper <- training | evaluation <- cli <- scripts
+"""
 
 import ast
 import re
@@ -6,27 +9,23 @@ import re
 import pytest
 from tiny import REPOSITORY
 
-from distillery import schema
+from distillery.data import schema
 
-LAYERS = {
-    "core": "schema tokens labels segments normalizers metrics filters vocabulary order bootstrap "
-    "provenance audio subtitles loudness timestamps hallucinations",
-    "torch": "losses student collators optim features whisper transcription distillation long_form "
-    "speculation speed pipelines postprocessing",
-    "io": "data archives filetrees manifests layouts examples segmentation shards checkpointing "
-    "hub results reazonspeech downloads comparison tables report",
-    "app": "flags arguments runtime forecast training evaluation",
-}
-LAYER_OF = {name: layer for layer, names in LAYERS.items() for name in names.split()}
-RANKS = {layer: rank for rank, layer in enumerate(LAYERS)}
+# Rooms that stand side by side do not import each other.
+FLOORS = (
+    {"storage", "text", "audio"},
+    {"data"},
+    {"whisper"},
+    {"training", "evaluation"},
+    {"cli"},
+)
+FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 
-MODULES = sorted(p for p in (REPOSITORY / "distillery").glob("*.py") if p.stem != "__init__")
-TOP = sorted(REPOSITORY.glob("*.py"))
-SCRIPTS = TOP + sorted((REPOSITORY / "scripts").rglob("*.py"))
+PACKAGE = REPOSITORY / "distillery"
+MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path.parent != PACKAGE)
+STAGES = sorted(REPOSITORY.glob("*.py"))
+SCRIPTS = STAGES + sorted((REPOSITORY / "scripts").rglob("*.py"))
 SCRIPT_NAMES = {path.stem for path in SCRIPTS} | {"scripts"}
-
-# A model card's header is plain data; nothing of the Hub is asked.
-ALLOWED = {("whisper", "huggingface_hub", "ModelCardData")}
 
 COLUMNS = {value for name, value in vars(schema).items() if name.isupper() and type(value) is str}
 # Words that happen to be the name of something else: reasons in a ledger (`FilterReason`, a clip
@@ -35,13 +34,21 @@ HOMONYMS = {
     "filters": {"truncated"},
     "run_pseudo_labelling": {"audio"},
     "run_data_filtering": {"audio"},
-    "training": {"best"},
+    "loop": {"best"},
     "postprocessing": {"text"},
-    "layouts": {"text"},
+    "folders": {"text"},
     "segmentation": {"start", "end", "segments"},
 }
 SPECIAL_TOKEN = re.compile(r"<\|[a-z.0-9]+\|>")
 CHECKPOINT_FOLDER = re.compile(r"checkpoint-(\d|\*|\{|$)|^best$")
+
+
+def name_of(path):
+    return str(path.relative_to(REPOSITORY)).removesuffix(".py").replace("/", ".")
+
+
+def room_of(path):
+    return path.relative_to(PACKAGE).parts[0]
 
 
 def parsed(path):
@@ -54,19 +61,21 @@ def imports_of(path):
         if isinstance(node, ast.Import):
             yield from ((alias.name, None) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path}: relative import"
-            yield from ((node.module, alias.name) for alias in node.names)
+            # A pipeline's modules are copied beside a model, and find each other there.
+            assert node.level == 0 or path.parent.name == "pipelines", f"{path}: relative import"
+            if node.level == 0:
+                yield from ((node.module, alias.name) for alias in node.names)
 
 
-def siblings_of(path):
-    """Return the modules of the package that a file imports."""
-    found = set()
+def rooms_imported_by(path):
+    """Return the rooms of the package that a file imports from."""
+    rooms = set()
     for module, name in imports_of(path):
         if module == "distillery":
-            found.add(name)
+            rooms.add(name)
         elif module.startswith("distillery."):
-            found.add(module.split(".")[1])
-    return found
+            rooms.add(module.split(".")[1])
+    return rooms
 
 
 def strings_of(path):
@@ -88,31 +97,44 @@ def strings_of(path):
     )
 
 
-def test_every_module_has_one_layer():
-    assert len(LAYER_OF) == sum(len(names.split()) for names in LAYERS.values())
-    assert {path.stem for path in MODULES} <= set(LAYER_OF)
+def test_every_module_is_in_a_room_and_every_room_has_a_floor():
+    assert [path.name for path in PACKAGE.glob("*.py")] == ["__init__.py"]
+    assert {room_of(path) for path in MODULES} == set(FLOOR_OF)
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.stem)
-def test_a_module_imports_from_its_own_layer_or_lower_ones(path):
-    own = RANKS[LAYER_OF[path.stem]]
-    wrong = {name for name in siblings_of(path) if RANKS[LAYER_OF[name]] > own}
-    assert not wrong
-
-
-@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.stem)
-def test_lower_layers_know_no_launcher_command_line_or_hub(path):
-    layer = LAYER_OF[path.stem]
-    refused = {
-        "core": {"argparse", "accelerate", "huggingface_hub", "torch"},
-        "torch": {"argparse", "accelerate", "huggingface_hub"},
-    }.get(layer, set())
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_a_module_imports_from_its_own_room_or_lower_floors(path):
+    room = room_of(path)
     wrong = {
-        (module, name)
-        for module, name in imports_of(path)
-        if module.split(".")[0] in refused and (path.stem, module, name) not in ALLOWED
+        other for other in rooms_imported_by(path) - {room} if FLOOR_OF[other] >= FLOOR_OF[room]
     }
     assert not wrong
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_storage_and_text_know_no_torch(path):
+    packages = {module.split(".")[0] for module, _ in imports_of(path)}
+    if room_of(path) in ("storage", "text"):
+        assert not packages & {"torch", "accelerate"}
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_only_the_cli_knows_the_command_line(path):
+    if room_of(path) != "cli":
+        assert not {module for module, _ in imports_of(path) if module.split(".")[0] == "argparse"}
+        assert not {name for name in names_in(path) if name.endswith("Arguments")}
+        assert "HfArgumentParser" not in names_in(path)
+
+
+def names_in(path):
+    """Return all names that a file's code uses, imports or defines."""
+    tree = parsed(path)
+    return (
+        {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+        | {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+        | {node.name for node in ast.walk(tree) if isinstance(node, ast.ClassDef)}
+        | {name for _, name in imports_of(path) if name}
+    )
 
 
 def test_only_the_runtime_builds_an_accelerator():
@@ -125,48 +147,49 @@ def test_only_the_runtime_builds_an_accelerator():
     assert builders == {"runtime"}
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.stem)
-def test_the_package_imports_no_script(path):
-    assert not {module for module, _ in imports_of(path) if module.split(".")[0] in SCRIPT_NAMES}
+@pytest.mark.parametrize("path", MODULES + SCRIPTS, ids=name_of)
+def test_nothing_imports_a_script(path):
+    imported = {module.split(".")[0] for module, _ in imports_of(path)}
+    beside = {script.stem for script in path.parent.glob("*.py") if not has_guard(script)}
+    assert not imported & (SCRIPT_NAMES - beside)
 
 
-@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.stem)
-def test_a_script_imports_no_script(path):
-    assert not {module for module, _ in imports_of(path) if module.split(".")[0] in SCRIPT_NAMES}
+def has_guard(path):
+    return 'if __name__ == "__main__":' in path.read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("path", MODULES + TOP, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", MODULES + STAGES, ids=name_of)
 def test_columns_are_named_in_the_schema_alone(path):
-    if path.stem != "schema":
+    # The pipelines speak transformers' own words, which are copied beside a model.
+    if path.stem != "schema" and path.parent.name != "pipelines":
         assert not [(line, text) for line, text in strings_of(path) if text in COLUMNS]
 
 
-@pytest.mark.parametrize("path", MODULES + TOP, ids=lambda path: path.stem)
-def test_special_tokens_are_written_in_their_modules_alone(path):
-    if path.stem not in ("tokens", "vocabulary"):
-        found = [(line, text) for line, text in strings_of(path) if SPECIAL_TOKEN.search(text)]
-        assert not found
+@pytest.mark.parametrize("path", MODULES + STAGES, ids=name_of)
+def test_special_tokens_are_written_in_their_module_alone(path):
+    if path.stem != "tokens":
+        assert not [text for _, text in strings_of(path) if SPECIAL_TOKEN.search(text)]
 
 
-@pytest.mark.parametrize("path", MODULES + TOP, ids=lambda path: path.stem)
-def test_checkpoint_folders_are_named_in_checkpointing_alone(path):
-    if path.stem != "checkpointing":
-        found = [(line, t) for line, t in strings_of(path) if CHECKPOINT_FOLDER.search(t)]
-        assert not found
+@pytest.mark.parametrize("path", MODULES + STAGES, ids=name_of)
+def test_checkpoint_folders_are_named_in_checkpoints_alone(path):
+    if path.stem != "checkpoints":
+        assert not [text for _, text in strings_of(path) if CHECKPOINT_FOLDER.search(text)]
 
 
 def test_the_rules_can_fail(tmp_path):
     path = tmp_path / "losses.py"
     path.write_text(
         '"""Reads `labels`, <|endoftext|> and checkpoint-1."""\n'
-        "def f():\n"
-        "    from distillery.arguments import parse\n"
-        "    from distillery import hub\n"
+        "def f(args: FilterArguments):\n"
+        "    from distillery.cli.arguments import parse\n"
+        "    from distillery import training\n"
         '    raise ValueError("labels")\n'
         'x = row["labels"], "<|endoftext|>", f"checkpoint-{1}"\n'
         'y = flag(None, "labels")\n'
     )
-    assert siblings_of(path) == {"arguments", "hub"}
+    assert rooms_imported_by(path) == {"cli", "training"}
+    assert "FilterArguments" in names_in(path)
     assert [text for _, text in strings_of(path)] == ["<|endoftext|>", "checkpoint-", "labels"]
     assert SPECIAL_TOKEN.search("<|0.00|>")
     assert CHECKPOINT_FOLDER.search("checkpoint-")

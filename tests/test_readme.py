@@ -31,7 +31,7 @@ def text_of(document: str) -> str:
 
 def spellings(script: str) -> set[str]:
     """Return every way to spell a flag of a stage."""
-    from distillery.flags import _StageParser
+    from distillery.cli.flags import _StageParser
 
     parser = _StageParser(load_script(script).GROUPS, None)
     return {spelling for action in parser._actions for spelling in action.option_strings}

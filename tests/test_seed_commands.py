@@ -9,7 +9,7 @@ import pytest
 import tiny
 from test_arguments import SCRIPTS, groups_of
 
-from distillery.arguments import flags_of, parse
+from distillery.cli.arguments import flags_of, parse
 
 KOTOBA = {
     "run_pseudo_labelling.py": """

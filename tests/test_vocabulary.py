@@ -5,8 +5,7 @@ import numpy as np
 import pytest
 from tiny import SENTENCES, SHARED, tiny_tokenizer
 from transformers import WhisperTokenizer
-
-from distillery.vocabulary import (
+from vocabulary import (
     build_tokenizer,
     control_tokens,
     generation_settings,

@@ -9,10 +9,10 @@ from types import ModuleType
 import numpy as np
 import soundfile
 from transformers import WhisperFeatureExtractor, WhisperTokenizer
+from vocabulary import train_tokenizer
 
-from distillery import whisper
-from distillery.schema import AUDIO, DURATION, ID, SPEAKER_ID, TEXT
-from distillery.vocabulary import train_tokenizer
+from distillery.data.schema import AUDIO, DURATION, ID, SPEAKER_ID, TEXT
+from distillery.whisper import checkpoint
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 SHARED = REPOSITORY.parent / "shared"
@@ -72,7 +72,7 @@ def tiny_model_folder(
         seed=seed,
     )
     extractor = WhisperFeatureExtractor(feature_size=80, chunk_length=window_s)
-    whisper.save(model, tokenizer, extractor, path)
+    checkpoint.save(model, tokenizer, extractor, path)
     return Path(path)
 
 

@@ -36,7 +36,7 @@ import soundfile
 import soxr
 from espeakng_loader import get_data_path, get_library_path
 
-from distillery.schema import (
+from distillery.data.schema import (
     AUDIO,
     DURATION,
     ID,
@@ -48,7 +48,7 @@ from distillery.schema import (
     SPEAKER_ID,
     TEXT,
 )
-from distillery.tokens import TIMESTAMP_STEP_S
+from distillery.text.tokens import TIMESTAMP_STEP_S
 
 TIMESTAMPED_TEXT = "timestamped_text"
 LANGUAGE = "language"

@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 import torch
+import vocabulary
 from transformers import (
     GenerationConfig,
     WhisperConfig,
@@ -20,9 +21,9 @@ from transformers import (
     WhisperTokenizer,
 )
 
-from distillery import vocabulary, whisper
-from distillery.checkpointing import find_damage, sealed_folder
-from distillery.schema import TEXT
+from distillery.data.schema import TEXT
+from distillery.storage.checkpoints import find_damage, sealed_folder
+from distillery.whisper import checkpoint
 
 ENCODER_POSITIONS_PER_S = 50  # Whisper's: 100 mel frames a second, halved by the second convolution
 FEED_FORWARD_RATIO = 3  # Whisper has 4; every million parameters costs the demonstration time
@@ -127,7 +128,7 @@ def main(arguments: list[str] | None = None) -> None:
         feature_size=model.config.num_mel_bins, chunk_length=parsed.window_s
     )
     with sealed_folder(parsed.output_dir) as temporary:
-        whisper.save(model, tokenizer, extractor, temporary)
+        checkpoint.save(model, tokenizer, extractor, temporary)
     millions = model.num_parameters() / 1e6
     print(f"{parsed.output_dir}: {millions:.2f} M parameters, {len(tokenizer)} tokens")
 

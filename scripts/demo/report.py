@@ -11,9 +11,9 @@ from typing import Any
 
 import matplotlib
 
-from distillery.results import markdown_table, read_folder, read_rows
-from distillery.shards import replacing
-from distillery.training import LOSS_LOG
+from distillery.evaluation.results import markdown_table, read_folder, read_rows
+from distillery.storage.files import replacing
+from distillery.training.loop import LOSS_LOG
 
 matplotlib.use("agg")  # a machine without a screen
 from matplotlib import pyplot

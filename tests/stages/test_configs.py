@@ -16,9 +16,9 @@ from stage_runs import (
 from tiny import load_script, tone_manifest
 from training_runs import assert_same_run, training_log, weights
 
-from distillery import results
-from distillery.arguments import parse
-from distillery.shards import read_json, write_json
+from distillery.cli.arguments import parse
+from distillery.evaluation import results
+from distillery.storage.files import read_json, write_json
 
 LABELLING, FILTERING = "run_pseudo_labelling.py", "run_data_filtering.py"
 STUDENT = "create_student_model.py"

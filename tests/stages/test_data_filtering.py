@@ -4,8 +4,9 @@ from launching import kill
 from stage_runs import loaded, record, run, snapshot, split_rows, talkative_model_folder
 from tiny import load_script, tone_manifest
 
-from distillery import data, schema, whisper
-from distillery.shards import write_json
+from distillery.data import column_types, hub_layout, schema, sources
+from distillery.storage.files import write_json
+from distillery.whisper import checkpoint
 
 SCRIPT = "run_data_filtering.py"
 
@@ -58,7 +59,7 @@ def teacher(root):
 
 @pytest.fixture(scope="module")
 def processor(teacher):
-    return whisper.load_processor(str(teacher))
+    return checkpoint.load_processor(str(teacher))
 
 
 @pytest.fixture(scope="module")
@@ -99,17 +100,19 @@ def labelled(root, rows, teacher):
 
 
 def write_labelled(folder, rows, teacher, split="train"):
-    path = data.shard_path(folder, "default", split, 0, 1)
+    path = hub_layout.shard_path(folder, "default", split, 0, 1)
     path.parent.mkdir(parents=True, exist_ok=True)
-    data.write_parquet(path, rows, data.Features({**schema.source_features(), **label_types()}))
-    data.write_card(folder, {"default": [split]}, "Labels", "")
+    hub_layout.write_parquet(
+        path, rows, sources.Features({**column_types.source_features(), **label_types()})
+    )
+    hub_layout.write_card(folder, {"default": [split]}, "Labels", "")
     arguments = {"model_name_or_path": str(teacher), "language": "ja", "task": "transcribe"}
     write_json(folder / "run.json", {"stage": "run_pseudo_labelling", "arguments": arguments})
     return folder
 
 
 def label_types():
-    return schema.label_features(decode_token_ids=False)
+    return column_types.label_features(decode_token_ids=False)
 
 
 def kept(folder):
@@ -173,7 +176,7 @@ def test_the_output_is_named_after_the_threshold(tmp_path, rows, teacher, flags,
 def test_columns_types_and_bytes_are_kept(tmp_path, labelled, rows):
     run(SCRIPT, "-d", labelled, "--cer_threshold", 12.5, *LIMITS, "-o", tmp_path)
     before, after = (loaded(p, split="train").features for p in (labelled, tmp_path))
-    assert after == {**before, "labels": schema.TOKEN_IDS}
+    assert after == {**before, "labels": column_types.TOKEN_IDS}
     wanted = {row["id"]: row for row in rows}
     for row in split_rows(tmp_path):
         assert row["labels"]
@@ -261,11 +264,11 @@ def test_transcripts_in_words_give_the_same_labels(tmp_path, rows, teacher, proc
     assert texts[0][schema.WHISPER_TRANSCRIPT] == "<|0.00|>ねこがみずをのむ。<|0.40|>"
     assert names.num_text_labels(rows[0][schema.WHISPER_TRANSCRIPT], tokens) > 0
     folder = tmp_path / "words"
-    path = data.shard_path(folder, "default", "train", 0, 1)
+    path = hub_layout.shard_path(folder, "default", "train", 0, 1)
     path.parent.mkdir(parents=True)
-    types = {**schema.source_features(), **schema.label_features(decode_token_ids=True)}
-    data.write_parquet(path, texts, data.Features(types))
-    data.write_card(folder, {"default": ["train"]}, "Labels", "")
+    types = {**column_types.source_features(), **column_types.label_features(decode_token_ids=True)}
+    hub_layout.write_parquet(path, texts, sources.Features(types))
+    hub_layout.write_card(folder, {"default": ["train"]}, "Labels", "")
     flags = ["--timestamp_probability", 1, "--condition_on_prev_probability", 1]
     # Model and language come by flag: there is no record beside this dataset.
     flags += ["-m", teacher, "-l", "ja", "-o", tmp_path / "out"]
@@ -296,7 +299,7 @@ def test_killed_run_goes_on(tmp_path, labelled):
     run(SCRIPT, *flags, "-o", tmp_path / "whole")
     out = tmp_path / "killed"
     # run.json and config.yaml are synced by 2 calls each, as are shard and seal of each chunk.
-    kill(SCRIPT, "distillery.shards:sync", 11, *flags, "-o", out)
+    kill(SCRIPT, "distillery.storage.files:sync", 11, *flags, "-o", out)
     work = out / ".filtered" / "default" / "train"
     assert [path.name for path in work.glob("*.seal.json")] == ["00000.parquet.seal.json"]
     sealed = snapshot(work)["00000.parquet"]

@@ -12,8 +12,8 @@ from stage_runs import record, run, split_rows, talkative_model_folder
 from test_readme import commands_in, text_of
 from tiny import REPOSITORY, load_script
 
-from distillery import data, reazonspeech, schema
-from distillery.arguments import parse
+from distillery.cli.arguments import parse
+from distillery.data import hub_layout, reazonspeech, schema, sources
 
 SCRIPT = "run_pseudo_labelling.py"
 SECTION = text_of("README.md").split("### Each kind of input", 1)[1].split("```")[1]
@@ -98,14 +98,14 @@ def test_each_command_reads_rows_that_decode(root, words, streaming):
     groups = parse(load_script(SCRIPT).GROUPS, [*words, "--streaming", str(streaming)])
     (data_args,) = [group for group in groups if hasattr(group, "specs")]
     specs = data_args.specs()
-    named = [data.with_split(spec, data.load(spec)) for spec in specs]
-    data.refuse_same_split_twice(named)
+    named = [sources.with_split(spec, sources.load(spec)) for spec in specs]
+    hub_layout.refuse_same_split_twice(named)
     for spec in specs:
-        data.fingerprint(spec)
-        rows = list(data.load(spec))
+        sources.fingerprint(spec)
+        rows = list(sources.load(spec))
         assert rows
         for row in rows:
-            audio = data.embed_audio(row)
+            audio = hub_layout.embed_audio(row)
             assert audio["bytes"].startswith(b"fLaC")
             assert soundfile.info(io.BytesIO(audio["bytes"])).frames == 1600
 

@@ -5,9 +5,9 @@ from launching import launch
 from stage_runs import read_manifest, run, snapshot, talkative_model_folder, write_manifest
 from tiny import SAMPLE_RATE, SENTENCES, load_script
 
-from distillery import results
-from distillery.arguments import parse
-from distillery.timestamps import Segment
+from distillery.cli.arguments import parse
+from distillery.evaluation import results
+from distillery.text.timestamps import Segment
 
 SCRIPT = "run_long_form_eval.py"
 CHUNKED = ["--chunk_length_s", 2]

@@ -12,7 +12,8 @@ import soundfile
 from stage_runs import record, run, split_rows, talkative_model_folder, write_manifest
 from tiny import REPOSITORY, SPOKEN, spoken
 
-from distillery import labels, whisper
+from distillery.text import labels
+from distillery.whisper import checkpoint
 
 RATE = 16_000
 WINDOW_S = 4
@@ -98,7 +99,7 @@ def test_recordings_without_subtitles(root, teacher, talking):
         assert (row["start_s"], row["end_s"]) == pytest.approx((start, end), abs=0.4)
         assert row["speaker_id"] == "anna"
         assert row["text"] is None
-    tokens = whisper.load_processor(str(teacher)).tokens
+    tokens = checkpoint.load_processor(str(teacher)).tokens
     texts = [labels.text_ids(row["whisper_transcript"], tokens) for row in rows]
     assert [row["condition_on_prev"] for row in rows] == [None, *texts[:-1]]
 

@@ -24,7 +24,9 @@ from stage_runs import (
 )
 from tiny import REPOSITORY, SENTENCES, broken_torchcodec, load_script, tone_manifest
 
-from distillery import labels, schema, whisper
+from distillery.data import schema
+from distillery.text import labels
+from distillery.whisper import checkpoint
 
 SCRIPT = "run_pseudo_labelling.py"
 NUM_CLIPS = 10
@@ -76,7 +78,7 @@ def labelled(root, flags):
 
 @pytest.fixture(scope="module")
 def tokens(teacher):
-    return whisper.load_processor(str(teacher)).tokens
+    return checkpoint.load_processor(str(teacher)).tokens
 
 
 def by_id(rows):
@@ -158,7 +160,7 @@ def test_killed_runs_go_on_and_lose_double_and_change_nothing(tmp_path, flags, l
 
     # Files are synced one by one, each by 2 calls: run.json, config.yaml, then shard and seal three
     # times. A run that goes on writes config.yaml again.
-    kill(SCRIPT, "distillery.shards:sync", 11, *arguments)
+    kill(SCRIPT, "distillery.storage.files:sync", 11, *arguments)
     assert sorted(path.name for path in work.glob("[0-9]*")) == [
         "00000.parquet",
         "00000.parquet.seal.json",
@@ -167,7 +169,7 @@ def test_killed_runs_go_on_and_lose_double_and_change_nothing(tmp_path, flags, l
     first = snapshot(work)["00000.parquet"]
 
     # Shards 1 and 2, the first file of the dataset, and half of the second.
-    kill(SCRIPT, "distillery.shards:sync", 13, *arguments)
+    kill(SCRIPT, "distillery.storage.files:sync", 13, *arguments)
     assert len(list(work.glob("*.seal.json"))) == 3
     assert [path.name for path in (out / "default").glob("train-*")] == [
         "train-00000-of-00003.parquet"
@@ -234,7 +236,7 @@ def test_two_processes_write_what_one_writes(tmp_path, flags, labelled):
 def test_text_instead_of_ids_keeps_the_timestamps(tmp_path, flags, labelled, teacher, tokens):
     flags = [*flags, "--decode_token_ids", "True"]
     run(SCRIPT, *flags, "-o", tmp_path)
-    tokenizer = whisper.load_processor(str(teacher)).tokenizer
+    tokenizer = checkpoint.load_processor(str(teacher)).tokenizer
     dataset = loaded(tmp_path, split="train")
     assert dataset.features["whisper_transcript"].dtype == "string"
     for text, row in zip(dataset["whisper_transcript"], split_rows(labelled), strict=True):
@@ -283,7 +285,7 @@ def test_english_only_model_takes_no_language(tmp_path, flags):
         run(SCRIPT, *flags, "-m", model, "-o", tmp_path / "refused")
     flags = [flag for flag in flags if flag not in ("-l", "ja")]
     run(SCRIPT, *flags, "-m", model, "-o", tmp_path / "out")
-    tokens = whisper.load_processor(str(model)).tokens
+    tokens = checkpoint.load_processor(str(model)).tokens
     ids = [row["whisper_transcript"] for row in split_rows(tmp_path / "out")]
     assert {row[0] for row in ids} == {tokens.start_of_transcript}
     assert all(tokens.is_timestamp(row[1]) for row in ids)

@@ -10,8 +10,9 @@ from test_pipelines import GENERATION, sound
 from tiny import tiny_punctuator_folder
 from transformers import pipeline
 
-from distillery import hub, whisper
-from distillery.pipelines.recognition import RecognitionPipeline
+from distillery.cli import hub
+from distillery.whisper import checkpoint
+from distillery.whisper.pipelines.recognition import RecognitionPipeline
 
 SCRIPT = "scripts/push_pipeline.py"
 
@@ -39,7 +40,7 @@ CALLS = [
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     folder = talkative_model_folder(tmp_path_factory.mktemp("push") / "student")
-    whisper.write_card(folder, "A student.")
+    checkpoint.write_card(folder, "A student.")
     return folder
 
 
@@ -67,7 +68,7 @@ def test_saved_pipeline_does_in_a_fresh_process_what_it_does_here(saved, stable_
     assert done.returncode == 0, done.stderr
     module, answers = done.stdout.splitlines()
     assert module.startswith("transformers_modules.")
-    loaded = whisper.load(str(saved))
+    loaded = checkpoint.load(str(saved))
     here = RecognitionPipeline(
         model=loaded.model,
         tokenizer=loaded.tokenizer,

@@ -10,6 +10,7 @@ import math
 import numpy as np
 import pytest
 import torch
+import vocabulary
 from stage_runs import loaded, record, run, split_rows
 from tiny import SHARED
 from transformers import (
@@ -20,7 +21,8 @@ from transformers import (
     WhisperTokenizer,
 )
 
-from distillery import results, vocabulary, whisper
+from distillery.evaluation import results
+from distillery.whisper import checkpoint
 
 RECORDINGS = SHARED / "data" / "common_voice_zh_tw"
 MANIFEST = RECORDINGS / "demo_jsonl_dataset.jsonl"
@@ -53,7 +55,7 @@ def teacher(root):
     model.generation_config = GenerationConfig(
         max_length=model.config.max_target_positions, **vocabulary.generation_settings(tokenizer)
     )
-    whisper.save(model, tokenizer, WhisperFeatureExtractor(), root / "teacher")
+    checkpoint.save(model, tokenizer, WhisperFeatureExtractor(), root / "teacher")
     return root / "teacher"
 
 
@@ -98,7 +100,7 @@ def entries():
 
 
 def test_the_model_is_that_of_whisper_tiny(teacher):
-    model = whisper.load(str(teacher))
+    model = checkpoint.load(str(teacher))
     config = model.model.config
     assert (config.d_model, config.encoder_layers, config.decoder_layers) == (384, 4, 4)
     assert (config.num_mel_bins, config.max_source_positions) == (80, 1500)
@@ -140,7 +142,7 @@ def test_the_student_learns_and_its_encoder_does_not(chain, teacher):
     assert len(losses) == 2
     assert all(math.isfinite(loss) for loss in losses)
     before, after, taught = (
-        whisper.load(str(folder)).model.state_dict()
+        checkpoint.load(str(folder)).model.state_dict()
         for folder in (chain / "student-init", chain / "student", teacher)
     )
     moved = {key for key in after if not torch.equal(before[key], after[key])}

@@ -18,9 +18,9 @@ from stage_runs import split_rows, talkative_model_folder
 from test_arguments import groups_of
 from tiny import REPOSITORY, load_script
 
-from distillery.arguments import DataArguments, TrainDataArguments, parse
-from distillery.data import load
-from distillery.downloads import CHUNK, Download, ask_sizes, lock_folder
+from distillery.cli.arguments import DataArguments, TrainDataArguments, parse
+from distillery.data.downloads import CHUNK, Download, ask_sizes, lock_folder
+from distillery.data.sources import load
 
 downloader = load_script("reazonspeech_manual_downloader.py")
 SCRIPT = REPOSITORY / "reazonspeech_manual_downloader.py"

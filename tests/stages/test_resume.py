@@ -31,9 +31,10 @@ from training_runs import (
     weights,
 )
 
-from distillery import training, whisper
-from distillery.checkpointing import find_damage, newest_checkpoint
-from distillery.order import Order
+from distillery.data.order import Order
+from distillery.storage.checkpoints import find_damage, newest_checkpoint
+from distillery.training import loop
+from distillery.whisper import checkpoint
 
 TESTS = REPOSITORY / "tests"
 
@@ -97,7 +98,7 @@ def test_dropout_is_at_work(runs):
     """Else equal logs below would not show that random numbers are the same after a resume."""
     assert training_log(runs.whole(FINETUNING))[0]["step"] == 2
     student = runs.folder / "student"
-    model = whisper.load(str(student)).model.train()
+    model = checkpoint.load(str(student)).model.train()
     features = torch.zeros(1, 80, 100)
     start = torch.tensor([[model.config.decoder_start_token_id]])
     with torch.no_grad():
@@ -112,15 +113,15 @@ def test_dropout_is_at_work(runs):
 @pytest.mark.parametrize(
     ("target", "call"),
     [
-        ("distillery.training:make_optimizer", 1),  # before anything
-        ("distillery.training:_update", 1),
-        ("distillery.training:_update", 6),
-        ("distillery.training:_log_losses", 2),
+        ("distillery.training.loop:make_optimizer", 1),  # before anything
+        ("distillery.training.loop:_update", 1),
+        ("distillery.training.loop:_update", 6),
+        ("distillery.training.loop:_log_losses", 2),
         ("torch:save", 1),  # inside the first checkpoint
         ("torch:save", 2),
-        ("distillery.checkpointing:write_json", 2),  # before a manifest
-        ("distillery.checkpointing:rotate", 2),  # after a rename
-        ("distillery.whisper:write_card", 1),  # after all updates
+        ("distillery.storage.checkpoints:write_json", 2),  # before a manifest
+        ("distillery.storage.checkpoints:rotate", 2),  # after a rename
+        ("distillery.whisper.checkpoint:write_card", 1),  # after all updates
     ],
 )
 def test_a_killed_run_goes_on_as_if_it_had_not_been(runs, tmp_path, script, target, call):
@@ -136,7 +137,7 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been(runs, tmp_path, script, targ
 def test_a_run_that_is_killed_again_and_again_at_random(runs, tmp_path):
     rng = random.Random(0)
     args = runs.to(DISTILLATION, tmp_path)
-    targets = ["distillery.training:_update", "torch:save", "distillery.training:_log"]
+    targets = ["distillery.training.loop:_update", "torch:save", "distillery.training.loop:_log"]
     for _ in range(8):
         code = run_in_child(DISTILLATION, rng.choice(targets), rng.randint(1, 4), KILL, *args)
         assert code in (-KILL, 0)
@@ -162,7 +163,7 @@ def test_a_stream_goes_on_too(runs, tmp_path):
     whole = runs.to(FINETUNING, tmp_path / "whole", "--streaming")
     run(FINETUNING, *whole)
     args = runs.to(FINETUNING, tmp_path / "run", "--streaming")
-    assert run_in_child(FINETUNING, "distillery.training:_update", 6, KILL, *args) == -KILL
+    assert run_in_child(FINETUNING, "distillery.training.loop:_update", 6, KILL, *args) == -KILL
     run(FINETUNING, *args)
     assert_same_run(tmp_path / "run", tmp_path / "whole")
 
@@ -172,7 +173,10 @@ def test_evaluation_and_the_best_model_survive(runs, tmp_path):
     evaluation += ["--eval_steps", 2]
     run(FINETUNING, *runs.to(FINETUNING, tmp_path / "whole", *evaluation))
     args = runs.to(FINETUNING, tmp_path / "run", *evaluation)
-    for target, call in (("distillery.training:_evaluate", 3), ("distillery.training:_update", 4)):
+    for target, call in (
+        ("distillery.training.loop:_evaluate", 3),
+        ("distillery.training.loop:_update", 4),
+    ):
         assert run_in_child(FINETUNING, target, call, KILL, *args) == -KILL
     run(FINETUNING, *args)
     assert_same_run(tmp_path / "run", tmp_path / "whole")
@@ -187,12 +191,12 @@ def test_evaluation_and_the_best_model_survive(runs, tmp_path):
 @pytest.mark.parametrize("call", [1, 3, 5, 8])
 def test_sigterm_saves_and_no_update_is_lost(runs, tmp_path, monkeypatch, call):
     args = runs.to(DISTILLATION, tmp_path)
-    code = run_in_child(DISTILLATION, "distillery.training:_update", call, TERMINATE, *args)
-    assert code == (training.STOPPED if call < NUM_UPDATES else 0)
+    code = run_in_child(DISTILLATION, "distillery.training.loop:_update", call, TERMINATE, *args)
+    assert code == (loop.STOPPED if call < NUM_UPDATES else 0)
     assert find_damage(tmp_path / f"checkpoint-{call}") is None
     done = []
-    update = training._update
-    monkeypatch.setattr(training, "_update", lambda *a: (done.append(1), update(*a))[1])
+    update = loop._update
+    monkeypatch.setattr(loop, "_update", lambda *a: (done.append(1), update(*a))[1])
     run(DISTILLATION, *args)
     assert len(done) == NUM_UPDATES - call
     assert_same_run(tmp_path, runs.whole(DISTILLATION))
@@ -200,19 +204,19 @@ def test_sigterm_saves_and_no_update_is_lost(runs, tmp_path, monkeypatch, call):
 
 def test_sigterm_while_a_checkpoint_is_saved_does_not_save_it_twice(runs, tmp_path, monkeypatch):
     saves = []
-    save = training._save_checkpoint
+    save = loop._save_checkpoint
 
     def interrupted_save(*args):
         saves.append(args[1].step)
         os.kill(os.getpid(), signal.SIGTERM)
         return save(*args)
 
-    monkeypatch.setattr(training, "_save_checkpoint", interrupted_save)
+    monkeypatch.setattr(loop, "_save_checkpoint", interrupted_save)
     args = runs.to(FINETUNING, tmp_path)
     for step in (3, 6):
         with pytest.raises(SystemExit) as stopped:
             run(FINETUNING, *args)
-        assert stopped.value.code == training.STOPPED
+        assert stopped.value.code == loop.STOPPED
         assert saves.pop() == step and not saves
     run(FINETUNING, *args)
     assert_same_run(tmp_path, runs.whole(FINETUNING))
@@ -221,8 +225,8 @@ def test_sigterm_while_a_checkpoint_is_saved_does_not_save_it_twice(runs, tmp_pa
 def test_sigterm_stops_workers_that_decode_audio_no_sooner_than_the_run(runs, tmp_path):
     """A scheduler sends the signal to every process of the job at once."""
     args = runs.to(FINETUNING, tmp_path, "--dataloader_num_workers", 2)
-    code = run_in_child(FINETUNING, "distillery.training:_update", 3, TERMINATE, *args)
-    assert code == training.STOPPED
+    code = run_in_child(FINETUNING, "distillery.training.loop:_update", 3, TERMINATE, *args)
+    assert code == loop.STOPPED
     assert steps_of(tmp_path) == [3]
     run(FINETUNING, *args)
     assert_same_run(tmp_path, runs.whole(FINETUNING))
@@ -360,7 +364,7 @@ def test_two_processes_log_and_end_as_one(pair, tmp_path):
 
 def test_one_process_dies_and_the_launch_ends_then_one_alone_goes_on(pair, tmp_path):
     flags, one = pair
-    fault = ["distillery.training:_update", 3, KILL, 1]
+    fault = ["distillery.training.loop:_update", 3, KILL, 1]
     args = [*flags, *FOUR, "-o", tmp_path]
     script, path = "tests/stages/training_runs.py", {"PYTHONPATH": f"{REPOSITORY}:{TESTS}"}
     done = launch(script, DISTILLATION, *fault, *args, processes=2, check=False, env=path)
@@ -391,8 +395,8 @@ def parting_checked(monkeypatch):
 def test_sigterm_to_one_process_stops_both_and_one_alone_goes_on(pair, tmp_path):
     flags, one = pair
     args = [*flags, *FOUR, "-o", tmp_path]
-    codes = run_in_two(DISTILLATION, "distillery.training:_update", 1, TERMINATE, *args)
-    assert codes == [training.STOPPED] * 2
+    codes = run_in_two(DISTILLATION, "distillery.training.loop:_update", 1, TERMINATE, *args)
+    assert codes == [loop.STOPPED] * 2
     assert steps_of(tmp_path) == [1]
     run(DISTILLATION, *flags, *EIGHT, "-o", tmp_path)
     assert_close_run(tmp_path, one)
@@ -404,7 +408,7 @@ def test_a_clip_that_only_one_process_cannot_decode_fails_both(runs, tmp_path, c
     args += ["--per_device_train_batch_size", 1, "-o", tmp_path / "run"]
     of_second = Order((2,), None, 42)[1:2][0][0]
     (tmp_path / f"rows-{of_second:04d}.flac").write_bytes(b"no sound")
-    codes = run_in_two(FINETUNING, "distillery.training:_update", NEVER, KILL, *args)
+    codes = run_in_two(FINETUNING, "distillery.training.loop:_update", NEVER, KILL, *args)
     said = capfd.readouterr().err
     assert f"clip rows-{of_second:04d} cannot be decoded" in said
     assert said.count("1 of 2 clips could not be decoded") == 2

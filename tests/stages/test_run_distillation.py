@@ -20,7 +20,8 @@ from training_runs import (
     weights,
 )
 
-from distillery import distillation, whisper
+from distillery.training import step
+from distillery.whisper import checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -57,9 +58,9 @@ ONE_EPOCH = ["--num_train_epochs", 1]
 def lessons(monkeypatch):
     """Return a list that will hold what the teacher said."""
     heard = []
-    teach = distillation.Teacher.__call__
+    teach = step.Teacher.__call__
     monkeypatch.setattr(
-        distillation.Teacher,
+        step.Teacher,
         "__call__",
         lambda self, *args: heard.append(teach(self, *args)) or heard[-1],
     )
@@ -87,12 +88,12 @@ def test_a_student_follows_its_teacher(distil, place, lessons, frozen):
     written = record(folder)
     assert (written["stage"], written["status"]) == ("run_distillation", "complete")
     assert "following" in (folder / "README.md").read_text("utf-8")
-    assert whisper.load(str(folder)).model.generation_config.language == "ja"
+    assert checkpoint.load(str(folder)).model.generation_config.language == "ja"
 
 
 def test_a_shared_encoder_gives_the_loss_of_two(distil, monkeypatch):
     shared = distil(*ONE_EPOCH, "--freeze_encoder", to="shared")
-    monkeypatch.setattr(distillation, "_same_weights", lambda *_: False)
+    monkeypatch.setattr(step, "_same_weights", lambda *_: False)
     assert_close_run(distil(*ONE_EPOCH, "--freeze_encoder", to="two"), shared, 1e-6)
 
 
@@ -150,7 +151,7 @@ def test_pseudo_labels_far_from_their_references_are_left_out(distil, tmp_path, 
 
 
 def test_stored_labels_that_their_prompt_makes_too_long_are_left_out(distil, place, tmp_path):
-    start = whisper.load_processor(str(place / "student")).tokens
+    start = checkpoint.load_processor(str(place / "student")).tokens
     text = [start.start_of_transcript, start.languages["ja"], start.transcribe, 5, 300]
     prompted = {0: 92, 1: 91}  # 96 positions hold 97 labels, as the last is not read
     rows = manifest(

@@ -27,8 +27,10 @@ from training_runs import (
 )
 from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
-from distillery import data, schema, whisper
-from distillery.checkpointing import find_damage
+from distillery.data import schema, sources
+from distillery.data.specs import DatasetSpec
+from distillery.storage.checkpoints import find_damage
+from distillery.whisper import checkpoint
 
 CHECKPOINT_FILES = {
     "model.safetensors",
@@ -133,12 +135,12 @@ def test_a_multilingual_model_needs_a_language(tmp_path, place):
 
 @pytest.fixture
 def tokens(place):
-    return whisper.load_processor(str(place / "model")).tokens
+    return checkpoint.load_processor(str(place / "model")).tokens
 
 
 @pytest.fixture
 def tokenizer(place):
-    return whisper.load_processor(str(place / "model")).tokenizer
+    return checkpoint.load_processor(str(place / "model")).tokenizer
 
 
 ONE_EPOCH = ["--num_train_epochs", 1]
@@ -357,9 +359,9 @@ def test_evaluation_alone_leaves_no_model(finetune, place, capsys):
     assert files_in(folder) == {"config.yaml", "run.json", "train_log.jsonl"}
     (row,) = training_log(folder, "")
     assert row["step"] == 0
-    model = whisper.load(str(place / "model")).model.eval()
+    model = checkpoint.load(str(place / "model")).model.eval()
     total = count = 0.0
-    for clip in data.load(data.DatasetSpec(str(place / "rows.jsonl"))):
+    for clip in sources.load(DatasetSpec(str(place / "rows.jsonl"))):
         loss, num = plain_loss(place / "model", model, clip)
         total, count = total + loss, count + num
     assert row["loss"] == pytest.approx(total / count, rel=1e-5)

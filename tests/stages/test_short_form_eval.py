@@ -18,15 +18,18 @@ from tiny import (
     tone_manifest,
 )
 
-from distillery import evaluation, labels, results, whisper
-from distillery.arguments import parse
-from distillery.collators import WindowCollator
-from distillery.data import DatasetSpec, load
-from distillery.metrics import score
-from distillery.normalizers import normalizer_for
-from distillery.pipelines.punctuation import DEFAULT_MODEL
-from distillery.runtime import load_model
-from distillery.transcription import Decoding, transcribe_windows
+from distillery.cli.arguments import parse
+from distillery.cli.runtime import load_model
+from distillery.data.collators import WindowCollator
+from distillery.data.sources import load
+from distillery.data.specs import DatasetSpec
+from distillery.evaluation import evaluations, results
+from distillery.text import labels
+from distillery.text.error_rates import score
+from distillery.text.normalizers import normalizer_for
+from distillery.whisper import checkpoint
+from distillery.whisper.pipelines.punctuation import DEFAULT_MODEL
+from distillery.whisper.windows import Decoding, transcribe_windows
 
 SCRIPT = "run_short_form_eval.py"
 NUM_CLIPS = 10
@@ -97,7 +100,7 @@ def test_the_row_says_what_was_measured_and_how(evaluated, model, manifest):
         "num_beams": 1,
         "max_length": 24,
     }
-    assert row["num_parameters"] == whisper.load(str(model)).num_parameters
+    assert row["num_parameters"] == checkpoint.load(str(model)).num_parameters
     seconds = sum(entry["duration"] for entry in read_manifest(manifest))
     assert row["audio_s"] == pytest.approx(seconds, abs=1e-3)
     assert row["rtfx"] == pytest.approx(row["audio_s"] / row["wall_s"], rel=0.01)
@@ -105,7 +108,7 @@ def test_the_row_says_what_was_measured_and_how(evaluated, model, manifest):
 
 
 def test_predictions_and_rates_are_those_of_the_model(evaluated, model, manifest):
-    loaded = whisper.load(str(model))
+    loaded = checkpoint.load(str(model))
     clips = list(load(DatasetSpec(str(manifest))))
     windows = WindowCollator(loaded.log_mel)(clips)
     written = transcribe_windows(
@@ -205,7 +208,7 @@ def test_an_assistant_changes_the_speed_alone(tmp_path, flags, evaluated, model,
     run(SCRIPT, *flags, "--assistant_model", assistant, "-o", tmp_path)
     ((row,), (wanted,)) = metrics(tmp_path), metrics(evaluated)
     assert row["assistant_model"] == str(assistant)
-    assert row["assistant_fingerprint"] == whisper.fingerprint(str(assistant))
+    assert row["assistant_fingerprint"] == checkpoint.fingerprint(str(assistant))
     assert wanted["assistant_model"] is wanted["assistant_fingerprint"] is None
     other = {"assistant_model", "assistant_fingerprint", "predictions", "wall_s", "rtfx"}
     assert [row[name] for name in COLUMNS - other] == [wanted[name] for name in COLUMNS - other]
@@ -303,7 +306,7 @@ def test_bad_clip_is_named_and_counted(tmp_path, flags, manifest, capsys):
 
 
 def test_kill_before_the_row_is_whole_leaves_none(tmp_path, flags, evaluated):
-    kill(SCRIPT, "distillery.results:append_row", 1, *flags, "-o", tmp_path)
+    kill(SCRIPT, "distillery.evaluation.results:append_row", 1, *flags, "-o", tmp_path)
     assert metrics(tmp_path) == []
     run(SCRIPT, *flags, "-o", tmp_path)
     ((row,), (wanted,)) = metrics(tmp_path), metrics(evaluated)
@@ -333,7 +336,7 @@ def test_baselines_are_evaluated_on_the_same_rows(tmp_path, flags, manifest, mon
         loaded.append(weakref.ref(model.model))
         return model
 
-    monkeypatch.setattr(evaluation, "load_model", load_alone)
+    monkeypatch.setattr(evaluations, "load_model", load_alone)
     run(SCRIPT, *arguments, "--baseline", f"{first}+{second}")
     assert len(loaded) == 3
     rows = metrics(tmp_path / "eval")

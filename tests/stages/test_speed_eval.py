@@ -8,8 +8,9 @@ import soundfile
 from stage_runs import run, snapshot, talkative_model_folder, write_manifest
 from tiny import load_script, tiny_model_folder, tone_manifest
 
-from distillery import long_form, results, speed, whisper
-from distillery.arguments import parse
+from distillery.cli.arguments import parse
+from distillery.evaluation import results, speed
+from distillery.whisper import checkpoint, long_form
 
 SCRIPT = "run_speed_eval.py"
 LENGTHS = ["--lengths_s", "1+6"]  # the models' window is 4 s
@@ -53,7 +54,9 @@ def test_every_model_length_and_batch_has_a_row(measured, models):
         for model in models
     ]
     for row in rows:
-        assert row["models"] == [[str(model), whisper.fingerprint(str(model))] for model in models]
+        assert row["models"] == [
+            [str(model), checkpoint.fingerprint(str(model))] for model in models
+        ]
         assert row["sound"] == "made"
         assert row["num_windows"] == row["num_recordings"] * (1 if row["length_s"] == 1 else 2)
         assert row["num_windows"] >= row["batch_size"]

@@ -13,8 +13,8 @@ from transformers import (
     pipeline,
 )
 
-from distillery import whisper
-from distillery.checkpointing import find_damage
+from distillery.storage.checkpoints import find_damage
+from distillery.whisper import checkpoint
 
 SCRIPT = "create_student_model.py"
 FILES = {
@@ -107,7 +107,7 @@ def test_the_folder_is_whole_and_loads_everywhere(student):
 def test_dtype_of_the_weights(tmp_path, teacher):
     flags = ["--teacher_checkpoint", teacher, "--dtype", "bfloat16", "--save_dir", tmp_path / "s"]
     run(SCRIPT, *flags)
-    assert whisper.load(str(tmp_path / "s"), "bfloat16").model.dtype == torch.bfloat16
+    assert checkpoint.load(str(tmp_path / "s"), "bfloat16").model.dtype == torch.bfloat16
     config = json.loads((tmp_path / "s" / "config.json").read_text("utf-8"))
     assert config["dtype"] == "bfloat16"
 
@@ -146,7 +146,7 @@ def test_foreign_folder_is_refused_and_kept(tmp_path, teacher):
 
 def test_failure_while_saving_leaves_nothing_under_the_name(tmp_path, teacher, monkeypatch):
     flags = ["--teacher_checkpoint", teacher, "--save_dir", tmp_path / "student"]
-    save = whisper.save
+    save = checkpoint.save
 
     def fail(*args):
         save(*args)
@@ -154,7 +154,7 @@ def test_failure_while_saving_leaves_nothing_under_the_name(tmp_path, teacher, m
         raise OSError("No space left on device")
 
     with monkeypatch.context() as patch, pytest.raises(OSError, match="No space left"):
-        patch.setattr(whisper, "save", fail)
+        patch.setattr(checkpoint, "save", fail)
         run(SCRIPT, *flags)
     assert not (tmp_path / "student").exists()
     run(SCRIPT, *flags)
@@ -164,7 +164,7 @@ def test_failure_while_saving_leaves_nothing_under_the_name(tmp_path, teacher, m
 
 def test_kill_while_saving_leaves_nothing_under_the_name(tmp_path, teacher):
     flags = ["--teacher_checkpoint", teacher, "--save_dir", tmp_path / "student"]
-    kill(SCRIPT, "distillery.checkpointing:sync", 3, *flags)
+    kill(SCRIPT, "distillery.storage.checkpoints:sync", 3, *flags)
     assert [path.name for path in tmp_path.iterdir()] == ["student.tmp"]
     run(SCRIPT, *flags)
     assert [path.name for path in tmp_path.iterdir()] == ["student"]
@@ -198,10 +198,10 @@ def test_too_few_layers_are_named_with_whatever_else_is_wrong(capsys):
 
 def test_weight_that_is_not_a_number_is_named(tmp_path):
     teacher = tiny_model_folder(tmp_path / "teacher")
-    loaded = whisper.load(str(teacher))
+    loaded = checkpoint.load(str(teacher))
     with torch.no_grad():
         loaded.model.model.decoder.layers[1].fc1.weight[3, 4] = float("nan")
-    whisper.save(loaded.model, loaded.tokenizer, loaded.feature_extractor, teacher)
+    checkpoint.save(loaded.model, loaded.tokenizer, loaded.feature_extractor, teacher)
     with pytest.raises(
         ValueError, match=r"weight model\.decoder\.layers\.1\.fc1\.weight holds NaN"
     ):

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from stage_runs import read_manifest, run, write_manifest
 from tiny import load_script, tiny_model_folder, tone_manifest
 
-from distillery.collators import SpeechCollator
+from distillery.data.collators import SpeechCollator
 
 FINETUNING, DISTILLATION = "run_finetuning.py", "run_distillation.py"
 TEXTS = (  # of very different length: a mean of means would show

@@ -1,0 +1,59 @@
+"""From samples to log-mel windows."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+from transformers import WhisperFeatureExtractor
+
+from distillery.audio.decoding import Waveform
+
+
+class LogMel:
+    """Whisper's log-mel features, computed from the real samples only.
+
+    The feature extractor of transformers pads every clip to the window and transforms the silence
+    too. Silence has a constant value, so it is filled in here, which gives the same numbers for a
+    fraction of the work where clips are short.
+    """
+
+    def __init__(self, extractor: WhisperFeatureExtractor) -> None:
+        """Take window length, mel bins and transform sizes from a feature extractor."""
+        self.sampling_rate: int = extractor.sampling_rate
+        self.window_samples: int = extractor.n_samples
+        self.num_frames: int = extractor.nb_max_frames
+        self.num_mels: int = extractor.feature_size
+        self._hop: int = extractor.hop_length
+        self._fft: int = extractor.n_fft
+        self._hann = torch.hann_window(self._fft)
+        self._filters = torch.from_numpy(np.asarray(extractor.mel_filters, dtype=np.float32))
+
+    @property
+    def window_s(self) -> float:
+        """Length of the model's window in seconds."""
+        return self.window_samples / self.sampling_rate
+
+    def __call__(self, waveforms: Sequence[Waveform]) -> Tensor:
+        """Return float32 (batch, mels, frames of the window); longer clips are cut at its end."""
+        return torch.stack([self.pad(self.real_frames(wave)) for wave in waveforms])
+
+    def real_frames(self, waveform: Waveform) -> Tensor:
+        """Return float32 (mels, frames that touch a real sample) of one clip."""
+        samples = torch.from_numpy(waveform[: self.window_samples])
+        # One transform length of silence behind the clip: the frames that end in it are exact, and
+        # the reflection at the end of the signal mirrors only silence.
+        padded_length = min(samples.shape[0] + self._fft, self.window_samples)
+        samples = functional.pad(samples, (0, padded_length - samples.shape[0]))
+        spectrum = torch.stft(samples, self._fft, self._hop, window=self._hann, return_complex=True)
+        power = spectrum[..., : padded_length // self._hop].abs() ** 2
+        log_mel = (self._filters.T @ power).clamp(min=1e-10).log10()
+        floor = log_mel.max() - 8.0
+        return (torch.maximum(log_mel, floor) + 4.0) / 4.0
+
+    def pad(self, frames: Tensor) -> Tensor:
+        """Fill (mels, real frames) up to the window with the value that silence has."""
+        # The loudest frame is at `floor + 8`, and silence (log 1e-10) is raised to the floor.
+        silence = max((-10.0 + 4.0) / 4.0, float(frames.max()) - 2.0)
+        return functional.pad(frames, (0, self.num_frames - frames.shape[-1]), value=silence)

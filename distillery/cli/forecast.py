@@ -1,0 +1,442 @@
+"""What a run would do and take, told before it is made: `--dry_run`.
+
+Only the first rows of the data and the configurations of the models are read, and nothing is
+written. What cannot be known without more is called unknown; what is guessed from the first rows is
+called an estimate.
+"""
+
+import math
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from statistics import fmean
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from accelerate import Accelerator
+from datasets import Dataset, load_dataset_builder
+
+from distillery.audio.decoding import AudioError, decode_audio
+from distillery.cli.arguments import TrainDataArguments, TrainingArguments
+from distillery.cli.runtime import Run
+from distillery.data import schema, sources
+from distillery.data.archives import is_archive
+from distillery.data.examples import LEARNT
+from distillery.data.order import BatchPlan
+from distillery.data.specs import DatasetSpec
+from distillery.storage import checkpoints
+from distillery.storage.files import free_bytes
+from distillery.storage.shards import read_seal
+from distillery.training import loop
+from distillery.whisper import checkpoint
+
+FIRST_ROWS = 16
+FIRST_SECONDS = 1800.0  # no more is decoded, however long recordings are
+SAMPLING_RATE = 16_000
+FLOAT32, ADAMW = 4, 8  # bytes for each number, and for AdamW's two means of its gradient
+
+Line = tuple[str, str]  # a subject, and what is said about it
+
+
+def show(accelerator: Accelerator, stage: str, lines: Iterable[Line]) -> None:
+    """Print a forecast, once for all processes, and part with them."""
+    if accelerator.is_main_process:
+        sys.stdout.write(text_of(stage, lines))
+        sys.stdout.flush()
+    accelerator.end_training()
+
+
+def text_of(stage: str, lines: Iterable[Line]) -> str:
+    """Return a forecast as a text."""
+    told = "".join(f"  {subject:<7} {text}\n" for subject, text in lines)
+    return f"{stage}, dry run: nothing is written\n{told}"
+
+
+# --- data -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Speech:
+    """What is known about a dataset that was not read whole.
+
+    Attributes:
+        spec: the dataset, with its configuration and split.
+        num_rows: None where only reading would tell.
+        audio_s: seconds in all rows; None with `num_rows`, or where no clip can be decoded.
+        num_bytes: of the audio as it is stored.
+        is_estimate: `audio_s` goes by the first rows.
+        is_copied: all rows would be copied, or cut, into the datasets library's cache first.
+        num_first: rows that were looked at.
+        bad: why some of those cannot be used.
+    """
+
+    spec: DatasetSpec
+    num_rows: int | None
+    audio_s: float | None
+    num_bytes: float | None
+    is_estimate: bool
+    is_copied: bool
+    num_first: int
+    bad: list[str]
+
+    def __str__(self) -> str:
+        parts = [f"{self.spec}: {_rows(self.num_rows)}, {self._hours()}"]
+        if self.is_copied:
+            amount = "all of it" if self.num_bytes is None else size(self.num_bytes)
+            parts.append(f"{amount} into the datasets library's cache, if it is not there yet")
+        if self.bad:
+            parts.append(
+                f"{len(self.bad)} of the first {self.num_first} cannot be used: {self.bad[0]}"
+            )
+        return "; ".join(parts)
+
+    def _hours(self) -> str:
+        if self.audio_s is None:
+            return "unknown hours of audio"
+        estimate = f", an estimate by the first {self.num_first} rows" if self.is_estimate else ""
+        return f"{hours(self.audio_s)} of audio{estimate}"
+
+
+def survey(spec: DatasetSpec, column: str, flag: str, *instead: str) -> Speech:
+    """Look at a dataset's first rows, and at what its files say about the others.
+
+    Args:
+        spec: the dataset; of a part such as `train[:10]`, the whole split is described.
+        column: that the stage cannot do without.
+        flag: that names this column.
+        instead: columns any of which will do in its place.
+
+    Raises:
+        FileNotFoundError, ValueError: the dataset cannot be loaded, has no rows or no such column.
+    """
+    split = spec.split.partition("[")[0] if spec.split else None
+    with TemporaryDirectory() as cache:
+        streamed = replace(spec, split=split, streaming=True, cache_dir=cache)
+        rows = sources.load(streamed)
+        is_cut = schema.START in rows.column_names
+        is_copied = _is_copied_first(spec) or is_cut
+        if not is_copied:
+            rows = sources.load(replace(streamed, streaming=False))
+        if not set(instead) & set(rows.column_names):
+            sources.require_column(rows, spec, column, flag)
+        first = list(islice(rows, FIRST_ROWS))
+        if not first:
+            raise ValueError(f"dataset {spec} has no rows")
+        num_rows, all_s = _of_all_rows(rows, streamed)
+    seconds, bad = _seconds(first)
+    audio_s, num_bytes = _total(all_s), None
+    if num_rows is not None:
+        num_bytes = fmean(map(_num_bytes, first)) * num_rows
+        if audio_s is None and seconds:
+            audio_s = fmean(seconds) * num_rows
+    return Speech(
+        spec=sources.with_split(spec, rows),
+        num_rows=num_rows,
+        audio_s=audio_s,
+        num_bytes=num_bytes,
+        is_estimate=_total(all_s) is None,
+        is_copied=is_copied and not spec.streaming,
+        num_first=len(seconds) + len(bad),
+        bad=bad,
+    )
+
+
+def _is_copied_first(spec: DatasetSpec) -> bool:
+    """Tell whether the datasets library would copy all rows into its cache before the first one."""
+    path = Path(spec.name)
+    return not path.exists() or path.suffix == ".py" or is_archive(path) or _has_parquet(path)
+
+
+def _has_parquet(path: Path) -> bool:
+    return any(path.rglob("*.parquet"))
+
+
+def _of_all_rows(rows: sources.Rows, spec: DatasetSpec) -> tuple[int | None, Any]:
+    """Return the number of rows, and their column of durations; None for what is unknown."""
+    if isinstance(rows, Dataset):
+        known = schema.DURATION in rows.column_names
+        return len(rows), list(
+            rows.select_columns(schema.DURATION)[schema.DURATION]
+        ) if known else None
+    files = _parquet_files(rows, spec) if _has_parquet(Path(spec.name)) else []
+    if _is_cut_now(rows, files):
+        return None, None  # recordings are counted there, not clips
+    if files:
+        return _of_parquet(files, spec.max_rows)
+    split = (rows.info.splits or {}).get(str(rows.split))
+    count = split.num_examples if split else None
+    return count and min(count, spec.max_rows or count), None
+
+
+def _is_cut_now(rows: sources.Rows, files: Sequence[str]) -> bool:
+    """Tell whether clips are cut while rows are read, and were not stored so."""
+    is_stored = any(schema.START in pq.read_schema(file).names for file in files)
+    return schema.START in rows.column_names and not is_stored
+
+
+def _parquet_files(rows: sources.Rows, spec: DatasetSpec) -> list[str]:
+    builder = load_dataset_builder(spec.name, rows.info.config_name, cache_dir=spec.cache_dir)
+    files = (builder.config.data_files or {}).get(str(rows.split), [])
+    return [file for file in files if Path(file).suffix == ".parquet"]
+
+
+def _of_parquet(files: Sequence[str], max_rows: int | None) -> tuple[int | None, Any]:
+    columns = [pq.read_schema(file).names for file in files]
+    if all(schema.DURATION in names for names in columns):
+        tables = [pq.read_table(file, columns=[schema.DURATION]) for file in files]
+        all_s = pa.concat_tables(tables)[schema.DURATION].to_pylist()[:max_rows]
+        return len(all_s), all_s
+    count = sum(pq.read_metadata(file).num_rows for file in files)
+    return min(count, max_rows or count), None
+
+
+def _total(all_s: Sequence[float | None] | None) -> float | None:
+    known = [float(s) for s in all_s or () if s is not None]
+    return sum(known) if known and all_s and len(known) == len(all_s) else None
+
+
+def _seconds(rows: Iterable[dict[str, Any]]) -> tuple[list[float], list[str]]:
+    """Return the lengths of clips, and why others cannot be used."""
+    found: list[float] = []
+    bad: list[str] = []
+    for row in rows:
+        if sum(found) > FIRST_SECONDS:
+            break
+        try:
+            given = row.get(schema.DURATION)
+            if schema.AUDIO in row:
+                wave = decode_audio(row[schema.AUDIO], SAMPLING_RATE)
+                given = len(wave) / SAMPLING_RATE
+            if given is not None:
+                found.append(float(given))
+        except AudioError as error:
+            bad.append(f"{row[schema.ID]} {error}")
+    return found, bad
+
+
+def _num_bytes(row: dict[str, Any]) -> int:
+    audio = row.get(schema.AUDIO) or {}
+    if audio.get("bytes") is not None:
+        return len(audio["bytes"])
+    path = Path(audio.get("path") or "")
+    return path.stat().st_size if path.is_file() else 0
+
+
+def data_lines(speech: Iterable[Speech]) -> list[Line]:
+    """Return a line for each dataset."""
+    return [("data", str(one)) for one in speech]
+
+
+def total_rows(speech: Iterable[Speech]) -> int | None:
+    """Return the number of all rows, or None where one dataset does not say."""
+    counts = [one.num_rows for one in speech]
+    return None if None in counts else sum(count or 0 for count in counts)
+
+
+def total_bytes(speech: Iterable[Speech]) -> float | None:
+    """Return the size of all audio, or None where one dataset does not say."""
+    sizes = [one.num_bytes for one in speech]
+    return None if None in sizes else sum(size or 0 for size in sizes)
+
+
+def batches(num_rows: int | None, batch_size: int, num_processes: int) -> Line:
+    """Say how many batches each process has to decode."""
+    count = (
+        "unknown" if num_rows is None else f"{math.ceil(num_rows / batch_size / num_processes):,}"
+    )
+    return "steps", f"{count} batches of {batch_size} per process; processes: {num_processes}"
+
+
+def windows_line(speech: Sequence[Speech], window_s: float) -> Line:
+    """Say how many windows there are to decode, a clip being one and a recording several."""
+    if any(one.num_rows is None or one.audio_s is None for one in speech):
+        return "steps", "unknown windows"
+    count = sum(max(one.num_rows or 0, math.ceil((one.audio_s or 0) / window_s)) for one in speech)
+    return "steps", f"at least {count:,} windows of {window_s:g} s"
+
+
+def sealed_rows(folder: Path, pattern: str) -> int:
+    """Return how many rows of the input lie in whole shards of an unfinished run."""
+    seals = [read_seal(path) for path in folder.glob(pattern)]
+    return sum(seal.num_in for seal in seals if seal is not None)
+
+
+# --- models ---------------------------------------------------------------------------------------
+
+
+def model_line(name: str, model: checkpoint.Whisper) -> Line:
+    """Say how large a model is."""
+    config = model.model.config
+    return "model", (
+        f"{name}: {model.num_parameters / 1e6:,.1f} M parameters, {config.encoder_layers} + "
+        f"{config.decoder_layers} layers"
+    )
+
+
+def num_bytes(model: checkpoint.Whisper) -> int:
+    """Return what a model's weights take, tied ones counted once."""
+    return sum(p.numel() * p.element_size() for p in model.model.parameters())
+
+
+def decoding_memory(
+    model: checkpoint.Whisper, batch_size: int, num_beams: int, num_ids: int
+) -> Line:
+    """Say what decoding takes at its longest: weights, and the decoder's keys and values."""
+    config, itemsize = model.model.config, model.model.dtype.itemsize
+    positions = config.max_source_positions + num_ids
+    cache = 2 * config.decoder_layers * config.d_model * positions * itemsize
+    cache *= batch_size * num_beams
+    return "memory", (
+        f"{size(num_bytes(model) + cache)} at least: {size(num_bytes(model))} weights + "
+        f"{size(cache)} keys and values; leaves out what a layer holds while it computes, and the "
+        "libraries"
+    )
+
+
+# --- training -------------------------------------------------------------------------------------
+
+
+def training_lines(
+    run: Run,
+    student: checkpoint.Whisper,
+    teacher: checkpoint.Whisper | None,
+    data_args: TrainDataArguments,
+    args: TrainingArguments,
+    plan: BatchPlan,
+) -> list[Line]:
+    """Say what a training run would do and take.
+
+    Args:
+        run: as `open_run` would take it.
+        student: an outline, in the number type of the computation.
+        teacher: an outline; None for plain fine-tuning.
+        data_args, args: the flags.
+        plan: how a global batch is cut.
+    """
+    flags, learnt = run.arguments, (schema.TEXT, "--text_column_name", *LEARNT)
+    student.tokens.prefix(flags["language"], flags["task"], True)  # fails by name if they misfit
+    speech = [survey(spec, *learnt) for spec in data_args.train_specs()]
+    evaluated = data_args.eval_specs() if args.do_eval else []
+    speech_evaluated = [survey(spec, *learnt) for spec in evaluated]
+    num_updates = _num_updates(args, plan, total_rows(speech))
+    return [
+        *data_lines(speech),
+        *[("eval", str(one)) for one in speech_evaluated],
+        model_line(flags["model_name_or_path"], student),
+        *([model_line(flags["teacher_model_name_or_path"], teacher)] if teacher else []),
+        ("steps", _steps(args, plan, num_updates)),
+        ("memory", training_memory(student, teacher, args)),
+        disk_line(
+            run.folder, checkpoint_bytes(student, args, num_updates), "checkpoints and model"
+        ),
+        ("resume", _training_outlook(run)),
+    ]
+
+
+def _num_updates(args: TrainingArguments, plan: BatchPlan, num_rows: int | None) -> int | None:
+    if num_rows is None and args.max_steps < 0:
+        return None
+    return loop.length(args, plan, num_rows)[1]
+
+
+def _steps(args: TrainingArguments, plan: BatchPlan, num_updates: int | None) -> str:
+    if num_updates is None:
+        count = "unknown updates (the data does not say how long it is)"
+    elif args.max_steps > 0:
+        count = f"{num_updates:,} updates"
+    else:
+        count = f"at most {num_updates:,} updates (rows that cannot be learnt from are left out)"
+    return (
+        f"{count} of {plan.global_size} rows: {plan.per_device} per process x {plan.accumulation} "
+        f"accumulated x {plan.num_processes} processes"
+    )
+
+
+def _num_trained(student: checkpoint.Whisper, args: TrainingArguments) -> int:
+    model = student.model
+    frozen = {id(p) for p in model.model.encoder.parameters()} if args.freeze_encoder else set()
+    trained = [p for p in model.parameters() if p.requires_grad and id(p) not in frozen]
+    return sum(p.numel() for p in trained)
+
+
+def training_memory(
+    student: checkpoint.Whisper, teacher: checkpoint.Whisper | None, args: TrainingArguments
+) -> str:
+    """Say what training takes at least, and what of it."""
+    trained = _num_trained(student, args)
+    parts = {
+        "weights (float32)": student.num_parameters * FLOAT32,
+        "gradients": trained * FLOAT32,
+        "AdamW": trained * ADAMW,
+        "teacher": num_bytes(teacher) if teacher else 0,
+        "inputs of the trained layers": _layer_inputs(student, args),
+    }
+    listed = " + ".join(f"{size(value)} {name}" for name, value in parts.items() if value)
+    return (
+        f"{size(sum(parts.values()))} at least: {listed}; leaves out what layers hold beside their "
+        "inputs (little with --gradient_checkpointing), copies of the weights in another number "
+        "type, and the libraries"
+    )
+
+
+def _layer_inputs(student: checkpoint.Whisper, args: TrainingArguments) -> int:
+    """Return the bytes that the backward pass needs at least: the input of each trained layer."""
+    config = student.model.config
+    numbers = config.decoder_layers * min(args.max_label_length, student.max_label_length)
+    if not args.freeze_encoder:
+        numbers += config.encoder_layers * config.max_source_positions
+    numbers *= args.per_device_train_batch_size * config.d_model
+    return int(numbers * student.model.dtype.itemsize)
+
+
+def checkpoint_bytes(
+    student: checkpoint.Whisper, args: TrainingArguments, num_updates: int | None
+) -> float | None:
+    """Return the bytes of all files that a run keeps at once; None for unknown updates."""
+    if num_updates is None:
+        return None
+    weights = student.num_parameters * FLOAT32
+    saved = math.ceil(num_updates / args.save_steps)
+    # The oldest goes when the newest is whole.
+    kept = min(saved, args.save_total_limit + 1 if args.save_total_limit else saved)
+    models = 2 if args.do_eval else 1  # the last, and the best
+    return kept * (weights + _num_trained(student, args) * ADAMW) + models * weights
+
+
+def _training_outlook(run: Run) -> str:
+    if run.arguments["overwrite_output_dir"]:
+        return run.outlook()
+    newest = checkpoints.newest_checkpoint(run.folder)
+    return run.outlook(f"from {newest.name}" if newest else "it has no checkpoint yet")
+
+
+# --- disk, and how things are said ----------------------------------------------------------------
+
+
+def disk_line(folder: Path, needed: float | None, what: str) -> Line:
+    """Say what would be written, and whether the disk has room for it."""
+    free = free_bytes(folder)
+    amount = "unknown" if needed is None else f"about {size(needed)}"
+    short = "; THAT IS NOT ENOUGH" if needed is not None and needed > free else ""
+    return "disk", f"{amount} for {what} in {folder}; {size(free)} are free{short}"
+
+
+def _rows(count: int | None) -> str:
+    return "unknown rows (a stream does not say)" if count is None else f"{count:,} rows"
+
+
+def hours(seconds: float) -> str:
+    """Return a duration for people to read."""
+    return f"{seconds / 3600:,.1f} h" if seconds >= 3600 else f"{seconds / 60:.1f} min"
+
+
+def size(num: float) -> str:
+    """Return a number of bytes for people to read, in powers of 1000."""
+    for unit, scale in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6)):
+        if num >= scale:
+            return f"{num / scale:.2f} {unit}"
+    return f"{num / 1e3:.2f} kB"

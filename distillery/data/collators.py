@@ -1,0 +1,144 @@
+"""From rows of a dataset to the tensors of one batch."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from distillery.audio.decoding import AudioError, Waveform, decode_audio
+from distillery.audio.log_mel import LogMel
+from distillery.data import schema
+from distillery.text.labels import IGNORED, decoder_inputs_and_targets
+from distillery.text.tokens import SpecialTokens
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One micro-batch for training or evaluation.
+
+    input_features: float32 (batch, mels, frames); decoder_input_ids: int64 (batch, tokens);
+    targets: int64 (batch, tokens), `IGNORED` where nothing is learnt. `ids` names the rows that
+    are in it, `bad` the rows that are not, with the reason. The tensors are None if none is left.
+    `references` are the reference texts, "" where a row has none.
+    """
+
+    ids: list[str]
+    references: list[str]
+    bad: list[tuple[str, str]]
+    input_features: Tensor | None
+    decoder_input_ids: Tensor | None
+    targets: Tensor | None
+
+    @property
+    def num_tokens(self) -> int:
+        """Number of targets that count."""
+        return 0 if self.targets is None else int((self.targets != IGNORED).sum())
+
+
+@dataclass(frozen=True)
+class SpeechCollator:
+    """Decode, transform and pad rows that hold audio (or stored features) and labels.
+
+    Labels are padded to the longest of the batch and never to a maximum. A clip that cannot be used
+    is reported in the batch and left out.
+    """
+
+    log_mel: LogMel
+    tokens: SpecialTokens
+
+    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> Batch:
+        """Turn rows with `id`, `labels`, and `audio` or `input_features` into a batch."""
+        good, features, bad = [], [], []
+        for row in rows:
+            try:
+                features.append(self._features(row))
+            except AudioError as error:
+                bad.append((row[schema.ID], str(error)))
+            else:
+                good.append(row)
+        if not good:
+            return Batch([], [], bad, None, None, None)
+        pairs = [decoder_inputs_and_targets(row[schema.LABELS], self.tokens) for row in good]
+        inputs = [torch.tensor(pair[0]) for pair in pairs]
+        targets = [torch.tensor(pair[1]) for pair in pairs]
+        return Batch(
+            [row[schema.ID] for row in good],
+            [row.get(schema.TEXT) or "" for row in good],
+            bad,
+            torch.stack(features),
+            pad_sequence(inputs, batch_first=True, padding_value=self.tokens.end_of_text),
+            pad_sequence(targets, batch_first=True, padding_value=IGNORED),
+        )
+
+    def _features(self, row: Mapping[str, Any]) -> Tensor:
+        stored = row.get(schema.INPUT_FEATURES)
+        if stored is not None:
+            return self.log_mel.pad(self._fitting(np.asarray(stored, dtype=np.float32)))
+        wave = decode_audio(row[schema.AUDIO], self.log_mel.sampling_rate, self.log_mel.window_s)
+        return self.log_mel.pad(self.log_mel.real_frames(wave))
+
+    def _fitting(self, stored: NDArray[np.float32]) -> Tensor:
+        mels, most = self.log_mel.num_mels, self.log_mel.num_frames
+        if stored.ndim != 2 or stored.shape[0] != mels or not 1 <= stored.shape[1] <= most:
+            raise AudioError(
+                f"has stored features of shape {stored.shape}, made for another model: this one "
+                f"takes {mels} mel bins and at most {most} frames"
+            )
+        return torch.from_numpy(stored)
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Clips to be transcribed.
+
+    `rows` are all rows without their audio, with their real duration, and with `PROBLEM` naming
+    why a clip cannot be used, else None; `features`, float32 (clips, mels, frames), belong to the
+    rows without a problem, in that order, and are None if there is none. `long` holds the clips, by
+    id, that are to be decoded in chunks instead; they have no features. `waveforms`, float32
+    (samples,), belong to the rows with features, and are there only if the collator was asked.
+    """
+
+    rows: list[dict[str, Any]]
+    features: Tensor | None
+    long: dict[str, Waveform]
+    waveforms: list[Waveform]
+
+
+PROBLEM = "problem"
+
+
+@dataclass(frozen=True)
+class WindowCollator:
+    """Decode and transform clips of at most one window each; no row is ever left out.
+
+    With `chunk_length_s`, clips may be of any length; those that are longer are not transformed.
+    """
+
+    log_mel: LogMel
+    chunk_length_s: float | None = None
+    keep_waveforms: bool = False
+
+    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> Windows:
+        """Turn rows with `audio` into windows."""
+        kept, features, long, waveforms = [], [], {}, []
+        longest_s = self.log_mel.window_s if self.chunk_length_s is None else None
+        for row in rows:
+            slim = {name: value for name, value in row.items() if name != schema.AUDIO}
+            try:
+                wave = decode_audio(row[schema.AUDIO], self.log_mel.sampling_rate, longest_s)
+            except AudioError as error:
+                kept.append({**slim, PROBLEM: str(error)})
+                continue
+            duration = len(wave) / self.log_mel.sampling_rate
+            kept.append({**slim, schema.DURATION: duration, PROBLEM: None})
+            if self.chunk_length_s is not None and duration > self.chunk_length_s:
+                long[row[schema.ID]] = wave
+            else:
+                features.append(self.log_mel.pad(self.log_mel.real_frames(wave)))
+                waveforms += [wave] if self.keep_waveforms else []
+        return Windows(kept, torch.stack(features) if features else None, long, waveforms)

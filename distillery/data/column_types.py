@@ -1,0 +1,55 @@
+"""Types of the columns that every stage agrees on."""
+
+from datasets import Audio, Features, Value
+from datasets.features import List
+
+from distillery.data.schema import (
+    AUDIO,
+    AVG_LOGPROB,
+    COMPRESSION_RATIO,
+    CONDITION_ON_PREV,
+    DURATION,
+    ID,
+    RECORDING_ID,
+    SPEAKER_ID,
+    TEXT,
+    TRUNCATED,
+    WHISPER_TRANSCRIPT,
+)
+
+AUDIO_TYPE = Audio(decode=False)  # a struct of bytes and path
+
+
+TOKEN_IDS = List(Value("int32"))
+
+
+SOURCE_TYPES = {
+    ID: Value("string"),
+    AUDIO: AUDIO_TYPE,
+    TEXT: Value("string"),
+    SPEAKER_ID: Value("string"),
+    RECORDING_ID: Value("string"),
+    DURATION: Value("float32"),
+}
+
+
+def source_features() -> Features:
+    """Return the types of the columns that every loaded dataset has."""
+    return Features(SOURCE_TYPES)
+
+
+def label_features(decode_token_ids: bool) -> Features:
+    """Return the types of the columns that labelling adds.
+
+    Args:
+        decode_token_ids: whether `whisper_transcript` holds text instead of token ids.
+    """
+    return Features(
+        {
+            WHISPER_TRANSCRIPT: Value("string") if decode_token_ids else TOKEN_IDS,
+            CONDITION_ON_PREV: TOKEN_IDS,
+            AVG_LOGPROB: Value("float32"),
+            COMPRESSION_RATIO: Value("float32"),
+            TRUNCATED: Value("bool"),
+        }
+    )

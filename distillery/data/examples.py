@@ -1,0 +1,184 @@
+"""Training examples: rows with labels, and the account of those that are left out."""
+
+import logging
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import count, islice
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset, IterableDataset, interleave_datasets
+
+from distillery.data import schema, sources
+from distillery.data.filters import FilterReason, TranscriptFilter
+from distillery.data.order import BatchPlan
+from distillery.data.specs import DatasetSpec
+from distillery.storage.shards import Ledger
+from distillery.text.labels import LabelRule, has_timestamps, plain_text
+
+logger = logging.getLogger(__name__)
+
+LEARNT = (schema.LABELS, schema.WHISPER_TRANSCRIPT, schema.TEXT)  # what goes before what
+SHUFFLED_ROWS = 1000  # a stream is shuffled in blocks of so many rows
+
+
+class TrainingRows(torch.utils.data.Dataset[dict[str, Any]]):
+    """Rows of several datasets, one behind the other, with labels for the epoch that asks."""
+
+    def __init__(self, parts: Sequence[Dataset], rule: LabelRule) -> None:
+        """Keep the datasets; `parts` must not be empty."""
+        self.parts = parts
+        self.rule = rule
+        self.sizes = tuple(len(part) for part in parts)
+
+    def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
+        """Return row `key[0]` with its labels in epoch `key[1]`."""
+        index, epoch = key
+        for part, size in zip(self.parts, self.sizes, strict=True):
+            if index < size:
+                row = part[index]
+                return {**row, schema.LABELS: labels_of(row, self.rule, epoch)}
+            index -= size
+        raise IndexError(key)
+
+
+def labels_of(row: Mapping[str, Any], rule: LabelRule, epoch: int) -> list[int]:
+    """Return a row's labels: stored, or from the teacher's transcript, or from the reference."""
+    stored = row.get(schema.LABELS)
+    if stored is not None:
+        return list(stored)
+    return rule(
+        row[schema.ID],
+        _learnt(row),
+        row.get(schema.CONDITION_ON_PREV),
+        truncated=bool(row.get(schema.TRUNCATED)),
+        epoch=epoch,
+    )
+
+
+def _learnt(row: Mapping[str, Any]) -> Any:
+    """Return what a row's labels are made of: the first that is there, an empty one too."""
+    return next((row[name] for name in LEARNT if row.get(name) is not None), None)
+
+
+def usable_rows(
+    spec: DatasetSpec, rule: LabelRule, limits: TranscriptFilter
+) -> tuple[Dataset, Ledger]:
+    """Load a dataset and leave out rows that cannot be learnt from, with their number by reason.
+
+    Only text and metadata are read.
+
+    Raises:
+        ValueError: there is nothing to learn from in it, or every row is left out.
+    """
+    rows = sources.load(spec)
+    assert isinstance(rows, Dataset)
+    column = next((name for name in LEARNT if name in rows.column_names), None)
+    if column is None:
+        sources.require_column(rows, spec, schema.TEXT, "--text_column_name")
+    heavy = (schema.AUDIO, schema.INPUT_FEATURES)
+    slim = rows.select_columns([name for name in rows.column_names if name not in heavy])
+    ledger = Ledger(num_in=len(rows))
+    kept = []
+    for index, row in enumerate(slim):
+        reason = _reason(row, rule, limits)
+        if reason is None:
+            kept.append(index)
+        else:
+            ledger.dropped[reason] += 1
+    ledger.num_out = len(kept)
+    logger.info("%s, learning from %r: %s", spec, column, ledger)
+    if not kept:
+        raise ValueError(f"dataset {spec}: no row is left to learn from: {ledger}")
+    return rows.select(kept), ledger
+
+
+def _reason(row: Mapping[str, Any], rule: LabelRule, limits: TranscriptFilter) -> str | None:
+    learnt = _learnt(row)
+    if learnt is None:
+        return FilterReason.EMPTY_REFERENCE
+    stored = row.get(schema.LABELS)
+    if stored is not None and len(stored) - 1 > rule.max_positions:  # prompts cannot be cut here
+        return FilterReason.TOO_LONG_LABELS
+    body = rule.body(learnt)
+    # At its longest, with all timestamps: whether they are kept is drawn for each epoch.
+    timestamps = has_timestamps(body, rule.tokens)
+    longest = rule.tokens.prefix(rule.language, rule.task, timestamps) + body
+    return limits.reason(
+        reference=row.get(schema.TEXT),
+        transcript=plain_text(longest, rule.tokens, rule.tokenizer),
+        num_label_tokens=len(longest) + 1,
+        duration_s=row.get(schema.DURATION),
+        # Where labels are stored, the filter has had its say.
+        truncated=bool(row.get(schema.TRUNCATED)) and stored is None,
+    )
+
+
+class StreamedRows(torch.utils.data.IterableDataset[list[dict[str, Any]]]):
+    """Micro-batches of one process out of endless streams, shuffled block by block.
+
+    Which rows a step gets depends on the streams, the seed and the step alone; to resume, the rows
+    of the steps before are read and passed over.
+    """
+
+    def __init__(
+        self,
+        streams: Sequence[IterableDataset],
+        weights: Sequence[float] | None,
+        rule: LabelRule,
+        limits: TranscriptFilter,
+    ) -> None:
+        """Keep the streams and what decides about their rows."""
+        self.streams = list(streams)
+        self.weights = weights
+        self.rule = rule
+        self.limits = limits
+
+    def place(self, plan: BatchPlan, first_update: int, process: int) -> None:
+        """Say whose micro-batches are wanted, and from which update on."""
+        self.plan, self.first_update, self.process = plan, first_update, process
+
+    def __iter__(self) -> Iterator[list[dict[str, Any]]]:
+        """Yield the rows of one micro-batch after another."""
+        rows = self._shuffled()
+        skipped = self.first_update * self.plan.global_size
+        next(islice(rows, skipped, skipped), None)
+        while True:
+            for turn in range(self.plan.accumulation * self.plan.num_processes):
+                batch = list(islice(rows, self.plan.per_device))
+                if turn % self.plan.num_processes == self.process:
+                    yield [{**row, schema.LABELS: labels_of(row, self.rule, e)} for e, row in batch]
+
+    def _shuffled(self) -> Iterator[tuple[int, dict[str, Any]]]:
+        """Yield (pass over the streams, row) without end."""
+        rows = self._usable()
+        for block in count():
+            found = list(islice(rows, SHUFFLED_ROWS))
+            order = np.random.default_rng([self.rule.seed, block]).permutation(len(found))
+            yield from (found[i] for i in order)
+
+    def _usable(self) -> Iterator[tuple[int, dict[str, Any]]]:
+        for epoch in count():
+            dropped = kept = 0
+            for row in self._mixed(epoch):
+                if _reason(row, self.rule, self.limits) is None:
+                    kept += 1
+                    yield epoch, row
+                else:
+                    dropped += 1
+            logger.info("pass %d over the stream: %d rows used, %d dropped", epoch, kept, dropped)
+            if not kept:
+                raise ValueError("the stream has no row to learn from")
+
+    def _mixed(self, epoch: int) -> Iterable[dict[str, Any]]:
+        if len(self.streams) == 1:
+            return self.streams[0]
+        total = sum(self.weights) if self.weights else 0
+        shares = [w / total for w in self.weights] if self.weights else None
+        # A pass ends when the longest stream does: else the ends of all others are never seen.
+        return interleave_datasets(
+            self.streams,
+            shares,
+            seed=self.rule.seed + epoch,
+            stopping_strategy="all_exhausted",
+        )

@@ -1,0 +1,128 @@
+"""Predicates over a pseudo-labelled row that return the reason for dropping it, or None.
+
+They read metadata and text only, never audio, so that a whole corpus is filtered in minutes. A row
+with several faults is counted under the first that is looked for, and the cheapest come first.
+"""
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+from distillery.text.compression import compression_ratio
+from distillery.text.error_rates import pair_error_rate
+from distillery.text.normalizers import Normalizer, raw_text
+
+
+class FilterReason:
+    """Names of the reasons, as they are counted in the ledger."""
+
+    TRUNCATED = "truncated"
+    TOO_SHORT = "too_short"
+    TOO_LONG = "too_long"
+    TOO_LONG_LABELS = "too_long_labels"
+    LOW_LOGPROB = "low_logprob"
+    HIGH_COMPRESSION = "high_compression"
+    EMPTY_REFERENCE = "empty_reference"
+    EMPTY_TRANSCRIPT = "empty_transcript"
+    ERROR_RATE = "error_rate"
+
+
+@dataclass(frozen=True)
+class TranscriptFilter:
+    """Limits that a row must keep to; None switches a limit off, and a limit itself still passes.
+
+    Attributes:
+        normalizer: applied to reference and transcript before they are compared.
+        wer_threshold, cer_threshold: percent; a row above either is dropped. For scripts without
+            spaces a WER threshold keeps little but exact matches: use the CER there.
+        min_duration_s, max_duration_s: seconds of audio; a row of unknown duration passes.
+        max_label_length: tokens.
+        drop_truncated: drop rows where the teacher ran into its maximum length.
+        min_avg_logprob: mean log-probability of the teacher's tokens; a row without one passes.
+        max_compression_ratio: see `compression_ratio`; high where the teacher repeats itself.
+    """
+
+    normalizer: Normalizer
+    wer_threshold: float | None = None
+    cer_threshold: float | None = None
+    min_duration_s: float | None = None
+    max_duration_s: float | None = None
+    max_label_length: int | None = None
+    drop_truncated: bool = True
+    min_avg_logprob: float | None = None
+    max_compression_ratio: float | None = None
+
+    def reason(
+        self,
+        *,
+        reference: str | None,
+        transcript: str,
+        num_label_tokens: int,
+        duration_s: float | None,
+        truncated: bool,
+        avg_logprob: float | None = None,
+    ) -> str | None:
+        """Return the first `FilterReason` that the row is dropped for, or None to keep it.
+
+        Args:
+            reference: what was said; not looked at unless an error-rate threshold is set.
+            transcript: what the teacher wrote, with or without Whisper's markup.
+            num_label_tokens: length of the final labels.
+            duration_s: seconds of audio, None where unknown.
+            truncated: whether the teacher ran into its maximum length.
+            avg_logprob: mean log-probability of the teacher's tokens, None where unknown.
+        """
+        if self.drop_truncated and truncated:
+            return FilterReason.TRUNCATED
+        if _below(duration_s, self.min_duration_s):
+            return FilterReason.TOO_SHORT
+        if _above(duration_s, self.max_duration_s):
+            return FilterReason.TOO_LONG
+        if _above(num_label_tokens, self.max_label_length):
+            return FilterReason.TOO_LONG_LABELS
+        return self._confidence_reason(transcript, avg_logprob) or self._error_reason(
+            reference, transcript
+        )
+
+    def _confidence_reason(self, transcript: str, avg_logprob: float | None) -> str | None:
+        if _below(avg_logprob, self.min_avg_logprob):
+            return FilterReason.LOW_LOGPROB
+        limit = self.max_compression_ratio
+        if limit is not None and compression_ratio(raw_text(transcript)) > limit:
+            return FilterReason.HIGH_COMPRESSION
+        return None
+
+    def _error_reason(self, reference: str | None, transcript: str) -> str | None:
+        if self.wer_threshold is None and self.cer_threshold is None:
+            return None
+        if reference is None:
+            return FilterReason.EMPTY_REFERENCE
+        expected = _normalized(self.normalizer, reference)
+        found = _normalized(self.normalizer, transcript)
+        if expected == found:  # two empty texts agree as well: silence, labelled as silence
+            return None
+        if not expected:
+            return FilterReason.EMPTY_REFERENCE
+        wrong_words = self.wer_threshold is not None and (
+            pair_error_rate(expected, found, "word") > self.wer_threshold
+        )
+        wrong_characters = self.cer_threshold is not None and (
+            pair_error_rate(expected, found, "char") > self.cer_threshold
+        )
+        if wrong_words or wrong_characters:
+            return FilterReason.ERROR_RATE if found else FilterReason.EMPTY_TRANSCRIPT
+        return None
+
+
+# A transcript that is right, and every short answer that speakers share, is normalised once: the
+# normaliser costs up to 100 times as much as the distance.
+@lru_cache(maxsize=2**16)
+def _normalized(normalizer: Normalizer, text: str) -> str:
+    return normalizer(text)
+
+
+def _below(value: float | None, limit: float | None) -> bool:
+    return value is not None and limit is not None and value < limit
+
+
+def _above(value: float | None, limit: float | None) -> bool:
+    return value is not None and limit is not None and value > limit

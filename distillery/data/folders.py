@@ -1,0 +1,421 @@
+"""Which text belongs to which clip: in plain folders of audio, LibriSpeech's and Common Voice's.
+
+Each layout is a function from the files of a folder or an archive to an index of clips, and an
+account of all that leads to no clip, or to one without a text.
+"""
+
+import logging
+import re
+import uuid
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple, TypeAlias
+
+import pyarrow as pa
+from datasets import Dataset, Features, IterableDataset, NamedSplit, Value
+from datasets.table import InMemoryTable
+
+from distillery.data import file_trees, manifests, schema, subtitles
+from distillery.data.archives import Rejected, is_archive, listed, open_archive
+from distillery.data.file_trees import (
+    MAX_MEMBER_BYTES,
+    TEXT_SUFFIX,
+    FileTree,
+    is_audio,
+    is_text,
+    stem,
+)
+
+logger = logging.getLogger(__name__)
+
+HUB_SUFFIXES = (".parquet", ".arrow")
+
+TRANSCRIPTS = re.compile(r"(?:^|/)([^/]+)/([^/]+)/\1-\2\.trans\.txt$")  # LibriSpeech's
+
+TABLE = re.compile(r"(?:^|/)(validated|train|dev|test|other|invalidated)\.tsv$")  # Common Voice's
+CLIPS = "clips"  # its folder of audio
+CLIP, SENTENCE, CLIENT = "path", "sentence", "client_id"  # columns of its tables
+TABLES_BY_SPLIT = {"validation": "dev"}
+DEFAULT_TABLE = "validated"
+
+_BOM = b"\xef\xbb\xbf"
+_ROWS_IN_MEMORY = 20  # of an archive, while they are copied to the cache
+
+
+class Clip(NamedTuple):
+    """What is known about one audio file."""
+
+    id: str
+    text: str | None = None
+    speaker_id: str | None = None
+    recording_id: str | None = None
+    subtitles: str | None = None
+
+
+COLUMNS = dict(
+    zip(
+        Clip._fields,
+        (schema.ID, schema.TEXT, schema.SPEAKER_ID, schema.RECORDING_ID, schema.SUBTITLES),
+        strict=True,
+    )
+)
+Index: TypeAlias = dict[str, Clip]  # by the name of the audio file
+
+
+@dataclass
+class Account:
+    """What became of the files: rows with text, rows without, and what leads to no row."""
+
+    num_with_text: int = 0
+    audio_without_text: list[str] = field(default_factory=list)  # rows too, for a teacher to label
+    text_without_audio: list[str] = field(default_factory=list)
+    num_elsewhere: int = 0  # audio files of other splits
+    num_other: int = 0  # files that are neither audio nor text
+    unusable_texts: Rejected = field(default_factory=dict)  # reason: file, or file and line
+    rejected: Rejected = field(default_factory=dict)  # reason: files, members of an archive
+
+    def reject_text(self, reason: str, place: str) -> None:
+        """Note a text file, or a line of one, that cannot be used."""
+        self.unusable_texts.setdefault(reason, []).append(place)
+
+    @property
+    def is_clean(self) -> bool:
+        """Whether nothing was refused, and all clips have a text, or none has."""
+        is_whole = not (self.audio_without_text and self.num_with_text)
+        return is_whole and not (self.text_without_audio or self.unusable_texts or self.rejected)
+
+    def __str__(self) -> str:
+        places = {
+            "clips without text": self.audio_without_text,
+            "texts without audio": self.text_without_audio,
+            **{f"texts ({why})": names for why, names in self.unusable_texts.items()},
+            **{f"refused files ({why})": names for why, names in self.rejected.items()},
+        }
+        found = {what: names for what, names in places.items() if names}
+        return (
+            f"{self.num_with_text} clips with text, {self.num_elsewhere} of other splits, "
+            f"{self.num_other} files that are neither audio nor text; {listed(found, 'such as')}"
+        )
+
+
+def is_layout(path: Path) -> bool:
+    """Tell whether a dataset is an archive, an audio file, or a folder of audio files."""
+    if is_archive(path) or is_audio(path.name):
+        return True
+    if not path.is_dir():
+        return False
+    names = list(file_trees.file_names(path))
+    return any(map(is_audio, names)) and not any(name.endswith(HUB_SUFFIXES) for name in names)
+
+
+def load(
+    path: Path, config: str | None, split: str | None, streaming: bool, cache_dir: str | None
+) -> Dataset | IterableDataset:
+    """Load a folder or an archive of audio with the contract's column names.
+
+    Rows of a folder hold paths. Rows of an archive hold bytes: they are streamed, or copied to the
+    cache of the datasets library.
+
+    Raises:
+        FileNotFoundError: there is nothing of that name.
+        ValueError: no clips, a split or configuration that is not there, two clips with one id, or
+            a damaged archive.
+    """
+    tree = file_trees.file_tree(path)
+    num_other = sum(not (is_audio(name) or is_text(name)) for name in tree.sizes)
+    account = Account(num_other=num_other, rejected=tree.rejected)
+    index, label = _index(tree, config, split, account)
+    logger.log(logging.INFO if account.is_clean else logging.WARNING, "%s: %s", path, account)
+    if not index:
+        raise ValueError(f"dataset {path} has no rows: no audio file in it is of this split")
+    _refuse_id_twice(path, index)
+    named = NamedSplit(re.sub(r"\W+", "_", label))
+    return _rows(tree.root, index, named, streaming, cache_dir)
+
+
+def choose(
+    what: str, wanted: str | None, names: Sequence[str], preferred: str | None, of: Any
+) -> str:
+    """Return the name that is wanted; where none is, the preferred or the only one there is.
+
+    Raises:
+        ValueError: it is not there, or one must be named; the message lists them.
+    """
+    if wanted is not None:
+        if wanted in names:
+            return wanted
+        raise ValueError(f"dataset {of} has no {what} {wanted!r}: {', '.join(names)}")
+    if preferred is not None and preferred in names:
+        return preferred
+    if len(names) == 1:
+        return names[0]
+    raise ValueError(f"dataset {of} has several {what}s: name one of {', '.join(names)}")
+
+
+def _index(
+    tree: FileTree, config: str | None, split: str | None, account: Account
+) -> tuple[Index, str]:
+    """Return the clips, and the name of the split that they are."""
+    if any(TABLE.search(name) and _has_clips(tree, name) for name in tree.sizes):
+        return _common_voice(tree, config, split, account)
+    if any(TRANSCRIPTS.search(name) for name in tree.sizes):
+        return _librispeech(tree, split, account)
+    return _plain(tree, account), split or "train"
+
+
+def _plain(tree: FileTree, account: Account) -> Index:
+    """Pair audio with the text file and the subtitles of the same name.
+
+    What has neither is a row without a text.
+    """
+    if tree.root.is_dir():
+        _refuse_manifest(tree)
+    texts = {stem(name): name for name in tree.sizes if name.endswith(TEXT_SUFFIX)}
+    cues = _subtitles(tree, account)
+    index = {}
+    for name in tree.audio:
+        written, timed = texts.pop(stem(name), None), cues.pop(stem(name), None)
+        if written is None and timed is None:
+            account.audio_without_text.append(name)
+        account.num_with_text += timed is not None and written is None
+        text = None if written is None else _text_of(tree, written, account)
+        path = None if timed is None else str(tree.root.resolve() / timed)
+        index[name] = Clip(stem(name), text, subtitles=path)
+    account.text_without_audio += [*texts.values(), *cues.values()]
+    return index
+
+
+def _subtitles(tree: FileTree, account: Account) -> dict[str, str]:
+    """Return the names of subtitles by their stems; of SRT and WebVTT the first."""
+    found: dict[str, str] = {}
+    for suffix in subtitles.SUFFIXES:
+        for name in (name for name in tree.sizes if name.endswith(suffix)):
+            if tree.texts is None:
+                found.setdefault(stem(name), name)
+            else:
+                account.reject_text("subtitles in an archive: extract it to use them", name)
+    return found
+
+
+def _refuse_manifest(tree: FileTree) -> None:
+    stems = {stem(name) for name in tree.audio}
+    for name in tree.sizes:
+        is_top = "/" not in name and stem(name) not in stems
+        if is_top and PurePosixPath(name).suffix in manifests.SUFFIXES:
+            raise ValueError(
+                f"dataset {tree.root} holds audio files and {name}: name {tree.root / name} as the "
+                "dataset if it lists them; if not, move it elsewhere to read the audio files"
+            )
+
+
+def _text_of(tree: FileTree, name: str, account: Account) -> str | None:
+    try:
+        text = tree.read_text(name).removeprefix(_BOM).decode("utf-8").strip()
+    except UnicodeDecodeError:
+        account.reject_text("not UTF-8", name)
+        return None
+    except OSError:
+        account.reject_text("not readable", name)
+        return None
+    if not text:
+        account.reject_text("empty", name)
+        return None
+    account.num_with_text += 1
+    return text
+
+
+def _librispeech(tree: FileTree, split: str | None, account: Account) -> tuple[Index, str]:
+    """Read <split>/<speaker>/<chapter>/<utterance>.flac, and one transcript file for a chapter."""
+    chapters = [name for name in tree.sizes if TRANSCRIPTS.search(name)]
+    splits = sorted({_split_of(name) for name in chapters})
+    # The folder of a split has no name in itself: it is what the user says.
+    chosen = "" if splits == [""] else choose("split", split, splits, None, tree.root)
+    texts: dict[str, str] = {}
+    for name in chapters:
+        if _split_of(name) == chosen:
+            _read_chapter(tree, name, texts, account)
+    index = {}
+    for name in tree.audio:
+        *_, speaker, chapter, _ = ["", "", *PurePosixPath(name).parts]
+        if not chapter or not speaker or _split_of(name) != chosen:
+            account.num_elsewhere += 1
+            continue
+        text = texts.pop(stem(name), None)
+        _count(account, name, text)
+        index[name] = Clip(PurePosixPath(stem(name)).name, text, speaker, chapter)
+    account.text_without_audio += texts
+    return index, chosen or split or tree.root.name.partition(".")[0]
+
+
+def _split_of(name: str) -> str:
+    parts = PurePosixPath(name).parts
+    return parts[-4] if len(parts) > 3 else ""
+
+
+def _read_chapter(tree: FileTree, name: str, texts: dict[str, str], account: Account) -> None:
+    folder = PurePosixPath(name).parent
+    for place, line in _lines(tree, name, account):
+        utterance, _, text = line.partition(" ")
+        key = str(folder / utterance)
+        if not text.strip():
+            account.reject_text("no text", place)
+        elif key in texts:
+            account.reject_text("duplicate", place)
+        else:
+            texts[key] = text.strip()
+
+
+def _lines(tree: FileTree, name: str, account: Account) -> Iterator[tuple[str, str]]:
+    """Yield (place, line) of the lines of a text file that can be read; reject the others."""
+    content = tree.read_text(name).removeprefix(_BOM).removesuffix(b"\n")
+    for number, raw in enumerate(content.split(b"\n"), start=1):
+        place = f"{name}:{number}"
+        try:
+            line = raw.removesuffix(b"\r").decode("utf-8")
+        except UnicodeDecodeError:
+            account.reject_text("not UTF-8", place)
+            continue
+        if line.strip():
+            yield place, line
+        else:
+            account.reject_text("blank", place)
+
+
+def _common_voice(
+    tree: FileTree, config: str | None, split: str | None, account: Account
+) -> tuple[Index, str]:
+    """Read <language>/<table>.tsv, whose rows name files in <language>/clips."""
+    tables = [PurePosixPath(name) for name in tree.sizes if TABLE.search(name)]
+    folders = {table.parent.name: table.parent for table in tables if _has_clips(tree, str(table))}
+    # The folder of a language has no name in itself.
+    languages = sorted(folders)
+    language = (
+        "" if languages == [""] else choose("configuration", config, languages, None, tree.root)
+    )
+    here = {table.stem: str(table) for table in tables if table.parent == folders[language]}
+    wanted = None if split is None else TABLES_BY_SPLIT.get(split, split)
+    chosen = choose("split", wanted, sorted(here), DEFAULT_TABLE, tree.root)
+    return _read_table(tree, here[chosen], account), split or chosen
+
+
+def _has_clips(tree: FileTree, table: str) -> bool:
+    prefix = str(PurePosixPath(table).parent / CLIPS) + "/"
+    return any(name.startswith(prefix) for name in tree.sizes)
+
+
+def _read_table(tree: FileTree, table: str, account: Account) -> Index:
+    lines = _lines(tree, table, account)
+    header = next(lines, ("", ""))[1].split("\t")
+    for column in (CLIP, SENTENCE):
+        if column not in header:
+            raise ValueError(f"dataset {tree.root}: {table} has no column {column!r}")
+    index: Index = {}
+    for place, line in lines:
+        fields = line.split("\t")  # never quoted
+        if len(fields) != len(header):
+            account.reject_text(f"{len(fields)} instead of {len(header)} columns", place)
+            continue
+        row = dict(zip(header, fields, strict=True))
+        name = _clip_name(tree, table, row[CLIP])
+        if name is None:
+            account.text_without_audio.append(place)
+        elif name in index:
+            account.reject_text("duplicate", place)
+        else:
+            text = row[SENTENCE].strip() or None
+            _count(account, place, text)
+            index[name] = Clip(PurePosixPath(name).stem, text, row.get(CLIENT))
+    account.num_elsewhere = len(tree.audio) - len(index)
+    return index
+
+
+def _clip_name(tree: FileTree, table: str, written: str) -> str | None:
+    folder = PurePosixPath(table).parent / CLIPS
+    names = (str(folder / written), str(folder / f"{written}.mp3"))  # the first releases: no suffix
+    return next((name for name in names if name in tree.sizes), None)
+
+
+def _count(account: Account, place: str, text: str | None) -> None:
+    if text is None:
+        account.audio_without_text.append(place)
+    else:
+        account.num_with_text += 1
+
+
+def _refuse_id_twice(path: Path, index: Index) -> None:
+    names: dict[str, str] = {}
+    for name, clip in index.items():
+        other = names.setdefault(clip.id, name)
+        if other != name:
+            raise ValueError(
+                f"dataset {path}: {other} and {name} would both have the id {clip.id!r}: remove or "
+                "rename one of them"
+            )
+
+
+def _columns(index: Index) -> dict[str, list[str | None]]:
+    """Return the columns that some clip has a value in."""
+    columns = {
+        column: [getattr(clip, name) for clip in index.values()] for name, column in COLUMNS.items()
+    }
+    return {name: values for name, values in columns.items() if any(v is not None for v in values)}
+
+
+def _rows(
+    root: Path, index: Index, split: NamedSplit, streaming: bool, cache_dir: str | None
+) -> Dataset | IterableDataset:
+    if not streaming and not is_archive(root):
+        return _paths(root.resolve(), index, split)
+    names = list(_columns(index))
+    text = Value("string")
+    audio = {"bytes": Value("binary"), "path": text}
+    features = Features({schema.AUDIO: audio, **dict.fromkeys(names, text)})
+    state = root.stat()
+    source = {
+        "root": str(root.resolve()),
+        "index": index,
+        "columns": tuple(names),
+        # Part of the name in the cache: another file of this name must not meet an older copy.
+        "version": (state.st_size, state.st_mtime_ns),
+    }
+    if streaming:
+        return IterableDataset.from_generator(_examples, features, source, split)
+    return Dataset.from_generator(
+        _examples,
+        features,
+        cache_dir,
+        gen_kwargs=source,
+        split=split,
+        writer_batch_size=_ROWS_IN_MEMORY,
+    )
+
+
+def _paths(folder: Path, index: Index, split: NamedSplit) -> Dataset:
+    audio = manifests.audio_array([str(folder / name) for name in index])
+    table = InMemoryTable(pa.table({schema.AUDIO: audio, **_columns(index)}))
+    # A fingerprint of its own: the library would copy the whole table to compute one.
+    return Dataset(table, split=split, fingerprint=uuid.uuid4().hex)
+
+
+def _examples(
+    root: str, index: Index, columns: Sequence[str], version: tuple[int, int]
+) -> Iterator[dict[str, Any]]:
+    for name, audio in _audio(Path(root), index):
+        known = dict(zip(COLUMNS.values(), index[name], strict=True))
+        yield {schema.AUDIO: audio, **{column: known[column] for column in columns}}
+
+
+def _audio(root: Path, index: Index) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the audio of each clip by its name: its content in an archive, its path in a folder."""
+    if not is_archive(root):
+        yield from ((name, {"bytes": None, "path": str(root / name)}) for name in index)
+        return
+    num_found = 0
+    with open_archive(root, MAX_MEMBER_BYTES) as archive:
+        for name, member in archive.members({}):
+            if name in index:
+                num_found += 1
+                yield name, {"bytes": archive.read(member), "path": name}
+    if num_found != len(index):
+        raise ValueError(f"dataset {root} was changed while it was read: start again")

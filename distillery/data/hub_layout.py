@@ -1,0 +1,125 @@
+"""The layout of a dataset on disk, which is the Hub's own.
+
+A folder and a Hub id are therefore interchangeable: `README.md` with the configurations, and
+`<config>/<split>-00000-of-000NN.parquet`.
+"""
+
+import logging
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from datasets import Features
+from huggingface_hub import DatasetCard, DatasetCardData, hf_hub_download
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+)
+
+from distillery.data import schema
+from distillery.data.specs import DatasetSpec
+from distillery.storage.files import RUN_RECORD, read_json, replacing
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_CONFIG = "default"
+
+
+def embed_audio(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a row's audio with its bytes read in, and no folder names of this machine."""
+    audio = row[schema.AUDIO]
+    content = audio["bytes"]
+    path = Path(audio["path"]) if audio.get("path") else None
+    if content is None and path is not None:
+        content = path.read_bytes()
+    return {"bytes": content, "path": path.name if path else None}
+
+
+def write_parquet(path: Path, rows: Iterable[Mapping[str, Any]], features: Features) -> None:
+    """Write rows to one Parquet file; columns beside `features` are left out."""
+    arrow_schema = features.arrow_schema
+    with pq.ParquetWriter(path, arrow_schema) as writer:
+        for batch in _batched(rows, 100):
+            slim = [{name: row.get(name) for name in features} for row in batch]
+            writer.write_table(pa.Table.from_pylist(slim, schema=arrow_schema))
+
+
+def _batched(rows: Iterable[Any], size: int) -> Iterator[list[Any]]:
+    batch: list[Any] = []
+    for row in rows:
+        batch.append(row)
+        if len(batch) == size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+def shard_path(folder: Path, config: str, split: str, index: int, count: int) -> Path:
+    """Return the Hub layout's name for one file of a split."""
+    return folder / config / f"{split}-{index:05d}-of-{count:05d}.parquet"
+
+
+def write_card(folder: Path, splits: Mapping[str, Iterable[str]], title: str, body: str) -> None:
+    """Write the dataset card, whose header tells `load_dataset` where the files are.
+
+    Args:
+        folder: the dataset's folder.
+        splits: names of the splits, by configuration.
+        title: heading of the card.
+        body: Markdown below it.
+    """
+    configs = [
+        {
+            "config_name": config,
+            "data_files": [
+                {"split": split, "path": f"{config}/{split}-*.parquet"} for split in names
+            ],
+        }
+        for config, names in splits.items()
+    ]
+    header = DatasetCardData(task_categories=["automatic-speech-recognition"], configs=configs)
+    card = DatasetCard(f"---\n{header.to_yaml()}\n---\n\n# {title}\n\n{body}\n")
+    with replacing(folder / "README.md") as temporary:
+        temporary.write_text(str(card), encoding="utf-8")
+
+
+def refuse_same_split_twice(specs: Sequence[DatasetSpec]) -> None:
+    """Raise ValueError if two datasets would be written to the same files.
+
+    Args:
+        specs: with the configuration and split that `with_split` filled in.
+    """
+    names = [(spec.config, spec.split) for spec in specs]
+    for config, split in names:
+        if names.count((config, split)) > 1:
+            raise ValueError(
+                f"two datasets would both be written as split {split!r} of configuration "
+                f"{config!r}: write them to two output folders"
+            )
+
+
+def read_run_record(name: str) -> dict[str, Any]:
+    """Return the flags that one of our stages wrote a dataset with; empty where it was not ours.
+
+    Args:
+        name: a local folder, or a Hub id, whose record is fetched.
+    """
+    folder = Path(name)
+    if folder.exists():
+        path = folder / RUN_RECORD
+        if not path.is_file():
+            return {}
+    else:
+        try:
+            path = Path(hf_hub_download(name, RUN_RECORD, repo_type="dataset"))
+        except LocalEntryNotFoundError as error:
+            logger.warning("the record of %s cannot be fetched: %s", name, error)
+            return {}
+        except (EntryNotFoundError, RepositoryNotFoundError, HFValidationError):
+            return {}
+    return dict(read_json(path)["arguments"])

@@ -1,0 +1,29 @@
+"""Columns that every stage agrees on: their names, their types, and who writes them.
+
+A stage reads and writes these names only; the user's own column names are translated once, when a
+dataset is loaded (`distillery.data.sources`).
+"""
+
+ID = "id"  # unique in its split; every join is by it
+AUDIO = "audio"  # the source bytes, exactly as they came in
+TEXT = "text"  # the reference transcript, where there is one
+SPEAKER_ID = "speaker_id"
+RECORDING_ID = "recording_id"
+DURATION = "duration"  # seconds of real audio
+START = "start_s"  # where a clip was cut out of its recording, in seconds
+END = "end_s"
+SUBTITLES = "subtitles"  # a recording's SRT or WebVTT, which it is cut by (`segmentation`)
+OFFSET = "offset"  # where a row begins in its file, in seconds, as in NeMo's manifests
+SEGMENTS = "segments"  # of a long recording: structs of the two below and `text`
+SEGMENT_START = "start"  # seconds from the recording's beginning
+SEGMENT_END = "end"
+WHISPER_TRANSCRIPT = "whisper_transcript"  # what the teacher wrote: token ids, or text
+CONDITION_ON_PREV = "condition_on_prev"  # token ids of the window before, or null
+AVG_LOGPROB = "avg_logprob"  # mean log-probability of the teacher's tokens
+COMPRESSION_RATIO = "compression_ratio"  # of the text by zlib: high where the teacher loops
+TRUNCATED = "truncated"  # the teacher ran into the maximum length
+LABELS = "labels"  # final decoder targets, prompt and task prefix included
+INPUT_FEATURES = "input_features"  # log-mel, mels x frames of real audio
+
+# What public speech datasets call the reference, for users who do not say: the first that is there.
+REFERENCE_NAMES = (TEXT, "transcription", "sentence", "transcript")

@@ -1,0 +1,440 @@
+"""Long recordings to clips of at most one window: at the cues of subtitles, or at pauses.
+
+A recording with subtitles becomes one clip for each cue, with the cue's text. One without is cut
+where nobody speaks, which the network Silero VAD finds. A row of a manifest that is a part of a
+file (NeMo's `offset` and `duration`) is cut out of it. Every recording is decoded once, and held in
+memory while it is cut: an hour at 44.1 kHz takes 0.6 GB, twice that at its peak. Clips are stored
+as FLAC, because a part of a compressed file cannot be kept as it is.
+"""
+
+import functools
+import hashlib
+import json
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+import pyarrow.compute as compute
+import soxr
+import torch
+from datasets import Dataset, Features, IterableDataset, Value, concatenate_datasets
+from datasets.arrow_writer import ArrowWriter
+from datasets.config import HF_DATASETS_CACHE
+from filelock import FileLock
+from tqdm.auto import tqdm
+
+from distillery.audio.decoding import AudioError, Waveform, decode_at_own_rate, encode_flac
+from distillery.data import column_types, schema, subtitles
+from distillery.data.specs import NONE, VAD
+from distillery.storage.files import read_json, replacing, write_json
+from distillery.storage.shards import Ledger
+
+logger = logging.getLogger(__name__)
+
+VAD_RATE = 16_000  # Hz, which Silero VAD was trained at
+VAD_PADDING_MS = 200  # kept before and behind speech, so that no soft sound is lost
+MAX_PAUSE_MS = 3000  # a longer one is no part of a clip
+QUIET_MS = 200  # where speech must be cut, the quietest stretch of this length is looked for
+ROUNDING_MS = 100  # a manifest's duration may differ so much from that of the file it names
+MOST_CACHE_FILES = 100
+FORMAT = 1  # of the cache: clips that an older version of this module cut are not taken
+
+Rows: TypeAlias = Dataset | IterableDataset
+Row: TypeAlias = dict[str, Any]
+
+
+class Piece(NamedTuple):
+    """A part of a recording in milliseconds, and what is said in it, where that is known."""
+
+    start_ms: int
+    end_ms: int
+    text: str | None
+
+    def id_in(self, recording_id: str) -> str:
+        """Return a name for the piece that no other piece of the recording has."""
+        return f"{recording_id}-{self.start_ms / 1000:09.3f}-{self.end_ms / 1000:09.3f}"
+
+
+@dataclass(frozen=True)
+class Segmentation:
+    """How recordings are cut.
+
+    `mode` is one of `MODES`: "none" leaves subtitles alone, "cues" cuts where there are any, "vad"
+    cuts recordings without them too. No clip is longer than `max_s` seconds. Paths of subtitles are
+    relative to `folder`.
+    """
+
+    mode: str
+    max_s: float
+    folder: Path
+
+    def applies(self, rows: Rows) -> bool:
+        """Tell whether any row may have to be cut."""
+        has_cues = self.mode != NONE and schema.SUBTITLES in rows.column_names
+        return self.mode == VAD or has_cues or _has_parts(rows)
+
+
+def cut(
+    rows: Rows,
+    how: Segmentation,
+    cache_dir: str | None = None,
+    max_clips: int | None = None,
+) -> Rows:
+    """Cut recordings into clips, which follow each other in the order of the recording.
+
+    A clip's id is the recording's with the clip's times, and `recording_id` (where the row has
+    none), `start_s` and `end_s` say where it comes from. A row that needs no cutting stays as
+    it is, its audio untouched, and so does a recording that cannot be decoded: the stage that
+    decodes it says why.
+
+    Args:
+        rows: recordings, with the columns of the contract.
+        how: what to cut, and where.
+        cache_dir: folder for clips of rows that are not streamed, else the library's cache. Clips
+            that an earlier run cut from the same content are taken from there.
+        max_clips: stop after so many; None for all.
+
+    Raises:
+        FileNotFoundError: subtitles that a row names are not there.
+        ValueError: subtitles that cannot be read, an offset that is no number, or a missing
+            `silero-vad`.
+    """
+    if how.mode == VAD:
+        _speech_finder()  # fails at once where it is missing
+    features = _clip_features(rows.features)
+    if isinstance(rows, Dataset):
+        return _cut_into_cache(rows, features, how, cache_dir, max_clips)
+    cutter = _Cutter(how)
+    clips = rows.map(
+        lambda batch: _cut_batch(cutter, batch, features),
+        batched=True,
+        batch_size=1,
+        remove_columns=list(rows.column_names),
+        features=features,
+    )
+    return clips if max_clips is None else clips.take(max_clips)
+
+
+def _has_parts(rows: Rows) -> bool:
+    """Tell whether there are rows that are parts of files: an offset and a duration."""
+    if not {schema.OFFSET, schema.DURATION} <= set(rows.column_names):
+        return False
+    if isinstance(rows, IterableDataset):
+        return True
+    # NeMo writes a zero for every file that is one clip.
+    offsets = rows.select_columns(schema.OFFSET).with_format("arrow")[:][schema.OFFSET]
+    return any(offset not in (None, "", "0", "0.0", 0) for offset in offsets.unique().to_pylist())
+
+
+def _clip_features(source: Features) -> Features:
+    """Return the types of clips: the contract's, the times, and the source's other columns."""
+    kept = {k: v for k, v in source.items() if k not in (schema.SUBTITLES, schema.OFFSET)}
+    own = {name: column_types.SOURCE_TYPES[name] for name in (schema.TEXT, schema.RECORDING_ID)}
+    own[schema.DURATION] = column_types.SOURCE_TYPES[schema.DURATION]
+    # A plain struct: the library's Audio needs torchcodec to write what is encoded already.
+    own[schema.AUDIO] = {"bytes": Value("binary"), "path": Value("string")}
+    return Features({**kept, **own, schema.START: Value("float64"), schema.END: Value("float64")})
+
+
+def _cut_batch(
+    cutter: "_Cutter", batch: Mapping[str, list[Any]], features: Features
+) -> dict[str, list[Any]]:
+    clips = list(cutter.clips({name: values[0] for name, values in batch.items()}))
+    return {name: [clip.get(name) for clip in clips] for name in features}
+
+
+# --- rows that are not streamed: clips in the cache ----------------------------------------------
+
+
+def _cut_into_cache(
+    rows: Dataset,
+    features: Features,
+    how: Segmentation,
+    cache_dir: str | None,
+    max_clips: int | None,
+) -> Dataset:
+    """Cut a few recordings at a time, each lot into a file that a later run finds again."""
+    folder = Path(cache_dir or HF_DATASETS_CACHE) / "segments"
+    folder.mkdir(parents=True, exist_ok=True)
+    size = -(-len(rows) // MOST_CACHE_FILES)
+    parts: list[Dataset] = []
+    cutter, account = _Cutter(how), Ledger()
+    for start in tqdm(range(0, len(rows), size), desc="cutting", unit=" files", leave=False):
+        lot = rows.select(range(start, min(start + size, len(rows))))
+        path = folder / f"{_content_sum(lot, how)}.arrow"
+        with FileLock(f"{path}.lock"):  # the first process of a launch cuts, the others wait
+            if not _is_cut(path):
+                _write_clips(path, lot, features, cutter)
+        parts.append(Dataset.from_file(str(path)))
+        account += Ledger.from_dict(read_json(_account_path(path))["account"])
+        if max_clips is not None and sum(map(len, parts)) >= max_clips:
+            break
+    clips = concatenate_datasets(parts, split=rows.split)
+    clips = clips if max_clips is None else clips.take(max_clips)
+    _report(clips, min(start + size, len(rows)), account)
+    return clips
+
+
+def _report(clips: Dataset, num_recordings: int, account: Ledger) -> None:
+    times = clips.select_columns([schema.START, schema.END]).with_format("arrow")[:]
+    kept_s = compute.sum(compute.subtract(times[schema.END], times[schema.START])).as_py() or 0.0
+    logger.info(
+        "%d recordings, %d clips, of which %.1f s were cut out; pieces of recordings: %s",
+        num_recordings,
+        len(clips),
+        kept_s,
+        account,
+    )
+
+
+def _write_clips(path: Path, lot: Dataset, features: Features, cutter: "_Cutter") -> None:
+    cutter.account, cutter.undecoded = Ledger(), []
+    with replacing(path) as temporary:
+        with ArrowWriter(features=features, path=str(temporary), writer_batch_size=100) as writer:
+            for row in lot:
+                for clip in cutter.clips(row):
+                    writer.write({name: clip.get(name) for name in features})
+            writer.finalize()
+        found = {"account": cutter.account.to_dict(), "undecoded": cutter.undecoded}
+        write_json(_account_path(path), found)
+
+
+def _is_cut(path: Path) -> bool:
+    """Tell whether all was cut; what could not be decoded may be by now, with ffmpeg installed."""
+    return path.exists() and not read_json(_account_path(path))["undecoded"]
+
+
+def _account_path(path: Path) -> Path:
+    return path.with_suffix(".json")
+
+
+def _content_sum(lot: Dataset, how: Segmentation) -> str:
+    """Return a sum of all that decides about the clips; of files, path, size and time count."""
+    digest = hashlib.sha256(f"{FORMAT} {how} {lot.features}".encode())
+    for row in lot:
+        audio = row.pop(schema.AUDIO) or {}
+        digest.update(json.dumps(row, sort_keys=True, default=str).encode())
+        digest.update(audio.get("bytes") or b"")
+        for name in (audio.get("path"), how.folder / (row.get(schema.SUBTITLES) or "")):
+            path = Path(name or "")
+            state = path.stat() if path.is_file() else None
+            digest.update(f"{path} {state and (state.st_size, state.st_mtime_ns)}".encode())
+    return digest.hexdigest()[:32]
+
+
+# --- one recording -------------------------------------------------------------------------------
+
+
+@dataclass
+class _Cutter:
+    """Cuts recordings one after the other, and counts the pieces: cues, parts, speech, rows."""
+
+    how: Segmentation
+    account: Ledger = field(default_factory=Ledger)
+    undecoded: list[str] = field(default_factory=list)  # ids of recordings
+    _last: tuple[Any, tuple[Waveform, int]] | None = None
+
+    def clips(self, row: Row) -> Iterator[Row]:
+        """Yield a row's clips; the row itself where there is nothing to cut."""
+        find = self._finder(row)
+        if find is None:
+            yield self._whole(row)
+            return
+        try:
+            samples, rate = self._decoded(row)
+        except AudioError as error:
+            logger.warning("recording %s %s", row[schema.ID], error)
+            self.undecoded.append(row[schema.ID])
+            yield self._whole(row)
+            return
+        pieces = find(row, samples, rate)
+        if pieces is None:
+            yield self._whole(row)
+            return
+        for piece in pieces:
+            self.account.num_out += 1
+            yield self._clip(row, samples, rate, piece)
+
+    def _finder(self, row: Row) -> Callable[[Row, Waveform, int], list[Piece] | None] | None:
+        if _is_part(row):
+            return self._part
+        if row.get(schema.SUBTITLES) and self.how.mode != NONE:
+            return self._cues
+        return self._speech if self.how.mode == VAD else None
+
+    def _whole(self, row: Row) -> Row:
+        self.account.num_in += 1
+        self.account.num_out += 1
+        duration = _seconds(row, schema.DURATION) if row.get(schema.DURATION) else None
+        return {**row, schema.DURATION: duration}
+
+    def _decoded(self, row: Row) -> tuple[Waveform, int]:
+        """Decode a recording, unless it is that of the row before."""
+        key = row[schema.AUDIO]
+        if self._last is None or self._last[0] != key:
+            self._last = (key, decode_at_own_rate(key))
+        return self._last[1]
+
+    def _drop(self, row: Row, reason: str, where: str) -> None:
+        self.account.dropped[reason] += 1
+        logger.warning("recording %s, %s: dropped: %s", row[schema.ID], where, reason)
+
+    def _cues(self, row: Row, samples: Waveform, rate: int) -> list[Piece]:
+        """Return the cues of the recording's subtitles that can be used."""
+        path = self.how.folder / row[schema.SUBTITLES]
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"recording {row[schema.ID]}: its subtitles {path} are not there: correct the "
+                "manifest, or leave the recording whole with --segment none"
+            )
+        found = subtitles.read_subtitles(path)
+        self.account.num_in += len(found.cues) + len(found.refused)
+        for line, reason in found.refused:
+            self._drop(row, reason, f"{path.name}, line {line}")
+        lasts_ms = len(samples) * 1000 // rate
+        kept = []
+        for cue in found.cues:
+            if cue.start_ms >= lasts_ms:
+                self._drop(row, "begins after the recording", f"{path.name}, line {cue.line}")
+            elif cue.end_ms - cue.start_ms > self.how.max_s * 1000:
+                self._drop(row, "longer than a clip may be", f"{path.name}, line {cue.line}")
+            else:
+                kept.append(Piece(cue.start_ms, min(cue.end_ms, lasts_ms), cue.text))
+        return kept
+
+    def _part(self, row: Row, samples: Waveform, rate: int) -> list[Piece] | None:
+        """Return the part of a file that a row names; None where it is all of the file."""
+        start_ms = round(_seconds(row, schema.OFFSET) * 1000)
+        end_ms = start_ms + round(_seconds(row, schema.DURATION) * 1000)
+        lasts_ms = len(samples) * 1000 // rate
+        if start_ms == 0 and end_ms >= lasts_ms - ROUNDING_MS:
+            return None
+        self.account.num_in += 1
+        if not 0 <= start_ms < min(end_ms, lasts_ms):
+            self._drop(row, "not in the recording", f"{start_ms / 1000:g}-{end_ms / 1000:g} s")
+            return []
+        return [Piece(start_ms, min(end_ms, lasts_ms), row.get(schema.TEXT))]
+
+    def _speech(self, row: Row, samples: Waveform, rate: int) -> list[Piece] | None:
+        """Return where somebody speaks; None for a recording that fits into one clip."""
+        if len(samples) <= self.how.max_s * rate:
+            return None
+        found = speech_windows(soxr.resample(samples, rate, VAD_RATE), self.how.max_s)
+        self.account.num_in += max(1, len(found))
+        if not found:
+            self._drop(row, "no speech", f"{len(samples) / rate:.1f} s")
+        if row.get(schema.TEXT):
+            logger.warning("recording %s: its text cannot be divided among clips", row[schema.ID])
+        return [Piece(start_ms, end_ms, None) for start_ms, end_ms in found]
+
+    def _clip(self, row: Row, samples: Waveform, rate: int, piece: Piece) -> Row:
+        is_part = _is_part(row)  # then the row's id is the clip's already
+        # Rounded down at both ends: a clip of exactly one window stays one at every rate.
+        inside = samples[piece.start_ms * rate // 1000 : piece.end_ms * rate // 1000]
+        return {
+            **row,
+            schema.ID: row[schema.ID] if is_part else piece.id_in(row[schema.ID]),
+            schema.AUDIO: {"bytes": encode_flac(inside, rate), "path": None},
+            schema.TEXT: piece.text,
+            schema.RECORDING_ID: row.get(schema.RECORDING_ID)
+            or (self._file_name(row) if is_part else row[schema.ID]),
+            schema.DURATION: (piece.end_ms - piece.start_ms) / 1000,
+            schema.START: piece.start_ms / 1000,
+            schema.END: piece.end_ms / 1000,
+        }
+
+    def _file_name(self, row: Row) -> str:
+        """Name the recording that a row is a part of, without folders of this machine."""
+        path = Path(row[schema.AUDIO].get("path") or row[schema.ID])
+        folder = self.how.folder.resolve()
+        return str(path.relative_to(folder) if path.is_relative_to(folder) else path.name)
+
+
+def _is_part(row: Row) -> bool:
+    return all(row.get(name) not in (None, "") for name in (schema.OFFSET, schema.DURATION))
+
+
+def _seconds(row: Row, name: str) -> float:
+    try:
+        return float(row[name])
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"row {row[schema.ID]}: column {name!r} is {row[name]!r}, not a number of seconds"
+        ) from error
+
+
+# --- speech --------------------------------------------------------------------------------------
+
+
+def speech_windows(samples: Waveform, max_s: float) -> list[tuple[int, int]]:
+    """Return (start, end) in milliseconds of stretches of speech of at most `max_s` seconds.
+
+    Neighbours are joined as long as the result fits and the pause between is short. Speech without
+    a pause that is longer than `max_s` is cut at the quietest place in the second half of what
+    fits.
+
+    Args:
+        samples: float32 (samples,) at 16 kHz.
+        max_s: length of a model's window, in seconds.
+    """
+    per_ms = VAD_RATE // 1000
+    most = int(max_s * VAD_RATE)
+    windows: list[list[int]] = []
+    for speech in _speech_finder()(samples):
+        for start, end in _fitting(samples, *speech, most):
+            is_near = windows and start - windows[-1][1] <= MAX_PAUSE_MS * per_ms
+            if is_near and end - windows[-1][0] <= most:
+                windows[-1][1] = end
+            else:
+                windows.append([start, end])
+    return [(start // per_ms, end // per_ms) for start, end in windows]
+
+
+def _fitting(samples: Waveform, start: int, end: int, most: int) -> Iterator[tuple[int, int]]:
+    while end - start > most:
+        last = min(start + most, end - most // 4)  # no crumb is left over
+        middle = _quietest(samples, start + most // 2, last)
+        yield start, middle
+        start = middle
+    yield start, end
+
+
+def _quietest(samples: Waveform, start: int, end: int) -> int:
+    """Return the middle of the quietest stretch between two places; all in samples."""
+    step = VAD_RATE // 100
+    frames = samples[start : end - (end - start) % step].reshape(-1, step)
+    energy = (frames.astype(np.float64) ** 2).sum(axis=1)
+    width = min(len(energy), QUIET_MS // 10)
+    smooth = np.convolve(energy, np.ones(width), "valid")
+    return start + (int(smooth.argmin()) * 2 + width) * step // 2
+
+
+@functools.cache
+def _speech_finder() -> Callable[[Waveform], Sequence[tuple[int, int]]]:
+    """Load Silero VAD, whose weights are in its package.
+
+    Raises:
+        ValueError: it is not installed.
+    """
+    threads = torch.get_num_threads()
+    try:
+        from silero_vad import get_speech_timestamps_sequence, load_silero_vad
+
+        # The same numbers as the network that is run frame by frame, several times as fast.
+        model = load_silero_vad(sequence=True)
+    except ImportError as error:
+        raise ValueError(
+            "--segment vad needs silero-vad and onnxruntime: "
+            "pip install 'silero-vad>=6.2.3' onnxruntime"
+        ) from error
+    finally:
+        torch.set_num_threads(threads)  # importing it sets one thread for the whole process
+
+    def find(samples: Waveform) -> list[tuple[int, int]]:
+        found = get_speech_timestamps_sequence(samples, model, speech_pad_ms=VAD_PADDING_MS)
+        return [(speech["start"], speech["end"]) for speech in found]
+
+    return find

@@ -1,0 +1,345 @@
+"""Datasets in and out: one loader behind every `--dataset_name`, one layout on disk.
+
+A dataset on disk has the Hub's own layout, so that a folder and a Hub id are interchangeable:
+`README.md` with the configurations, and `<config>/<split>-00000-of-000NN.parquet`.
+"""
+
+import hashlib
+import importlib.util
+import inspect
+import logging
+import re
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from datasets import (
+    Audio,
+    Dataset,
+    DatasetBuilder,
+    DatasetDict,
+    Features,
+    IterableDataset,
+    Value,
+    get_dataset_config_names,
+    get_dataset_split_names,
+    load_dataset,
+    load_from_disk,
+)
+from datasets.config import HF_DATASETS_CACHE
+
+from distillery.data import file_trees, folders, manifests, schema, segmentation
+from distillery.data.folders import choose
+from distillery.data.hub_layout import DEFAULT_CONFIG
+from distillery.data.manifests import Manifest
+from distillery.data.specs import DatasetSpec
+from distillery.storage.files import RUN_RECORD, sha256
+
+logger = logging.getLogger(__name__)
+
+DATA_FILES = (".parquet", ".arrow", *manifests.SUFFIXES)
+TAIL_BYTES = 2**16
+
+Rows: TypeAlias = Dataset | IterableDataset
+
+
+def load(spec: DatasetSpec) -> Rows:
+    """Load a dataset's rows with the contract's column names.
+
+    Every row has `id` and `audio` (undecoded: the bytes, or the path); `text`, `speaker_id` and
+    `recording_id` are there where the source has them. Other columns keep their names.
+
+    Raises:
+        FileNotFoundError: no such file or folder, and not a Hub id.
+        ValueError: a missing column or split, ids that are not unique, no rows, a bad manifest.
+    """
+    rows = _undecoded(_source(spec), spec)
+    rows = _rename_columns(rows, spec)
+    how = segmentation.Segmentation(spec.segment, spec.segment_max_s, Path(spec.name).parent)
+    if how.applies(rows):
+        _check_ids(rows, spec)
+        rows = segmentation.cut(rows, how, spec.cache_dir, spec.max_rows)
+    if spec.max_rows is not None:
+        rows = rows.take(spec.max_rows)
+    _check_ids(rows, spec)
+    return rows
+
+
+def _check_ids(rows: Rows, spec: DatasetSpec) -> None:
+    """Raise ValueError where there are no rows, or two of one id; a stream is not read for it."""
+    if not isinstance(rows, Dataset):
+        return
+    if len(rows) == 0:
+        raise ValueError(f"dataset {spec} has no rows")
+    twice = _id_that_occurs_twice(rows)
+    if twice is not None:
+        raise ValueError(
+            f"dataset {spec}: id {twice!r} occurs more than once; name a column that is "
+            "unique with --id_column_name"
+        )
+
+
+def fingerprint(spec: DatasetSpec) -> str:
+    """Return a sum that changes when the dataset's files do.
+
+    Of a manifest it covers the text; of a folder or an archive of audio the names and sizes of
+    the files and the contents of the texts; of a folder in the Hub's layout names, sizes and last
+    bytes, where Parquet keeps its statistics; of a Hub id only the id. A copy has the same sum.
+    """
+    path = Path(spec.name)
+    digest = hashlib.sha256(str(spec).encode())
+    if (spec.segment, spec.segment_max_s) != (DatasetSpec.segment, DatasetSpec.segment_max_s):
+        digest.update(f"{spec.segment} {spec.segment_max_s:g}".encode())
+    if folders.is_layout(path):
+        digest.update(file_trees.fingerprint(path))
+    elif path.is_file():
+        digest.update(sha256(path).encode())
+    elif path.is_dir():
+        digest.update(_folder_state(path))
+    return digest.hexdigest()
+
+
+def _folder_state(folder: Path) -> bytes:
+    digest = hashlib.sha256()
+    for path in sorted(folder.rglob("*")):
+        hidden = path.name.startswith(".") or path.name == RUN_RECORD
+        if path.suffix in DATA_FILES and not hidden:
+            size = path.stat().st_size
+            digest.update(f"{path.relative_to(folder)} {size}".encode())
+            with path.open("rb") as file:
+                file.seek(max(0, size - TAIL_BYTES))
+                digest.update(file.read())
+    return digest.digest()
+
+
+def _source(spec: DatasetSpec) -> Rows:
+    path = Path(spec.name)
+    if path.suffix in manifests.SUFFIXES:
+        return _from_manifest(spec)
+    if path.suffix == ".py":
+        return _from_builder(spec)
+    if (path / "dataset_info.json").exists() or (path / "dataset_dict.json").exists():
+        return _from_save_to_disk(spec)
+    if folders.is_layout(path):
+        return folders.load(path, spec.config, spec.split, spec.streaming, spec.cache_dir)
+    looks_local = path.is_absolute() or spec.name.startswith(".")
+    if not path.exists() and (looks_local or spec.name.count("/") != 1):
+        raise FileNotFoundError(
+            f"dataset {spec.name}: there is no such file or folder, and it is not a Hub id, which "
+            "looks like 'organisation/name'"
+        )
+    return _from_hub_layout(spec)
+
+
+def _from_hub_layout(spec: DatasetSpec) -> Rows:
+    config = spec.config or choose(
+        "configuration", None, get_dataset_config_names(spec.name), DEFAULT_CONFIG, spec.name
+    )
+    # A split that is named may be a part of one, such as train[:10].
+    split = spec.split or choose(
+        "split", None, get_dataset_split_names(spec.name, config), None, spec.name
+    )
+    return load_dataset(
+        spec.name, config, split=split, streaming=spec.streaming, cache_dir=_cache_dir(spec)
+    )
+
+
+def _cache_dir(spec: DatasetSpec) -> str | None:
+    """Return the library's cache: for a local folder, one of its own for each state it is in.
+
+    The library's key is the folder's last name and its card: it would hand out the rows of another
+    folder of that name, or rows that have been replaced since.
+    """
+    folder = Path(spec.name)
+    if not folder.is_dir():
+        return spec.cache_dir
+    state = hashlib.sha256(str(folder.resolve()).encode() + _folder_state(folder))
+    for path in sorted(path for path in folder.rglob("*") if path.suffix in DATA_FILES):
+        state.update(str(path.stat().st_mtime_ns).encode())
+    return str(Path(spec.cache_dir or HF_DATASETS_CACHE) / f"folder-{state.hexdigest()[:16]}")
+
+
+def _undecoded(rows: Rows, spec: DatasetSpec) -> Rows:
+    """Keep audio as the bytes that were stored, which needs no decoder."""
+    if rows.features is None:
+        rows = rows._resolve_features()  # a stream of JSON or CSV learns them from its first rows
+    if isinstance(rows.features.get(spec.audio_column), Audio):
+        rows = rows.cast_column(spec.audio_column, Audio(decode=False))
+    return rows
+
+
+def _from_save_to_disk(spec: DatasetSpec) -> Rows:
+    loaded = load_from_disk(spec.name)
+    if isinstance(loaded, DatasetDict):
+        loaded = loaded[choose("split", spec.split, list(loaded), None, spec.name)]
+    return loaded.to_iterable_dataset() if spec.streaming else loaded
+
+
+def _from_builder(spec: DatasetSpec) -> Rows:
+    builder = _builder_class(Path(spec.name))
+    # The cache of another version of the file is not taken.
+    options: dict[str, Any] = {"hash": sha256(Path(spec.name))}
+    if spec.data_dir_suffix:
+        options["dataset_dir_suffix"] = spec.data_dir_suffix
+    made = builder(config_name=spec.config, cache_dir=spec.cache_dir, **options)
+    split = spec.split or "train"
+    if spec.streaming:
+        return made.as_streaming_dataset(split=split)
+    made.download_and_prepare()
+    return made.as_dataset(split=split)
+
+
+def _builder_class(path: Path) -> type[DatasetBuilder]:
+    """Import a .py file, as the user's own code, and return the one builder in it."""
+    if not path.is_file():
+        raise FileNotFoundError(f"dataset {path}: there is no such file")
+    name = f"dataset_builder_{path.stem}"  # never the name of a library
+    module_spec = importlib.util.spec_from_file_location(name, path)
+    assert module_spec is not None and module_spec.loader is not None
+    module = importlib.util.module_from_spec(module_spec)
+    sys.modules[name] = module  # the datasets library looks a builder's module up
+    module_spec.loader.exec_module(module)
+    builders = [
+        member
+        for member in vars(module).values()
+        if inspect.isclass(member)
+        and issubclass(member, DatasetBuilder)
+        and member.__module__ == module.__name__
+    ]
+    if len(builders) != 1:
+        raise ValueError(f"{path} must define exactly one dataset builder, found {len(builders)}")
+    return builders[0]
+
+
+def _from_manifest(spec: DatasetSpec) -> Rows:
+    manifest = Manifest(Path(spec.name), spec.split)
+    column = manifest.audio_column(spec.audio_column)
+    if column not in manifest.columns:
+        raise _missing_column(spec, "--audio_column_name", column, manifest.columns)
+    rows = manifest.stream(column) if spec.streaming else manifest.rows(column)
+    return rows if column == spec.audio_column else rows.rename_column(column, spec.audio_column)
+
+
+def _rename_columns(rows: Rows, spec: DatasetSpec) -> Rows:
+    usual = next((name for name in schema.REFERENCE_NAMES if name in rows.column_names), None)
+    wanted = {
+        schema.AUDIO: (spec.audio_column, "--audio_column_name"),
+        schema.TEXT: (spec.text_column or usual, "--text_column_name"),
+        schema.ID: (spec.id_column, "--id_column_name"),
+        schema.SPEAKER_ID: (spec.speaker_id_column, "--speaker_id_column_name"),
+        schema.RECORDING_ID: (spec.recording_id_column, "--recording_id_column_name"),
+    }
+    for name, (given, flag) in wanted.items():
+        rows = _rename_column(rows, spec, name, given, flag)
+    if schema.ID in rows.column_names and not _is_meant_as_id(rows, spec):
+        rows = rows.remove_columns(schema.ID)
+    if schema.ID not in rows.column_names:
+        return _add_row_ids(rows, spec)
+    for name in (schema.ID, schema.SPEAKER_ID, schema.RECORDING_ID):
+        rows = _as_text(rows, name)
+    return rows
+
+
+def _rename_column(rows: Rows, spec: DatasetSpec, name: str, given: str | None, flag: str) -> Rows:
+    columns = list(rows.column_names)
+    if given is None or given == name:
+        return rows
+    if given not in columns:
+        # A dataset that one of our stages wrote has the contract's names already. In another one
+        # the name is mistyped, and what happens to have the usual name may be no reference.
+        if name in columns and {schema.WHISPER_TRANSCRIPT, schema.LABELS} & set(columns):
+            logger.warning("dataset %s has no column %r: its %r is read", spec, given, name)
+            return rows
+        raise _missing_column(spec, flag, given, columns)
+    if name in columns:
+        rows = rows.remove_columns(name)
+    return rows.rename_column(given, name)
+
+
+def _missing_column(spec: DatasetSpec, flag: str, name: str, columns: list[str]) -> ValueError:
+    return ValueError(
+        f"{flag}: dataset {spec} has no column {name!r}; its columns are {', '.join(columns)}"
+    )
+
+
+def _as_text(rows: Rows, name: str) -> Rows:
+    """Turn a column of numbers that name something into the strings of the contract."""
+    kind = rows.features.get(name)
+    if kind in (None, Value("string")):
+        return rows
+    if isinstance(rows, IterableDataset):
+        return rows.cast_column(name, Value("string"))
+    column = rows.select_columns(name).with_format("arrow")[:][name].cast(pa.string())
+    # Casting in place would copy the audio beside it.
+    return rows.remove_columns(name).add_column(name, column.to_pylist(), feature=Value("string"))
+
+
+def _is_meant_as_id(rows: Rows, spec: DatasetSpec) -> bool:
+    """Tell whether a column that happens to be called `id` names the rows.
+
+    It does where the user says so, in a manifest, and in what our stages wrote. In other datasets
+    it may be the id of a sentence that several speakers read, unless it is unique; in a stream
+    that cannot be seen, and it is believed.
+    """
+    said = spec.id_column is not None or Path(spec.name).suffix in manifests.SUFFIXES
+    if said or schema.WHISPER_TRANSCRIPT in rows.column_names or not isinstance(rows, Dataset):
+        return True
+    return _id_that_occurs_twice(rows) is None
+
+
+def _add_row_ids(rows: Rows, spec: DatasetSpec) -> Rows:
+    """Name rows by their number: the source's order is then part of what identifies them."""
+    logger.info("dataset %s has no column of unique ids: its rows are named by their number", spec)
+    if isinstance(rows, Dataset):
+        return rows.add_column(schema.ID, [_row_id(i) for i in range(len(rows))])
+    features = Features({schema.ID: Value("string"), **rows.features})
+    return rows.map(
+        lambda row, index: {schema.ID: _row_id(index), **row}, with_indices=True, features=features
+    )
+
+
+def _row_id(index: int) -> str:
+    return f"row-{index:09d}"
+
+
+def _id_that_occurs_twice(rows: Dataset) -> Any:
+    ids = rows.select_columns(schema.ID).with_format("arrow")[:][schema.ID]
+    if pc.count_distinct(ids, mode="all").as_py() == len(ids):
+        return None
+    counts = pc.value_counts(ids)
+    return next(found["values"] for found in counts.to_pylist() if found["counts"] > 1)
+
+
+def require_column(rows: Rows, spec: DatasetSpec, name: str, flag: str) -> None:
+    """Raise ValueError if a column that a stage cannot do without is not there."""
+    if name not in rows.column_names:
+        raise _missing_column(spec, flag, name, list(rows.column_names))
+
+
+def iterate_chunks(rows: Rows, size: int) -> Iterator[tuple[int, Rows | list[dict[str, Any]]]]:
+    """Yield (index, rows) for consecutive chunks; a map-style chunk reads nothing until used."""
+    if isinstance(rows, Dataset):
+        for index, start in enumerate(range(0, len(rows), size)):
+            yield index, rows.select(range(start, min(start + size, len(rows))))
+        return
+    chunk: list[dict[str, Any]] = []
+    index = 0
+    for row in rows:
+        chunk.append(row)
+        if len(chunk) == size:
+            yield index, chunk
+            index, chunk = index + 1, []
+    if chunk:
+        yield index, chunk
+
+
+def with_split(spec: DatasetSpec, rows: Rows) -> DatasetSpec:
+    """Fill in the split and configuration that were found where the user named none."""
+    split = spec.split or str(getattr(rows, "split", None) or "train")
+    # A part such as train[:10] is a split of its own, but its name must be that of a file.
+    name = re.sub(r"\W+", "_", split).strip("_")
+    return replace(spec, split=name, config=spec.config or DEFAULT_CONFIG)

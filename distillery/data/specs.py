@@ -1,0 +1,55 @@
+"""Which rows of which dataset to read: what the flags of a stage come down to."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from distillery.data import schema
+
+# How long recordings are cut: not, at the cues of subtitles, or where nobody speaks too.
+NONE, CUES, VAD = MODES = ("none", "cues", "vad")
+
+
+@dataclass(frozen=True)
+class DatasetSpec:
+    """Which rows to read: one split of one configuration of one dataset, and its column names.
+
+    A column name of None means the contract's own name (`distillery.data.schema`), where the
+    dataset has it; for the text, any of `schema.REFERENCE_NAMES`. `samples` is the dataset's weight
+    where several are mixed.
+    """
+
+    name: str
+    config: str | None = None
+    split: str | None = None
+    audio_column: str = schema.AUDIO
+    text_column: str | None = None
+    id_column: str | None = None
+    speaker_id_column: str | None = None
+    recording_id_column: str | None = None
+    samples: float | None = None
+    data_dir_suffix: str | None = None
+    streaming: bool = False
+    cache_dir: str | None = None
+    max_rows: int | None = None
+    segment: str = CUES
+    segment_max_s: float = 30.0
+
+    def __str__(self) -> str:
+        parts = [self.name, self.config, self.split]
+        return " ".join(part for part in parts if part)
+
+
+def broadcast_specs(columns: Mapping[str, list[Any]], **shared: Any) -> list[DatasetSpec]:
+    """Return one spec per dataset from lists that hold one value for each, or one for all.
+
+    Args:
+        columns: for fields of `DatasetSpec`, their values; an empty list leaves the default.
+        shared: fields that are the same for all.
+    """
+    given = {name: values for name, values in columns.items() if values}
+    count = max(len(values) for values in given.values())
+    return [
+        DatasetSpec(**{name: values[i % len(values)] for name, values in given.items()}, **shared)
+        for i in range(count)
+    ]

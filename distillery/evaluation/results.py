@@ -1,0 +1,259 @@
+"""Results on disk: rows of figures as JSON lines, predictions as CSV, tables as Markdown.
+
+A results file is only ever appended to, a whole row at a time. Predictions are replaced as a whole.
+"""
+
+import csv
+import io
+import json
+import logging
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from filelock import FileLock
+
+from distillery.data import schema
+from distillery.storage.files import replacing, sync
+
+logger = logging.getLogger(__name__)
+
+Row = dict[str, Any]
+
+LOCK_TIMEOUT_S = 60  # a row is written in milliseconds: whoever holds the lock longer is stuck
+
+
+class Prediction(NamedTuple):
+    """A row of a predictions file; the fields are its columns."""
+
+    id: str
+    reference_norm: str
+    prediction_norm: str
+    reference_raw: str
+    prediction_raw: str
+
+
+def append_row(path: str | os.PathLike[str], row: Mapping[str, Any]) -> None:
+    """Add one row to a JSON-lines file, durably, so that readers see all of it or none.
+
+    What a killed writer left behind without an end of line is completed if it is a whole row, else
+    moved to `<path>.torn`.
+
+    Raises:
+        ValueError: if a figure is not finite, which JSON cannot hold; nothing is written.
+        filelock.Timeout: if another process keeps the file locked.
+    """
+    path = Path(path)
+    try:
+        line = json.dumps(row, ensure_ascii=False, allow_nan=False)
+    except ValueError as error:
+        raise ValueError(f"{path}: cannot write the row {row!r}: {error}") from error
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{path}.lock", timeout=LOCK_TIMEOUT_S):
+        is_new = not path.exists()
+        with path.open("ab+") as file:
+            torn = _unterminated(path)
+            if torn and not _is_whole(torn):
+                _quarantine(path, torn)
+                file.truncate(path.stat().st_size - len(torn))
+                torn = b""
+            file.write((b"\n" if torn else b"") + line.encode("utf-8") + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+        if is_new:
+            sync(path.parent)
+
+
+def read_rows(path: str | os.PathLike[str]) -> list[Row]:
+    """Return all rows of a JSON-lines file in order; none if there is no such file.
+
+    A torn last line is left out and reported through logging.
+
+    Raises:
+        ValueError: for any other line that is not a JSON object, naming file and line.
+    """
+    path = Path(path)
+    if not path.exists():
+        return []
+    *lines, tail = path.read_bytes().split(b"\n")
+    rows = [_parse_row(path, number, line) for number, line in enumerate(lines, start=1)]
+    if tail and _is_whole(tail):
+        rows.append(_parse_row(path, len(lines) + 1, tail))
+    elif tail:
+        logger.warning("%s:%d: left out a line that was cut short", path, len(lines) + 1)
+    return rows
+
+
+def read_folder(folder: str | os.PathLike[str]) -> list[Row]:
+    """Return the rows of all evaluations in a folder, each file's in order.
+
+    Raises:
+        ValueError: there is none.
+    """
+    rows = [row for path in sorted(Path(folder).glob("metric.*.jsonl")) for row in read_rows(path)]
+    if not rows:
+        raise ValueError(f"{folder} holds no result: it has no file metric.*.jsonl with a row")
+    return rows
+
+
+def find_row(rows: Iterable[Row], identity: Mapping[str, Any]) -> Row | None:
+    """Return the newest row that equals `identity` in all its items, or None.
+
+    An identity must tell models apart: give the full path or Hub id, never its last part alone.
+
+    Raises:
+        ValueError: for an empty identity, which every row would match.
+    """
+    if not identity:
+        raise ValueError("the identity of a result must name at least one column")
+    found = None
+    for row in rows:
+        if all(key in row and row[key] == value for key, value in identity.items()):
+            found = row
+    return found
+
+
+def write_predictions(path: str | os.PathLike[str], rows: Iterable[Prediction]) -> None:
+    """Write predictions to a CSV file, replacing it as a whole once all are on disk."""
+    with (
+        replacing(Path(path)) as temporary,
+        temporary.open("w", encoding="utf-8", newline="") as file,
+    ):
+        # Before Python 3.13 a lone carriage return is quoted only where everything is.
+        writer = csv.writer(file, quoting=csv.QUOTE_ALL, lineterminator="\n")
+        writer.writerow(Prediction._fields)
+        writer.writerows(rows)
+
+
+def read_predictions(path: str | os.PathLike[str]) -> list[Prediction]:
+    """Return the rows that `write_predictions` wrote, every field the same text as before.
+
+    Raises:
+        ValueError: if the columns are others, or a row has too few or too many fields.
+    """
+    path = Path(path)
+    header, rows = _read_csv(path)
+    if header != Prediction._fields:
+        raise ValueError(
+            f"{path}: columns are {', '.join(header) or 'missing'}, "
+            f"expected {', '.join(Prediction._fields)}"
+        )
+    return [Prediction(*row) for row in rows]
+
+
+def read_foreign_predictions(path: str | os.PathLike[str]) -> list[tuple[str, str, str]]:
+    """Return id, reference and prediction, as written, of a predictions file from anywhere.
+
+    The columns may be those of `Prediction`, of which the raw texts are taken, or `reference` and
+    `prediction`. Where there is no `id`, the number of the row is it, from 1. No text is taken for
+    a missing value: "NA", "null" and "" are texts.
+
+    Raises:
+        ValueError: a column is missing, an id occurs twice, there is no row, or a row has too few
+            or too many fields.
+    """
+    path = Path(path)
+    header, rows = _read_csv(path)
+    said, found = (_column(path, header, side) for side in ("reference", "prediction"))
+    if not rows:
+        raise ValueError(f"{path}: there is no row below the header")
+    place = header.index(schema.ID) if schema.ID in header else None
+    ids = [str(n) if place is None else row[place] for n, row in enumerate(rows, start=1)]
+    seen: set[str] = set()
+    for row_id in ids:
+        if row_id in seen:
+            raise ValueError(f"{path}: id {row_id!r} occurs more than once")
+        seen.add(row_id)
+    return [(row_id, row[said], row[found]) for row_id, row in zip(ids, rows, strict=True)]
+
+
+def markdown_table(
+    rows: Iterable[Mapping[str, Any]], columns: Sequence[str], decimals: int = 1
+) -> str:
+    """Return a Markdown table; floats are rounded to `decimals`, what is missing stays blank."""
+    rows = list(rows)
+    cells = [[_cell(row.get(column), decimals) for column in columns] for row in rows]
+    numeric = [any(_is_number(row.get(column)) for row in rows) for column in columns]
+    rules = ["---:" if right else ":---" for right in numeric]
+    titles = [_cell(column, decimals) for column in columns]
+    return "\n".join(f"| {' | '.join(line)} |" for line in [titles, rules, *cells]) + "\n"
+
+
+def _unterminated(path: Path) -> bytes:
+    """Return what follows the last end of line: nothing, unless a writer was killed."""
+    return path.read_bytes().rpartition(b"\n")[2]
+
+
+def _is_whole(line: bytes) -> bool:
+    """Say whether a line is a complete row; a JSON object cut short never is one."""
+    try:
+        return isinstance(json.loads(line.decode("utf-8")), dict)
+    except ValueError:  # bad JSON, or UTF-8 cut inside a character
+        return False
+
+
+def _quarantine(path: Path, torn: bytes) -> None:
+    """Put a torn line aside, on disk before it is cut off the results."""
+    aside = Path(f"{path}.torn")
+    with aside.open("ab") as file:
+        file.write(torn + b"\n")
+        file.flush()
+        os.fsync(file.fileno())
+    sync(path.parent)
+    logger.warning("%s: moved %d bytes of a line cut short to %s", path, len(torn), aside)
+
+
+def _parse_row(path: Path, number: int, line: bytes) -> Row:
+    try:
+        row = json.loads(line.decode("utf-8"))
+    except ValueError as error:
+        raise ValueError(
+            f"{path}:{number}: not a row of JSON ({error}): mend or remove it"
+        ) from error
+    if not isinstance(row, dict):
+        raise ValueError(f"{path}:{number}: expected a JSON object, got {row!r}: mend or remove it")
+    return row
+
+
+def _read_csv(path: Path) -> tuple[tuple[str, ...], list[list[str]]]:
+    """Return the header and the rows of a CSV file, all of them as wide as the header."""
+    csv.field_size_limit(2**31 - 1)  # the default, 128 KiB, is less than hours of speech take
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: {error}: save it as UTF-8") from error
+    with io.StringIO(text, newline="") as file:
+        reader = csv.reader(file)
+        header = tuple(next(reader, ()))
+        rows = []
+        for fields in reader:
+            if len(fields) != len(header):
+                raise ValueError(
+                    f"{path}:{reader.line_num}: expected {len(header)} fields, got {len(fields)}"
+                )
+            rows.append(fields)
+    return header, rows
+
+
+def _column(path: Path, header: tuple[str, ...], side: str) -> int:
+    """Return the place of the column that holds the references or the predictions."""
+    for name in (f"{side}_raw", side):
+        if name in header:
+            return header.index(name)
+    raise ValueError(
+        f"{path}: no column {side}_raw or {side}; its columns are {', '.join(header) or 'missing'}"
+    )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _cell(value: Any, decimals: int) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, float):
+        return f"{value:.{decimals}f}"
+    return re.sub(r"\s*\n\s*", " ", str(value)).replace("|", r"\|")

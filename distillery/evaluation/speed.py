@@ -1,0 +1,295 @@
+"""How fast models write text, in which of their parts the time goes, and how much memory it takes.
+
+Two models are only ever compared in one process, in strict alternation: whatever else the machine
+does then meets both alike.
+"""
+
+import math
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from operator import itemgetter
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+import torch
+from torch import nn
+
+from distillery.audio.decoding import Waveform
+from distillery.whisper.checkpoint import Whisper
+from distillery.whisper.long_form import chunk_bounds, text_of, transcribe_in_chunks
+from distillery.whisper.windows import Decoding
+
+Clock = Callable[[], float]
+Result = TypeVar("Result")
+
+# Why a search for the batch that saturates ended.
+THROUGHPUT, MEMORY, LARGEST = "throughput", "memory", "largest batch"
+
+# Student's t, two-sided 95 %, for 1 to 30 degrees of freedom; more are treated as 30.
+T_95 = (
+    *(12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228),
+    *(2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086),
+    *(2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042),
+)
+
+CUDA_PEAK = "torch.cuda.max_memory_allocated"
+RESIDENT_PEAK = "peak resident set of the process"
+
+_STATUS = Path("/proc/self/status")  # Linux
+
+
+class Timing(NamedTuple):
+    """One run: seconds in all, in the encoder and in the decoder, and bytes at the peak.
+
+    The decoder's seconds are those of its forward passes; cutting, log-mel, the search around the
+    passes and the tokenizer are the rest. `peak_bytes` is None where it cannot be measured.
+    """
+
+    wall_s: float
+    encoder_s: float
+    decoder_s: float
+    peak_bytes: int | None
+
+
+def device_clock(device: torch.device) -> Clock:
+    """Return a clock in seconds that waits for what the device has yet to do."""
+    if device.type == "cpu":
+        return time.perf_counter
+
+    def read() -> float:
+        torch.accelerator.synchronize(device)
+        return time.perf_counter()
+
+    return read
+
+
+def num_windows(whisper: Whisper, recordings: Sequence[Waveform]) -> int:
+    """Return how many windows `transcribe` decodes."""
+    return sum(
+        1
+        for recording in recordings
+        for _ in chunk_bounds(
+            recording,
+            whisper.log_mel.sampling_rate,
+            whisper.log_mel.window_s,
+            2 * _stride_s(whisper),
+        )
+    )
+
+
+def transcribe(
+    whisper: Whisper, recordings: Sequence[Waveform], decoding: Decoding, batch_size: int
+) -> list[str]:
+    """Return the text of each recording, by chunked long-form decoding in whole windows.
+
+    Args:
+        whisper: the model.
+        recordings: float32 (samples,) each, of any length.
+        decoding: see `Decoding`.
+        batch_size: windows that are decoded at once, of one or several recordings.
+    """
+    found = transcribe_in_chunks(
+        whisper,
+        recordings,
+        decoding,
+        batch_size,
+        chunk_length_s=whisper.log_mel.window_s,
+        stride_length_s=_stride_s(whisper),
+    )
+    return [text_of(segments) for _, segments in sorted(found, key=itemgetter(0))]
+
+
+def _stride_s(whisper: Whisper) -> float:
+    return whisper.log_mel.window_s / 6  # as evaluation has it
+
+
+def time_transcription(
+    whisper: Whisper,
+    recordings: Sequence[Waveform],
+    decoding: Decoding,
+    batch_size: int,
+    clock: Clock,
+) -> Timing:
+    """Transcribe once and return how long it took; arguments as for `transcribe`."""
+    model, device = whisper.model, whisper.model.device
+    parts = {"encoder": [model.model.encoder], "decoder": [model.model.decoder, model.proj_out]}
+    reset_peak_memory(device)
+    with seconds_in(parts, clock) as spent:
+        started = clock()
+        transcribe(whisper, recordings, decoding, batch_size)
+        wall_s = clock() - started
+    return Timing(wall_s, spent["encoder"], spent["decoder"], peak_memory(device))
+
+
+@contextmanager
+def seconds_in(
+    parts: Mapping[str, Sequence[nn.Module]], clock: Clock
+) -> Iterator[Mapping[str, float]]:
+    """Yield the seconds that each part's modules take in their forward passes, as they add up.
+
+    Args:
+        parts: modules by the name of the part; none may be inside another.
+        clock: read before and after each pass.
+    """
+    spent = dict.fromkeys(parts, 0.0)
+
+    def begin(part: str, *_call: Any) -> None:
+        spent[part] -= clock()
+
+    def end(part: str, *_call: Any) -> None:
+        spent[part] += clock()
+
+    handles = []
+    for part, modules in parts.items():
+        for module in modules:
+            handles.append(module.register_forward_pre_hook(partial(begin, part)))
+            handles.append(module.register_forward_hook(partial(end, part)))
+    try:
+        yield spent
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def memory_kind(device: torch.device) -> str | None:
+    """Say what `peak_memory` measures on a device; None where it measures nothing."""
+    if device.type == "cuda":
+        return CUDA_PEAK
+    return RESIDENT_PEAK if device.type == "cpu" and _STATUS.exists() else None
+
+
+def reset_peak_memory(device: torch.device) -> None:
+    """Let the peak begin anew at what is used now."""
+    kind = memory_kind(device)
+    if kind == CUDA_PEAK:
+        torch.cuda.reset_peak_memory_stats(device)
+    elif kind == RESIDENT_PEAK:
+        _STATUS.with_name("clear_refs").write_text("5")  # see proc_pid_clear_refs(5)
+
+
+def peak_memory(device: torch.device) -> int | None:
+    """Return the peak since the last reset in bytes, of everything that is loaded."""
+    kind = memory_kind(device)
+    if kind == CUDA_PEAK:
+        return int(torch.cuda.max_memory_allocated(device))
+    if kind is None:
+        return None
+    lines = _STATUS.read_text(encoding="ascii").splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
+
+
+@dataclass(frozen=True)
+class Search:
+    """What a search for the batch that saturates found.
+
+    `tried` holds each batch size and its throughput; `ended_by` says why no larger one was tried.
+    """
+
+    batch_size: int
+    tried: list[tuple[int, float]]
+    ended_by: str
+
+
+def find_saturating_batch(
+    throughput: Callable[[int], float], largest: int, min_growth: float
+) -> Search:
+    """Double the batch until it pays no more, and return the one with the highest throughput.
+
+    Args:
+        throughput: measures a batch size, in any unit that is higher for faster.
+        largest: batch size that is not exceeded.
+        min_growth: share by which a doubled batch must be faster for the search to go on.
+
+    Raises:
+        MemoryError: one window alone needs more memory than there is.
+    """
+    tried: list[tuple[int, float]] = []
+    size, ended_by = 1, LARGEST
+    while size <= largest:
+        found = _unless_out_of_memory(partial(throughput, size))
+        if found is None:
+            ended_by = MEMORY
+            break
+        tried.append((size, found))
+        if size > 1 and found < tried[-2][1] * (1 + min_growth):
+            ended_by = THROUGHPUT
+            break
+        size *= 2
+    if not tried:
+        raise MemoryError("one window at a time needs more memory than there is")
+    best, _ = max(tried, key=lambda pair: pair[1])
+    return Search(best, tried, ended_by)
+
+
+def _unless_out_of_memory(run: Callable[[], Result]) -> Result | None:
+    try:
+        return run()
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+    # Not inside the handler: the error's traceback still holds what filled the memory.
+    torch.cuda.empty_cache()
+    return None
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Tell whether an error says that memory has run out, on a GPU or a CPU."""
+    of_kind = isinstance(error, torch.OutOfMemoryError | MemoryError)
+    return of_kind or "can't allocate memory" in str(error)
+
+
+def alternate(runs: Sequence[Callable[[], Result]], num_rounds: int) -> list[list[Result]]:
+    """Run each once to warm up, then all in turn for several rounds; return each one's results."""
+    for run in runs:
+        run()
+    rounds = [[run() for run in runs] for _ in range(num_rounds)]
+    return [list(results) for results in zip(*rounds, strict=True)]
+
+
+def ratio_with_interval(
+    ours: Sequence[float], theirs: Sequence[float]
+) -> tuple[float, tuple[float, float]]:
+    """Return how many times as large ours are, and the 95 % t-interval over pairs.
+
+    The ratio is the geometric mean of the pairs' ratios, and the interval is made of their
+    logarithms: half as fast is as far from equal as twice as fast.
+
+    Args:
+        ours, theirs: figures above 0; those at the same place were measured one after the other,
+            at least two pairs.
+    """
+    logs = [math.log(a / b) for a, b in zip(ours, theirs, strict=True)]
+    middle, freedom = statistics.fmean(logs), len(logs) - 1
+    margin = T_95[min(freedom, len(T_95)) - 1] * statistics.stdev(logs) / math.sqrt(len(logs))
+    return math.exp(middle), (math.exp(middle - margin), math.exp(middle + margin))
+
+
+def made_sound(duration_s: float, sampling_rate: int) -> Waveform:
+    """Make sound with the rhythm and the loudness of speech; the same in every call.
+
+    Harmonics of a wandering pitch and some noise come and go four times a second. No model was
+    trained to write anything for it.
+
+    Returns:
+        float32 (samples,).
+    """
+    random = np.random.default_rng(0)
+    times = np.arange(round(duration_s * sampling_rate)) / sampling_rate
+    pitch_hz = 140 + 40 * np.sin(2 * np.pi * 0.31 * times)
+    phase = 2 * np.pi * np.cumsum(pitch_hz) / sampling_rate
+    voice = sum(np.sin(harmonic * phase) / harmonic for harmonic in range(1, 8))
+    syllables = np.clip(np.sin(2 * np.pi * 4 * times), 0, None)
+    sound = syllables * (0.1 * voice + 0.02 * random.standard_normal(len(times)))
+    return np.asarray(sound, dtype=np.float32)
+
+
+def cut(sound: Waveform, num_recordings: int, num_samples: int) -> list[Waveform]:
+    """Cut recordings of one length from a sound, one behind the other, over and over."""
+    starts = [number * num_samples % len(sound) for number in range(num_recordings)]
+    places = np.arange(num_samples)
+    return [sound.take(start + places, mode="wrap") for start in starts]

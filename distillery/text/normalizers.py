@@ -1,0 +1,170 @@
+"""Text normalisation before scoring, chosen by language and named in every result.
+
+An error rate means nothing without the normaliser that it was computed under, so each one carries
+an `id`. The rules are Whisper's own (Radford et al. 2022, appendix C), with two additions: spaces
+go where the script is written without them, and combining marks stay where they spell the word.
+"""
+
+import re
+import unicodedata
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from transformers.models.whisper.english_normalizer import (
+    BasicTextNormalizer,
+    EnglishTextNormalizer,
+)
+
+from distillery.text.tokens import language_code
+
+VARIANTS = ("auto", "basic", "marks")
+
+# Scripts written without spaces between words: where a space falls is the writer's whim.
+UNSPACED_LANGUAGES = frozenset({"ja", "km", "lo", "my", "th", "yue", "zh"})
+
+# Languages with words that NFKC cannot write without combining marks. Whisper's basic rules put a
+# space in place of every mark, which cuts such words into pieces and makes the WER look low.
+MARKED_LANGUAGES = frozenset(
+    {"as", "bn", "gu", "hi", "kn", "ml", "mr", "ne", "pa", "sa", "si", "ta", "te"}  # Indic
+    | {"bo", "km", "lo", "my", "th"}
+    | {"ar", "fa", "he", "ps", "sd", "ur", "yi"}
+    | {"ln", "yo"}  # Latin with tone marks, most of which have no composed character
+)
+
+JAPANESE_WORDS_HINT = (
+    "words of Japanese need two packages: pip install fugashi unidic-lite "
+    "(the extra 'japanese' of this project)"
+)
+
+_MARKUP = re.compile(r"<\|[^<>|]*\|>")
+_SPACES = re.compile("[\\s\u200b]+")  # U+200B parts the words of Khmer and Burmese, unseen
+
+
+@dataclass(frozen=True)
+class Normalizer:
+    """A chain of text rules, called as a function.
+
+    Attributes:
+        id: the name that results are recorded under.
+        steps: the rules, applied in order; the text is stripped at the end.
+        raw_steps: the few rules that hold for raw rates too.
+    """
+
+    id: str
+    steps: tuple[Callable[[str], str], ...]
+    raw_steps: tuple[Callable[[str], str], ...] = ()
+
+    def __call__(self, text: str) -> str:
+        """Return `text` as it is to be compared."""
+        return _apply(self.steps, text)
+
+    def raw(self, text: str) -> str:
+        """Return `text` as it is to be compared without normalisation.
+
+        Case and punctuation stay. As in kotoba-whisper's published raw rates, languages that are
+        written without spaces are compared without them, and `。.`, which ends the references of
+        Common Voice 8 in Japanese, is one full stop.
+        """
+        return _apply(self.raw_steps, text.replace("。.", "。"))
+
+
+def _apply(steps: tuple[Callable[[str], str], ...], text: str) -> str:
+    for step in steps:
+        text = step(text)
+    return text.strip()
+
+
+class _MarkKeepingTextNormalizer(BasicTextNormalizer):  # type: ignore[misc]
+    """Whisper's basic rules, except that the combining marks of letters stay."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.clean = _remove_symbols_keep_marks
+
+
+def normalizer_for(
+    language: str | None,
+    *,
+    english_spelling: Mapping[str, str] | None = None,
+    variant: str = "auto",
+) -> Normalizer:
+    """Choose the normaliser for a language.
+
+    Args:
+        language: a Whisper language code ("ja") or English name ("Japanese"); None where it is
+            unknown, which keeps marks, because that differs from the basic rules only in texts
+            that those would cut.
+        english_spelling: British to American spellings (the tokenizer's `normalizer.json`), for
+            English only; without them the id says so.
+        variant: "auto" follows the language, "basic" forces Whisper's basic rules, "marks" forces
+            them with combining marks kept.
+
+    Raises:
+        ValueError: for a language or a variant that does not exist.
+    """
+    if variant not in VARIANTS:
+        raise ValueError(
+            f"normalizer variant must be one of {', '.join(VARIANTS)}, got {variant!r}"
+        )
+    code = None if language is None else language_code(language)
+    if variant == "auto" and code == "en":
+        return _english_normalizer(english_spelling or {})
+    by_language = variant == "auto" and (code is None or code in MARKED_LANGUAGES)
+    if variant == "marks" or by_language:
+        plain = Normalizer("marks-kept", (_MarkKeepingTextNormalizer(),))
+    else:
+        plain = Normalizer("whisper-basic", (BasicTextNormalizer(),))
+    if code in UNSPACED_LANGUAGES:
+        return Normalizer(
+            f"{plain.id}+no-spaces", (*plain.steps, _remove_spaces), (_remove_spaces,)
+        )
+    return plain
+
+
+def raw_text(text: str) -> str:
+    """Return what was said: `text` without Whisper's `<|...|>` markup, stripped."""
+    return _MARKUP.sub("", text).strip()
+
+
+def japanese_words() -> Callable[[str], str]:
+    """Return a function that puts spaces between the words of a Japanese text.
+
+    MeCab cuts the text, by the dictionary UniDic (`fugashi`, `unidic-lite`).
+
+    Raises:
+        ModuleNotFoundError: the two packages are not installed.
+    """
+    try:
+        import fugashi
+        import unidic_lite
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(f"{error}; {JAPANESE_WORDS_HINT}") from error
+    # The dictionary is named, because a larger one that is installed too would cut otherwise.
+    tagger = fugashi.Tagger(f'-Owakati -d "{unidic_lite.DICDIR}"')
+    return lambda text: str(tagger.parse(text)).strip()
+
+
+def _english_normalizer(spelling: Mapping[str, str]) -> Normalizer:
+    name = "whisper-english" if spelling else "whisper-english+no-spelling-map"
+    rules = EnglishTextNormalizer(dict(spelling))  # type: ignore[no-untyped-call]
+    return Normalizer(name, (rules,))
+
+
+def _remove_spaces(text: str) -> str:
+    return _SPACES.sub("", text)
+
+
+def _remove_symbols_keep_marks(s: str) -> str:
+    """Replace symbols, punctuation and stray marks with spaces; keep the marks on letters."""
+    kept = []
+    on_letter = False
+    for character in unicodedata.normalize("NFKC", s):
+        kind = unicodedata.category(character)
+        if kind[0] == "M":
+            # An emoji's variation selector is a mark too: it goes with the emoji.
+            kept.append(character if on_letter else " ")
+            continue
+        # A joiner (Cf) may stand between a letter and its mark, in Bengali for one.
+        on_letter = kind[0] == "L" or (on_letter and kind == "Cf")
+        kept.append(" " if kind[0] in "SP" else character)
+    return "".join(kept)

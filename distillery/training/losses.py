@@ -1,0 +1,142 @@
+"""Cross-entropy and Kullback-Leibler losses on the rows that count, in chunks.
+
+A decoder batch holds many positions that are padding or prompt, and the vocabulary is large: logits
+for all of them cost most of a training step's memory. Here logits exist for one chunk of valid rows
+at a time, and their gradient is taken while they exist, so that nothing of vocabulary size is kept
+for the backward pass.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from distillery.text.labels import IGNORED
+
+
+@dataclass(frozen=True)
+class LossWeights:
+    """Weights of the distillation loss: `ce * CE + kl * temperature² * KL`.
+
+    The defaults are those of Distil-Whisper (https://arxiv.org/abs/2311.00430, section 4).
+    """
+
+    ce: float = 0.8
+    kl: float = 1.0
+    temperature: float = 2.0
+
+
+@dataclass(frozen=True)
+class LossSums:
+    """Losses summed over the valid rows; divide by the tokens of the whole global batch.
+
+    `total` carries the gradient, `ce` and `kl` are the unweighted parts for the log (`kl` with its
+    factor temperature²); each is a float32 scalar. `num_tokens` counts the valid rows.
+    """
+
+    total: Tensor
+    ce: Tensor
+    kl: Tensor
+    num_tokens: int
+
+
+def distillation_loss(
+    student_hidden: Tensor,
+    student_head: Tensor,
+    targets: Tensor,
+    weights: LossWeights,
+    teacher_hidden: Tensor | None = None,
+    teacher_head: Tensor | None = None,
+    chunk_rows: int = 1024,
+) -> LossSums:
+    """Return the summed distillation loss over the rows whose target counts.
+
+    Args:
+        student_hidden: last decoder states of the student, float (batch, tokens, width).
+        student_head: output embedding of the student, float (vocabulary, width).
+        targets: int64 (batch, tokens); `IGNORED` rows do not count.
+        weights: weights and temperature; without a teacher none is used: the loss is the
+            cross-entropy itself.
+        teacher_hidden: the teacher's states for the same decoder inputs, (batch, tokens, width of
+            the teacher); None for plain cross-entropy.
+        teacher_head: output embedding of the teacher, (vocabulary, width of the teacher).
+        chunk_rows: rows whose logits exist at one time.
+
+    Without any valid row all sums are 0 and so is the gradient.
+    """
+    valid = targets.reshape(-1) != IGNORED
+    rows = student_hidden.reshape(-1, student_hidden.shape[-1])[valid]
+    taught = None
+    if teacher_hidden is not None:
+        taught = teacher_hidden.reshape(-1, teacher_hidden.shape[-1])[valid].detach()
+    total, ce, kl = _ChunkedLoss.apply(  # type: ignore[no-untyped-call]  # torch's own
+        rows, student_head, targets.reshape(-1)[valid], taught, teacher_head, weights, chunk_rows
+    )
+    return LossSums(total, ce, kl, int(valid.sum()))
+
+
+class _ChunkedLoss(torch.autograd.Function):
+    """Sum the losses over rows chunk by chunk and keep only the gradients of the inputs."""
+
+    @staticmethod
+    def forward(ctx, rows, head, targets, taught, teacher_head, weights, chunk_rows):  # type: ignore[no-untyped-def]
+        sums = torch.zeros(3, dtype=torch.float32, device=rows.device)
+        grad_rows = torch.zeros_like(rows) if ctx.needs_input_grad[0] else None
+        # Summed over many chunks, so kept in float32 whatever the computation's dtype.
+        grad_head = torch.zeros_like(head, dtype=torch.float32) if ctx.needs_input_grad[1] else None
+        compute_head = head.to(rows.dtype)
+        with torch.autocast(rows.device.type, enabled=False):
+            for start in range(0, rows.shape[0], chunk_rows):
+                part = slice(start, start + chunk_rows)
+                teacher_logits = (
+                    None
+                    if taught is None
+                    else (taught[part] @ teacher_head.to(taught.dtype).T).float()
+                )
+                logits = (rows[part] @ compute_head.T).float()
+                losses, grad = _losses_and_gradient(logits, targets[part], teacher_logits, weights)
+                sums += losses
+                grad = grad.to(rows.dtype)
+                if grad_rows is not None:
+                    grad_rows[part] = grad @ compute_head
+                if grad_head is not None:
+                    grad_head += grad.T @ rows[part]
+        ctx.save_for_backward(grad_rows, grad_head)
+        ctx.head_dtype = head.dtype
+        total, ce, kl = sums.unbind()
+        ctx.mark_non_differentiable(ce, kl)
+        return total, ce, kl
+
+    @staticmethod
+    def backward(ctx, grad_total, _grad_ce, _grad_kl):  # type: ignore[no-untyped-def]
+        grad_rows, grad_head = ctx.saved_tensors
+        rows = None if grad_rows is None else grad_rows * grad_total.to(grad_rows.dtype)
+        head = None if grad_head is None else (grad_head * grad_total).to(ctx.head_dtype)
+        return rows, head, None, None, None, None, None
+
+
+def _losses_and_gradient(
+    logits: Tensor, targets: Tensor, teacher_logits: Tensor | None, weights: LossWeights
+) -> tuple[Tensor, Tensor]:
+    """Return (total, CE, KL) summed over rows, and the gradient of total by the logits.
+
+    logits, teacher_logits: float32 (rows, vocabulary); targets: int64 (rows,).
+
+    With p = softmax(z), q = softmax(z / T) and teacher t: dCE/dz = p - onehot, and
+    d(T² KL)/dz = T (q - t).
+    """
+    log_p = functional.log_softmax(logits, dim=-1)
+    picked = log_p.gather(1, targets[:, None])
+    ce = -picked.sum()
+    grad = log_p.exp()
+    grad.scatter_add_(1, targets[:, None], -torch.ones_like(picked))
+    if teacher_logits is None:
+        return torch.stack([ce, ce, torch.zeros_like(ce)]), grad
+    grad *= weights.ce
+    log_q = functional.log_softmax(logits / weights.temperature, dim=-1)
+    log_t = functional.log_softmax(teacher_logits / weights.temperature, dim=-1)
+    t = log_t.exp()
+    kl = (t * (log_t - log_q)).sum() * weights.temperature**2
+    grad += weights.kl * weights.temperature * (log_q.exp() - t)
+    return torch.stack([weights.ce * ce + weights.kl * kl, ce, kl]), grad

@@ -1,0 +1,269 @@
+"""Loading and saving Whisper checkpoints so that every other program can read them."""
+
+import hashlib
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from huggingface_hub import ModelCardData
+from transformers import (
+    GenerationConfig,
+    WhisperConfig,
+    WhisperFeatureExtractor,
+    WhisperForConditionalGeneration,
+    WhisperTokenizer,
+)
+
+from distillery.audio.log_mel import LogMel
+from distillery.text.normalizers import Normalizer, normalizer_for
+from distillery.text.tokens import TRANSCRIBE, SpecialTokens
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+# Transformers' names, and the names that distil-whisper's commands use for the same things.
+ATTENTIONS = {
+    "eager": "eager",
+    "sdpa": "sdpa",
+    "flash_attn": "sdpa",
+    "flash_attn_2": "flash_attention_2",
+    "flash_attention_2": "flash_attention_2",
+    "flash_attention_3": "flash_attention_3",
+    "flex_attention": "flex_attention",
+}
+
+
+@dataclass(frozen=True)
+class Processor:
+    """What surrounds a Whisper model: text side, audio side, and the decoder's positions."""
+
+    tokenizer: WhisperTokenizer
+    feature_extractor: WhisperFeatureExtractor
+    tokens: SpecialTokens
+    log_mel: LogMel
+    max_label_length: int
+
+    def normalizer(self, language: str | None, task: str, variant: str = "auto") -> Normalizer:
+        """Return the normaliser for what the model writes.
+
+        That is English where the model knows no other language, and where it translates.
+
+        Args:
+            language: what is spoken.
+            task: `transcribe` or `translate`.
+            variant: as in `normalizer_for`.
+        """
+        foreign = self.tokens.is_multilingual and task == TRANSCRIBE
+        return normalizer_for(
+            language if foreign else "en",
+            english_spelling=self.tokenizer.english_spelling_normalizer,
+            variant=variant,
+        )
+
+
+@dataclass(frozen=True)
+class Whisper(Processor):
+    """A Whisper checkpoint: a model with what surrounds it."""
+
+    model: WhisperForConditionalGeneration
+
+    @property
+    def num_parameters(self) -> int:
+        """Number of the model's parameters, tied weights counted once."""
+        return int(self.model.num_parameters())
+
+
+def load_processor(
+    name_or_path: str, revision: str | None = None, cache_dir: str | None = None
+) -> Processor:
+    """Load all of a checkpoint but its weights; arguments and errors as for `load`."""
+    source = {"revision": revision or "main", "cache_dir": cache_dir}
+    _check_model_type(name_or_path, source)
+    config = WhisperConfig.from_pretrained(name_or_path, **source)
+    generation = _generation_config(name_or_path, source)
+    tokenizer = WhisperTokenizer.from_pretrained(name_or_path, **source)
+    extractor = WhisperFeatureExtractor.from_pretrained(name_or_path, **source)
+    tokens = SpecialTokens.from_tokenizer(tokenizer, is_multilingual(generation, config))
+    processor = Processor(
+        tokenizer, extractor, tokens, LogMel(extractor), int(config.max_target_positions)
+    )
+    _check_shapes(name_or_path, config, processor)
+    return processor
+
+
+def load(
+    name_or_path: str,
+    dtype: str = "float32",
+    attention: str = "sdpa",
+    revision: str | None = None,
+    cache_dir: str | None = None,
+) -> Whisper:
+    """Load a checkpoint from a folder or the Hub, from safetensors only.
+
+    Args:
+        name_or_path: a folder or a Hub id.
+        dtype: of the weights; a key of `DTYPES`.
+        attention: a key of `ATTENTIONS`.
+        revision: branch, tag or commit on the Hub.
+        cache_dir: where the Hub's files are kept.
+
+    Raises:
+        OSError: the checkpoint is not there, or has no safetensors weights.
+        ValueError: it is no Whisper checkpoint, or its parts do not fit each other.
+    """
+    processor = load_processor(name_or_path, revision, cache_dir)
+    model, loading = WhisperForConditionalGeneration.from_pretrained(
+        name_or_path,
+        output_loading_info=True,
+        dtype=DTYPES[dtype],
+        attn_implementation=ATTENTIONS[attention],
+        use_safetensors=True,
+        revision=revision or "main",
+        cache_dir=cache_dir,
+    )
+    if loading["missing_keys"]:  # transformers only warns, and makes them up
+        missing = ", ".join(sorted(loading["missing_keys"])[:3])
+        raise ValueError(
+            f"{name_or_path}: {len(loading['missing_keys'])} weights are missing: {missing} …"
+        )
+    return Whisper(**vars(processor), model=model)
+
+
+def full_name(name_or_path: str) -> str:
+    """Return a name that tells models apart: the whole path of a folder, or the Hub id."""
+    return str(Path(name_or_path).resolve()) if Path(name_or_path).exists() else name_or_path
+
+
+def load_outline(
+    name_or_path: str,
+    dtype: str = "float32",
+    revision: str | None = None,
+    cache_dir: str | None = None,
+) -> Whisper:
+    """Load a checkpoint without its weights: the model has all shapes, and no numbers.
+
+    It can tell what the real one would do and take. Arguments and errors are those of `load`.
+    """
+    processor = load_processor(name_or_path, revision, cache_dir)
+    source = {"revision": revision or "main", "cache_dir": cache_dir}
+    config = WhisperConfig.from_pretrained(name_or_path, **source)
+    with torch.device("meta"):
+        model = WhisperForConditionalGeneration(config).to(DTYPES[dtype])
+    model.generation_config = _generation_config(name_or_path, source)
+    return Whisper(**vars(processor), model=model)
+
+
+def _generation_config(name_or_path: str, source: dict[str, str | None]) -> GenerationConfig:
+    try:
+        return GenerationConfig.from_pretrained(name_or_path, **source)
+    except OSError:  # the file is optional
+        return GenerationConfig()
+
+
+def fingerprint(name_or_path: str) -> str | None:
+    """Return a sum that changes when a local model is trained again; None for a Hub id.
+
+    It covers names, sizes and times of the files that decide what the model writes.
+    """
+    folder = Path(name_or_path)
+    if not folder.exists():
+        return None
+    digest = hashlib.sha256()
+    settings = [folder / name for name in ("config.json", "generation_config.json")]
+    for file in sorted([*folder.glob("*.safetensors"), *filter(Path.exists, settings)]):
+        stat = file.stat()
+        digest.update(f"{file.name} {stat.st_size} {stat.st_mtime_ns}".encode())
+    return digest.hexdigest()
+
+
+def is_multilingual(generation: GenerationConfig, config: WhisperConfig) -> bool:
+    """Tell whether the decoder's prefix names a language.
+
+    The generation config says so; where an old one does not, the vocabulary's size does, as in
+    openai/whisper: English-only models have 51,864 tokens.
+    """
+    stated = getattr(generation, "is_multilingual", None)
+    return bool(config.vocab_size != 51864 if stated is None else stated)
+
+
+def _check_model_type(name: str, source: dict[str, str | None]) -> None:
+    try:
+        config = WhisperConfig.get_config_dict(name, **source)[0]
+    except OSError as error:  # without a connection it does not say what was asked for
+        raise OSError(f"model {name} cannot be read: {error}") from error
+    if config.get("model_type") != "whisper":
+        raise ValueError(
+            f"{name}: not a Whisper checkpoint; its model_type is {config.get('model_type')}"
+        )
+
+
+def _check_shapes(name: str, config: WhisperConfig, processor: Processor) -> None:
+    frames, mels = 2 * config.max_source_positions, config.num_mel_bins
+    log_mel, num_tokens = processor.log_mel, len(processor.tokenizer)
+    if log_mel.num_frames != frames:
+        raise ValueError(
+            f"{name}: the feature extractor makes {log_mel.num_frames} frames, but the encoder "
+            f"takes exactly {frames}; save a preprocessor with chunk_length {frames // 100}"
+        )
+    if log_mel.num_mels != mels:
+        raise ValueError(
+            f"{name}: the feature extractor makes {log_mel.num_mels} mel bins, "
+            f"but the model takes {mels}"
+        )
+    if num_tokens > config.vocab_size:
+        raise ValueError(
+            f"{name}: the tokenizer has {num_tokens} tokens, the model only {config.vocab_size}"
+        )
+
+
+def check_finite(model: WhisperForConditionalGeneration, name: str) -> None:
+    """Raise ValueError if any weight is NaN or infinite, naming the first such tensor."""
+    for key, tensor in model.state_dict().items():
+        if tensor.is_floating_point() and not math.isfinite(float(tensor.abs().max())):
+            raise ValueError(f"{name}: weight {key} holds NaN or infinite values")
+
+
+def save(
+    model: WhisperForConditionalGeneration,
+    tokenizer: WhisperTokenizer,
+    extractor: WhisperFeatureExtractor,
+    folder: str | Path,
+) -> None:
+    """Write a checkpoint folder with every file that other programs ask for.
+
+    Transformers 5 alone leaves out `vocab.json`, `merges.txt` and `normalizer.json` (without which
+    English normalisation fails after a reload) and `preprocessor_config.json` (which CTranslate2
+    and faster-whisper read).
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    keep_generation_settings(model.generation_config)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    tokenizer.save_vocabulary(str(folder))
+    extractor.save_pretrained(folder)
+
+
+def write_card(folder: Path, description: str, title: str | None = None) -> None:
+    """Write a model card.
+
+    Args:
+        folder: the checkpoint's folder.
+        description: Markdown.
+        title: the model's name, where the folder does not have it yet.
+    """
+    header = ModelCardData(
+        pipeline_tag="automatic-speech-recognition", library_name="transformers", tags=["whisper"]
+    )
+    title = title or folder.resolve().name
+    text = f"---\n{header.to_yaml()}\n---\n\n# {title}\n\n{description}\n"
+    (folder / "README.md").write_text(text, encoding="utf-8")
+
+
+def keep_generation_settings(config: GenerationConfig) -> None:
+    """Stop transformers from throwing Whisper's generation settings away on the next load.
+
+    A generation config that is marked as derived from the model config is derived again when it is
+    loaded, and `lang_to_id`, `task_to_id` and the rest are gone.
+    """
+    config._from_model_config = False

@@ -1,0 +1,80 @@
+"""What evaluation does to a transcript after decoding: the same as the saved pipeline does."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from distillery.audio.decoding import Waveform
+from distillery.text.labels import has_timestamps, plain_text
+from distillery.text.tokens import TIMESTAMP_STEP_S
+from distillery.whisper.checkpoint import Whisper
+from distillery.whisper.pipelines.punctuation import Punctuator, load_punctuator
+from distillery.whisper.pipelines.recognition import finish
+from distillery.whisper.pipelines.silence import load_stable_ts
+
+
+@dataclass(frozen=True)
+class Postprocessor:
+    """Turns token ids into the text that is scored.
+
+    As in kotoba-whisper v1.1, timestamps are fitted to the sound first and the texts punctuated
+    then; the first alone changes no text, which is what kotoba's tables show.
+    """
+
+    punctuator: Punctuator | None = None
+    stable_ts: bool = False
+
+    @classmethod
+    def load(cls, punctuator: str | None, stable_ts: bool) -> "Postprocessor":
+        """Load what the steps need.
+
+        Args:
+            punctuator: as in `load_punctuator`; None for none.
+            stable_ts: fit timestamps to the sound.
+
+        Raises:
+            ImportError: a package is missing.
+            OSError: the punctuator's model is missing.
+        """
+        if stable_ts:
+            load_stable_ts()
+        return cls(load_punctuator(punctuator) if punctuator else None, stable_ts)
+
+    def __call__(self, whisper: Whisper, ids: Sequence[int], waveform: Waveform | None) -> str:
+        """Return the text of one window.
+
+        Args:
+            whisper: the model that wrote it.
+            ids: what it wrote, prefix included.
+            waveform: float32 (samples,); needed where timestamps are fitted.
+        """
+        text = plain_text(ids, whisper.tokens, whisper.tokenizer)
+        if self.punctuator is None and not self.stable_ts:
+            return text
+        timed = has_timestamps(ids, whisper.tokens)
+        if not timed:
+            return self.punctuated(text)
+        audio = {"raw": waveform, "sampling_rate": whisper.log_mel.sampling_rate}
+        chunks = chunks_of(whisper, ids)
+        chunks = finish(chunks, self.punctuator, audio if self.stable_ts else None)
+        return "".join(chunk["text"] for chunk in chunks).strip()
+
+    def punctuated(self, text: str) -> str:
+        """Return a text of which nothing else is known, no times either."""
+        return text if self.punctuator is None else self.punctuator([text])[0]
+
+
+def chunks_of(whisper: Whisper, ids: Sequence[int]) -> list[dict[str, Any]]:
+    """Split what a model wrote for one window at its timestamps, as a pipeline does.
+
+    Each chunk has `text`, and `timestamp`: start and end in seconds, None where there is none.
+    """
+    _, found = whisper.tokenizer._decode_asr(
+        [{"tokens": np.array([ids])}],
+        return_timestamps=True,
+        return_language=False,
+        time_precision=TIMESTAMP_STEP_S,
+    )
+    return list(found["chunks"])

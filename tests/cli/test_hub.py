@@ -1,0 +1,122 @@
+from types import SimpleNamespace
+
+import pytest
+from accelerate import Accelerator
+from huggingface_hub.utils import filter_repo_objects
+
+from distillery.cli import hub
+from distillery.cli.arguments import RunArguments
+from distillery.cli.runtime import Run, open_run, set_up_logging
+from distillery.data import hub_layout
+from distillery.whisper import checkpoint
+
+
+class Recorder:
+    """Stands in for the Hub's client and notes what it is asked to do."""
+
+    calls: list
+
+    def create_repo(self, repo_id, **options):
+        self.calls.append(("create_repo", repo_id, options))
+        return SimpleNamespace(repo_id=f"me/{repo_id}", url="https://hub/x")
+
+    def upload_folder(self, **options):
+        self.calls.append(("upload_folder", options))
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    Recorder.calls = []
+    monkeypatch.setattr(hub, "HfApi", Recorder)
+    return Recorder.calls
+
+
+def uploaded(options, names):
+    return sorted(
+        filter_repo_objects(
+            names,
+            allow_patterns=options["allow_patterns"],
+            ignore_patterns=options["ignore_patterns"],
+        )
+    )
+
+
+def test_a_repository_is_private_unless_asked_otherwise(calls, tmp_path):
+    hub.upload(tmp_path, "x", "model", hub.MODEL_FILES, False, "Model")
+    hub.upload(tmp_path, "x", "dataset", hub.DATASET_FILES, True, "Labels")
+    assert calls[0] == (
+        "create_repo",
+        "x",
+        {"repo_type": "model", "private": True, "exist_ok": True},
+    )
+    assert calls[2][2] == {"repo_type": "dataset", "private": False, "exist_ok": True}
+    options = calls[1][1]
+    assert options["repo_id"] == "me/x"
+    assert options["folder_path"] == tmp_path
+    assert options["commit_message"] == "Model"
+
+
+def test_only_a_models_own_files_leave_this_machine(calls, tmp_path):
+    hub.upload(tmp_path, "x", "model", hub.MODEL_FILES, False, "Model")
+    keep = [
+        "README.md",
+        "config.json",
+        "generation_config.json",
+        "merges.txt",
+        "model-00001-of-00002.safetensors",
+        "model.safetensors",
+        "model.safetensors.index.json",
+        "normalizer.json",
+        "preprocessor_config.json",
+        "run.json",
+        "tokenizer.json",
+        "vocab.json",
+    ]
+    refuse = [
+        ".env",
+        ".git/config",
+        "best/model.safetensors",
+        "checkpoint-10/model.safetensors",
+        "checkpoint-10/optimizer.pt",
+        "config.yaml",
+        "data/audio.wav",
+        "notes.txt",
+        "optimizer.pt",
+        "train_log.jsonl",
+        "wandb/run/config.json",
+    ]
+    assert uploaded(calls[1][1], keep + refuse) == keep
+
+
+def test_only_a_datasets_own_files_leave_this_machine(calls, tmp_path):
+    hub.upload(tmp_path, "x", "dataset", hub.DATASET_FILES, False, "Labels")
+    keep = ["README.md", "default/train-00000-of-00001.parquet", "run.json"]
+    refuse = [
+        ".labels/default/train/00000.parquet",
+        ".labels/default/train/00000.parquet.seal.json",
+        "default/.train-00000-of-00001.parquet.0a.tmp",
+        "config.yaml",
+        "default/audio.wav",
+        "token.txt",
+    ]
+    assert uploaded(calls[1][1], keep + refuse) == keep
+
+
+def test_a_token_reaches_no_record_card_or_log(calls, tmp_path, monkeypatch, capfd):
+    canary = "hf_canary0123456789"
+    monkeypatch.setenv("HF_TOKEN", canary)
+    monkeypatch.setenv("WANDB_API_KEY", canary)
+    set_up_logging()
+    run = Run(tmp_path, "stage", [RunArguments()], {})
+    open_run(Accelerator(cpu=True), run, False)
+    run.finish(rows=1)
+    hub_layout.write_card(tmp_path / "data", {"default": ["train"]}, "Title", "Body")
+    checkpoint.write_card(tmp_path, "A model.")
+    hub.upload(tmp_path, "x", "model", hub.MODEL_FILES, False, "Model")
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert {path.name for path in files} == {"run.json", "config.yaml", "README.md"}
+    assert len(files) == 4
+    texts = [path.read_text(encoding="utf-8") for path in files]
+    texts += [str(calls), *capfd.readouterr()]
+    assert "uploaded" in texts[-1]
+    assert not [text for text in texts if canary in text]

@@ -1,0 +1,262 @@
+import json
+import logging
+import os
+import random
+import signal
+import subprocess
+import sys
+from dataclasses import make_dataclass, replace
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from accelerate import Accelerator
+from test_arguments import SCRIPTS, groups_of
+
+from distillery.cli import runtime
+from distillery.cli.arguments import RunArguments, flag
+from distillery.cli.runtime import (
+    FREE_FLAGS,
+    Run,
+    make_accelerator,
+    open_run,
+    seed_everything,
+    stop_request,
+)
+from distillery.storage.provenance import versions
+
+ARGUMENTS = {"seed": 1, "language": "ja", "output_dir": "x", "save_steps": 5, "joined": None}
+
+
+@pytest.fixture(scope="module")
+def accelerator():
+    return Accelerator(cpu=True)
+
+
+@pytest.fixture
+def start(accelerator, tmp_path):
+    """Return a function that opens a run in one folder."""
+
+    def start(overwrite=False, stage="stage", inputs=None, owned=("*.parquet", "work"), **changed):
+        flags = {**ARGUMENTS, **changed}
+        group = make_dataclass("Flags", [(name, object, flag(None, "?")) for name in flags])
+        run = Run(
+            tmp_path / "out",
+            stage,
+            [group(**flags)],
+            {"corpus train": "sum"} if inputs is None else inputs,
+            owned,
+        )
+        return open_run(accelerator, run, overwrite)
+
+    return start
+
+
+def record_of(run):
+    return json.loads(run.record_path.read_text(encoding="utf-8"))
+
+
+# --- seeds ---------------------------------------------------------------------------------------
+
+
+def drawn():
+    return random.random(), float(np.random.rand()), float(torch.rand(()))
+
+
+def test_the_same_seeds_give_the_same_numbers():
+    seed_everything(1, 2, 3)
+    first = drawn()
+    second = drawn()
+    seed_everything(1, 2, 3)
+    assert drawn() == first
+    assert drawn() == second != first
+
+
+def test_every_part_of_a_seed_counts():
+    found = set()
+    for parts in [(1,), (2,), (1, 1), (1, 2), (1, 2, 3), (2, 1), (1, 2, 4)]:
+        seed_everything(*parts)
+        found.update(drawn())
+    assert len(found) == 21
+
+
+# --- runs ----------------------------------------------------------------------------------------
+
+
+def test_a_new_run_leaves_its_record(start):
+    run = start()
+    assert not run.is_complete
+    record = record_of(run)
+    assert record["status"] == "started"
+    assert record["stage"] == "stage"
+    assert record["arguments"] == ARGUMENTS
+    assert record["inputs"] == {"corpus train": "sum"}
+    assert record["versions"] == versions()
+
+
+def test_the_same_run_goes_on_and_when_complete_has_nothing_to_do(start):
+    start()
+    run = start()
+    assert not run.is_complete
+    run.finish(rows=3)
+    assert start().is_complete
+    record = record_of(run)
+    assert (record["status"], record["rows"]) == ("complete", 3)
+    assert record["seconds"] >= 0
+
+
+def test_a_start_that_failed_before_any_work_does_not_hold_the_folder(start):
+    start(language="jp")
+    run = start()
+    assert record_of(run)["arguments"] == ARGUMENTS
+    assert run.outlook() == "nothing is there of an earlier run"
+    (run.folder / "work").touch()
+    with pytest.raises(ValueError, match="another configuration"):
+        start(language="jp")
+    with pytest.raises(ValueError, match="another configuration"):
+        replace(run, inputs={"corpus train": "another sum"}).outlook()
+
+
+def test_changed_flags_are_all_named(start):
+    (start().folder / "work").touch()
+    with pytest.raises(ValueError) as error:
+        start(language="ko", seed=2, added=True)
+    assert str(error.value).splitlines()[1:] == [
+        "  --added: None then, True now",
+        "  --language: 'ja' then, 'ko' now",
+        "  --seed: 1 then, 2 now",
+        "name another folder, or start over with --overwrite_output_dir",
+    ]
+
+
+def test_changed_input_is_named(start):
+    start().finish()
+    with pytest.raises(ValueError, match="corpus train: its content has changed"):
+        start(inputs={"corpus train": "another sum"})
+
+
+def test_another_stages_folder_is_refused(start):
+    start(stage="run_distillation")
+    for overwrite in (False, True):
+        with pytest.raises(ValueError, match="holds a run of run_distillation"):
+            start(overwrite)
+
+
+def test_overwriting_does_not_delete_another_stages_files(start, tmp_path):
+    start(stage="run_pseudo_labelling").finish()
+    (tmp_path / "out" / "labels.parquet").write_text("hours of work")
+    with pytest.raises(ValueError):
+        start(overwrite=True)
+    assert (tmp_path / "out" / "labels.parquet").exists()
+
+
+@pytest.mark.parametrize("name", sorted(FREE_FLAGS))
+def test_flags_that_do_not_change_the_result_may_change(start, name):
+    start(**{name: "before"})
+    start(**{name: "after"})
+
+
+def test_free_flags_exist():
+    flags = {
+        name
+        for script in SCRIPTS
+        for group in groups_of(script)
+        for name in group.__dataclass_fields__
+    }
+    assert flags >= FREE_FLAGS
+
+
+def test_overwriting_deletes_what_the_stage_owns_and_nothing_else(start, tmp_path):
+    folder = tmp_path / "out"
+    start().finish()
+    (folder / "a.parquet").write_text("old")
+    (folder / "work").mkdir()
+    (folder / "work" / "shard").write_text("old")
+    (folder / "notes.txt").write_text("mine")
+    (folder / "mine").mkdir()
+    (folder / "mine" / "b.parquet").write_text("mine")
+    run = start(overwrite=True, language="ko")
+    assert not run.is_complete
+    assert record_of(run)["arguments"]["language"] == "ko"
+    names = sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
+    assert names == ["config.yaml", "mine/b.parquet", "notes.txt", "run.json"]
+
+
+def test_overwriting_a_folder_without_a_run_deletes_nothing(start, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine.parquet").write_text("mine")
+    start(overwrite=True)
+    assert (tmp_path / "out" / "mine.parquet").exists()
+
+
+def test_a_kill_while_overwriting_does_not_lose_the_record(start, tmp_path, monkeypatch):
+    start().finish()
+    (tmp_path / "out" / "a.parquet").write_text("old")
+
+    def killed(path, *_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(type(tmp_path), "unlink", killed)
+        with pytest.raises(KeyboardInterrupt):
+            start(overwrite=True, language="ko")
+    with pytest.raises(ValueError, match="--language"):
+        start(language="ko")
+
+
+# --- stopping ------------------------------------------------------------------------------------
+
+
+def test_sigterm_becomes_a_request():
+    before = signal.getsignal(signal.SIGTERM)
+    with stop_request() as request:
+        assert not request.is_set
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert request.is_set
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_sigterm_is_itself_again_after_an_error():
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(KeyError), stop_request():
+        raise KeyError
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+# --- what surrounds a run ------------------------------------------------------------------------
+
+
+def test_the_accelerator_is_seeded_and_has_no_tracker(tmp_path):
+    made = make_accelerator(RunArguments(seed=7), str(tmp_path), "float32")
+    first = drawn()
+    seed_everything(7)
+    assert drawn() == first
+    assert made.log_with == []
+    assert made.device.type in ("cpu", "cuda")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_main_process_speaks_and_the_others_do_not(capfd):
+    runtime.set_up_logging(speaks=False)
+    logging.getLogger("distillery.x").info("quiet")
+    logging.getLogger("distillery.x").error("emergency")
+    runtime.set_up_logging()
+    logging.getLogger("distillery.x").info("spoken")
+    err = capfd.readouterr().err
+    assert "quiet" not in err
+    assert "emergency" in err
+    assert "INFO distillery.x: spoken" in err
+
+
+def test_importing_a_module_changes_nothing_around_it():
+    program = (
+        "import logging, os, signal\n"
+        "before = dict(os.environ), signal.getsignal(signal.SIGTERM)\n"
+        "import distillery.training, distillery.evaluation\n"
+        "assert signal.getsignal(signal.SIGTERM) is before[1]\n"
+        "changed = {name for name, _ in os.environ.items() ^ before[0].items()}\n"
+        "assert not [n for n in changed if not n.startswith(('KMP', 'TORCH'))], changed\n"
+        "assert not [h for h in logging.getLogger().handlers]\n"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, cwd=tiny.REPOSITORY)

@@ -1,0 +1,185 @@
+import io
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from tiny import tiny_tokenizer
+from transformers import WhisperFeatureExtractor
+
+from distillery.audio.log_mel import LogMel
+from distillery.data.collators import PROBLEM, SpeechCollator, WindowCollator
+from distillery.text.labels import IGNORED
+from distillery.text.tokens import SpecialTokens
+
+RATE = 16_000
+WINDOW_S = 2
+SHORT = [301, 309, 402, 406, 10, 300]
+LONG = [404, 7, 8, 301, 309, 402, 407, 10, 11, 457, 300]
+_ = IGNORED
+
+
+@pytest.fixture(scope="module")
+def log_mel():
+    return LogMel(WhisperFeatureExtractor(feature_size=80, chunk_length=WINDOW_S))
+
+
+@pytest.fixture(scope="module")
+def collate(log_mel):
+    tokens = SpecialTokens.from_tokenizer(tiny_tokenizer(), is_multilingual=True)
+    return SpeechCollator(log_mel, tokens)
+
+
+def wave_of(name, seconds=1.0):
+    random = np.random.default_rng(sum(name.encode()))
+    return (0.1 * random.standard_normal(round(seconds * RATE))).astype(np.float32)
+
+
+def audio_of(wave):
+    buffer = io.BytesIO()
+    soundfile.write(buffer, wave, RATE, format="WAV", subtype="FLOAT")
+    return {"bytes": buffer.getvalue(), "path": None}
+
+
+def row(name, labels=SHORT, seconds=1.0, **columns):
+    return {"id": name, "audio": audio_of(wave_of(name, seconds)), "labels": labels, **columns}
+
+
+BAD = {"id": "bad", "audio": {"bytes": b"no audio", "path": None}, "labels": LONG}
+TOO_LONG = row("endless", seconds=WINDOW_S + 0.01)
+
+
+def test_a_batch_is_padded_to_its_longest_labels(collate, log_mel):
+    batch = collate([row("a", SHORT), row("b", LONG, text="ねこ"), row("c", SHORT, text=None)])
+    assert batch.ids == ["a", "b", "c"]
+    assert batch.references == ["", "ねこ", ""]
+    assert batch.bad == []
+    assert batch.input_features.shape == (3, 80, 100 * WINDOW_S)
+    assert batch.input_features.dtype == torch.float32
+    assert batch.decoder_input_ids.dtype == batch.targets.dtype == torch.int64
+    assert batch.decoder_input_ids.tolist() == [
+        [301, 309, 402, 406, 10, 300, 300, 300, 300, 300],
+        [404, 7, 8, 301, 309, 402, 407, 10, 11, 457],
+        [301, 309, 402, 406, 10, 300, 300, 300, 300, 300],
+    ]
+    assert batch.targets.tolist() == [
+        [309, 402, 406, 10, 300, _, _, _, _, _],
+        [_, _, _, 309, 402, 407, 10, 11, 457, 300],
+        [309, 402, 406, 10, 300, _, _, _, _, _],
+    ]
+    assert batch.num_tokens == 5 + 7 + 5
+    assert torch.equal(batch.input_features, log_mel([wave_of(name) for name in "abc"]))
+
+
+def test_nothing_is_padded_to_a_maximum(collate):
+    batch = collate([row("a"), row("b")])
+    assert batch.decoder_input_ids.shape == batch.targets.shape == (2, 5)
+
+
+def same(one, other):
+    assert one.ids == other.ids
+    assert one.references == other.references
+    assert torch.equal(one.input_features, other.input_features)
+    assert torch.equal(one.decoder_input_ids, other.decoder_input_ids)
+    assert torch.equal(one.targets, other.targets)
+
+
+@pytest.mark.parametrize("place", [0, 1, 2])
+@pytest.mark.parametrize(
+    ("bad", "reason"),
+    [
+        (BAD, "cannot be decoded"),
+        (TOO_LONG, "longer than the model's window of 2 s"),
+        ({**BAD, "audio": None}, "has no audio"),
+        ({**BAD, "audio": {"bytes": None, "path": "/no/such.wav"}}, "file not found"),
+    ],
+)
+def test_a_bad_clip_is_reported_and_changes_nothing_else(collate, bad, reason, place):
+    rows = [row("a", SHORT), row("b", SHORT, seconds=2.0, text="ねこ")]
+    batch = collate([*rows[:place], bad, *rows[place:]])
+    assert [(name, reason in problem) for name, problem in batch.bad] == [(bad["id"], True)]
+    same(batch, collate(rows))
+
+
+@pytest.mark.parametrize("rows", [[], [BAD], [BAD, TOO_LONG]])
+def test_a_batch_with_nothing_in_it(collate, rows):
+    batch = collate(rows)
+    assert (batch.ids, batch.references, batch.num_tokens) == ([], [], 0)
+    assert [name for name, _ in batch.bad] == [one["id"] for one in rows]
+    assert batch.input_features is batch.decoder_input_ids is batch.targets is None
+
+
+def stored(name, log_mel, kind):
+    frames = log_mel.real_frames(wave_of(name)).numpy()
+    return {"id": name, "input_features": kind(frames), "labels": SHORT}
+
+
+def test_stored_features_give_the_batch_of_the_audio(collate, log_mel):
+    direct = collate([row("a"), row("b")])
+    same(collate([stored("a", log_mel, np.asarray), stored("b", log_mel, np.asarray)]), direct)
+    same(collate([stored("a", log_mel, np.ndarray.tolist), row("b", input_features=None)]), direct)
+    halves = [stored(name, log_mel, lambda frames: frames.astype(np.float16)) for name in "ab"]
+    found = collate(halves).input_features
+    torch.testing.assert_close(found, direct.input_features, rtol=0, atol=5e-4)
+
+
+@pytest.mark.parametrize("shape", [(128, 50), (80, 201), (80, 0), (80,), (0,)])
+def test_stored_features_of_another_model_are_reported(collate, shape):
+    other = {"id": "other", "input_features": np.zeros(shape, np.float16), "labels": LONG}
+    batch = collate([other, row("a")])
+    assert batch.ids == ["a"]
+    assert f"shape {shape}, made for another model" in batch.bad[0][1]
+
+
+def test_labels_of_another_model_are_an_error(collate):
+    with pytest.raises(ValueError, match="startoftranscript"):
+        collate([row("a", [10, 11, 300])])
+
+
+def test_padding_is_the_tokenizers_end(collate):
+    tokens = replace(collate.tokens, end_of_text=299)
+    batch = replace(collate, tokens=tokens)([row("a", SHORT), row("b", LONG)])
+    assert batch.decoder_input_ids[0, 5:].tolist() == [299] * 5
+
+
+def test_windows_keep_every_row_and_its_columns(log_mel):
+    rows = [row("a", speaker_id="s", duration=None), BAD, row("b", seconds=0.5, duration=99.0)]
+    windows = WindowCollator(log_mel)(rows)
+    assert [one["id"] for one in windows.rows] == ["a", "bad", "b"]
+    assert all("audio" not in one for one in windows.rows)
+    assert (windows.rows[0]["speaker_id"], windows.rows[0]["labels"]) == ("s", SHORT)
+    assert [one[PROBLEM] is None for one in windows.rows] == [True, False, True]
+    assert "cannot be decoded" in windows.rows[1][PROBLEM]
+    assert [windows.rows[i]["duration"] for i in (0, 2)] == [1.0, 0.5]
+    assert torch.equal(windows.features, log_mel([wave_of("a"), wave_of("b", 0.5)]))
+
+
+def test_windows_keep_their_sound_where_asked(log_mel):
+    rows = [row("a"), BAD, row("b", seconds=0.5)]
+    assert WindowCollator(log_mel)(rows).waveforms == []
+    kept = WindowCollator(log_mel, keep_waveforms=True)(rows).waveforms
+    assert [len(wave) for wave in kept] == [RATE, RATE // 2]
+    np.testing.assert_array_equal(kept[1], wave_of("b", 0.5))
+
+
+def test_windows_do_not_change_with_a_bad_neighbour(log_mel):
+    collate = WindowCollator(log_mel)
+    good = [row("a"), row("b")]
+    assert torch.equal(collate([good[0], TOO_LONG, good[1]]).features, collate(good).features)
+
+
+def test_windows_without_a_usable_clip(log_mel):
+    windows = WindowCollator(log_mel)([BAD, TOO_LONG])
+    assert windows.features is None
+    assert len(windows.rows) == 2
+
+
+def test_clips_longer_than_a_chunk_are_left_whole(log_mel):
+    collate = WindowCollator(log_mel, chunk_length_s=1.0)
+    windows = collate([row("a"), TOO_LONG, row("b", seconds=1.5), BAD])
+    assert [one[PROBLEM] is None for one in windows.rows] == [True, True, True, False]
+    assert set(windows.long) == {TOO_LONG["id"], "b"}
+    assert len(windows.long["b"]) / log_mel.sampling_rate == 1.5
+    assert torch.equal(windows.features, log_mel([wave_of("a")]))
+    assert WindowCollator(log_mel)([row("b", seconds=1.5)]).long == {}

@@ -1,0 +1,240 @@
+import logging
+from dataclasses import replace
+from itertools import islice
+
+import pytest
+import tiny
+from datasets import Dataset
+from test_data import hub_folder
+
+from distillery.data import examples, schema
+from distillery.data.examples import StreamedRows, TrainingRows, labels_of, usable_rows
+from distillery.data.filters import TranscriptFilter
+from distillery.data.order import BatchPlan
+from distillery.data.specs import DatasetSpec
+from distillery.text.labels import LabelRule
+from distillery.text.normalizers import normalizer_for
+from distillery.text.tokens import SpecialTokens
+
+
+@pytest.fixture(scope="module")
+def rule():
+    tokenizer = tiny.tiny_tokenizer()
+    tokens = SpecialTokens.from_tokenizer(tokenizer, is_multilingual=True)
+    return LabelRule(tokens, tokenizer, "ja", "transcribe", 64, 0.5, 0.5, 0)
+
+
+@pytest.fixture(scope="module")
+def limits():
+    return TranscriptFilter(normalizer=normalizer_for("ja"), max_label_length=64)
+
+
+def text_of(labels, rule):
+    return rule.tokenizer.decode(rule.body(labels), skip_special_tokens=True)
+
+
+# --- labels of one row ---------------------------------------------------------------------------
+
+
+def test_stored_labels_go_before_all_else(rule):
+    row = {"id": "1", "labels": [1, 2], "whisper_transcript": "いぬ", "text": "ねこ"}
+    assert labels_of(row, rule, 0) == [1, 2]
+
+
+def test_the_teachers_transcript_goes_before_the_reference(rule):
+    row = {"id": "1", "labels": None, "whisper_transcript": "いぬ", "text": "ねこ"}
+    assert text_of(labels_of(row, rule, 0), rule) == "いぬ"
+    ids = rule.tokenizer.encode("いぬ", add_special_tokens=False)
+    assert labels_of({**row, "whisper_transcript": ids}, rule, 0) == labels_of(row, rule, 0)
+    assert text_of(labels_of({**row, "whisper_transcript": None}, rule, 0), rule) == "ねこ"
+
+
+def test_silence_that_the_teacher_heard_is_learnt_as_silence(rule, limits):
+    row = {"id": "1", "whisper_transcript": "", "text": "ねこ"}
+    tokens = rule.tokens
+    prefix = tokens.prefix("ja", "transcribe", False)
+    assert labels_of(row, rule, 0) == [*prefix, tokens.end_of_text]
+    assert examples._reason({**row, "text": None}, rule, limits) is None
+
+
+def test_prompt_and_truncation_reach_the_rule(rule):
+    always = replace(rule, condition_on_prev_probability=1.0)
+    row = {"id": "1", "whisper_transcript": "いぬ", "condition_on_prev": [5], "truncated": True}
+    labels = labels_of(row, always, 0)
+    assert labels[:2] == [rule.tokens.start_of_prev, 5]
+    assert labels[-1] != rule.tokens.end_of_text
+
+
+def test_epochs_draw_anew(rule):
+    row = {"id": "1", "text": "<|0.00|>ねこ<|1.00|>"}
+    drawn = {tuple(labels_of(row, rule, epoch)) for epoch in range(20)}
+    assert len(drawn) == 2
+    assert labels_of(row, rule, 3) == labels_of(row, rule, 3)
+
+
+# --- which rows can be learnt from ---------------------------------------------------------------
+
+
+def spec_of(tmp_path, rows):
+    (tmp_path / "a.wav").write_bytes(b"never read")
+    Dataset.from_list(rows).to_json(tmp_path / "m.jsonl", force_ascii=False)
+    return DatasetSpec(str(tmp_path / "m.jsonl"))
+
+
+def test_rows_are_left_out_with_a_reason(tmp_path, rule, limits, caplog):
+    texts = ["ねこ", None, "ねこ" * 60, "いぬ", "いぬ"]
+    truncated = [False, False, False, True, False]
+    spec = spec_of(
+        tmp_path,
+        [
+            {"id": str(i), "audio": "a.wav", "text": text, "truncated": cut}
+            for i, (text, cut) in enumerate(zip(texts, truncated, strict=True))
+        ],
+    )
+    with caplog.at_level(logging.INFO):
+        rows, ledger = usable_rows(spec, rule, limits)
+    assert list(rows["id"]) == ["0", "4"]
+    assert ledger.to_dict() == {
+        "in": 5,
+        "out": 2,
+        "dropped": {"empty_reference": 1, "too_long_labels": 1, "truncated": 1},
+        "quarantined": {},
+    }
+    ledger.check(0)
+    assert "learning from 'text': 5 in = 2 out + 3 dropped" in caplog.text
+
+
+@pytest.mark.parametrize("text", ["ねこがいる", "<|0.00|>ねこがいる<|1.00|>"])
+def test_the_limit_of_label_ids_is_exact(text, rule, limits):
+    row = {"id": "1", "text": text}
+    longest = max(len(labels_of(row, rule, epoch)) for epoch in range(20))
+    assert examples._reason(row, rule, replace(limits, max_label_length=longest)) is None
+    assert (
+        examples._reason(row, rule, replace(limits, max_label_length=longest - 1))
+        == "too_long_labels"
+    )
+
+
+def test_labels_that_are_stored_are_measured_without_their_prompt(rule, limits):
+    always = replace(rule, condition_on_prev_probability=1.0)
+    labels = always("1", "ねこ", [5] * 10)
+    assert labels[0] == rule.tokens.start_of_prev
+    row = {"id": "1", "labels": labels, "truncated": True, "text": None}
+    num_text = len(labels) - 11
+    assert examples._reason(row, rule, replace(limits, max_label_length=num_text)) is None
+    assert examples._reason(row, rule, replace(limits, max_label_length=num_text - 1)) is not None
+
+
+def test_a_threshold_compares_transcript_and_reference(rule, limits):
+    strict = replace(limits, wer_threshold=10.0)
+    row = {"id": "1", "whisper_transcript": "いぬ", "text": "ねこ"}
+    assert examples._reason(row, rule, strict) == "error_rate"
+    assert examples._reason({**row, "text": "いぬ。"}, rule, strict) is None
+    assert examples._reason({**row, "text": None}, rule, strict) == "empty_reference"
+
+
+def test_no_usable_row_is_an_error(tmp_path, rule, limits):
+    spec = spec_of(tmp_path, [{"id": "1", "audio": "a.wav", "text": "ねこ" * 60}])
+    with pytest.raises(ValueError, match=r"no row is left to learn from: 1 in = 0 out.*too_long"):
+        usable_rows(spec, rule, limits)
+
+
+def test_nothing_to_learn_from_is_an_error(tmp_path, rule, limits):
+    spec = spec_of(tmp_path, [{"id": "1", "audio": "a.wav", "note": "ねこ"}])
+    with pytest.raises(ValueError, match=r"--text_column_name: .* no column 'text'.*note"):
+        usable_rows(spec, rule, limits)
+
+
+def test_audio_stays_with_its_row(tmp_path, rule, limits):
+    folder = hub_folder(tmp_path, {"default": {"train": [0, 1, 2]}})
+    rows, _ = usable_rows(DatasetSpec(str(folder)), rule, limits)
+    assert rows[2]["audio"]["path"] == f"{rows[2][schema.ID]}.wav"
+
+
+def parts_of(*sizes):
+    names = iter("abcdefghij")
+    return [
+        Dataset.from_list([{"id": f"{name}{i}", "text": "ねこ"} for i in range(size)])
+        for name, size in zip(names, sizes, strict=False)
+    ]
+
+
+def test_parts_stand_one_behind_the_other(rule):
+    rows = TrainingRows(parts_of(2, 1, 3), rule)
+    assert rows.sizes == (2, 1, 3)
+    assert [rows[i, 0]["id"] for i in range(6)] == ["a0", "a1", "b0", "c0", "c1", "c2"]
+    assert rows[5, 0]["labels"] == labels_of(rows[5, 0], rule, 0)
+    with pytest.raises(IndexError):
+        rows[6, 0]
+
+
+# --- streams -------------------------------------------------------------------------------------
+
+
+def streamed(rule, limits, plan, first_update=0, process=0, sizes=(23,), weights=None):
+    streams = [part.to_iterable_dataset() for part in parts_of(*sizes)]
+    rows = StreamedRows(streams, weights, rule, limits)
+    rows.place(plan, first_update, process)
+    return rows
+
+
+def ids_of(batches, count):
+    return [[row["id"] for row in batch] for batch in islice(iter(batches), count)]
+
+
+@pytest.fixture
+def small_blocks(monkeypatch):
+    monkeypatch.setattr(examples, "SHUFFLED_ROWS", 7)
+
+
+@pytest.mark.parametrize("sizes", [(23,), (5, 11)])
+@pytest.mark.parametrize("first_update", [1, 3, 8])
+def test_a_resumed_stream_goes_on_where_it_was(rule, limits, small_blocks, first_update, sizes):
+    plan = BatchPlan(per_device=3, accumulation=2, num_processes=1)
+    whole = ids_of(streamed(rule, limits, plan, sizes=sizes), 24)
+    rest = ids_of(streamed(rule, limits, plan, first_update, sizes=sizes), 24 - 2 * first_update)
+    assert rest == whole[2 * first_update :]
+
+
+def test_two_processes_share_what_one_reads(rule, limits, small_blocks):
+    one = ids_of(streamed(rule, limits, BatchPlan(2, 4, 1)), 24)
+    plan = BatchPlan(2, 2, 2)
+    first, second = (ids_of(streamed(rule, limits, plan, 0, p), 12) for p in (0, 1))
+    assert [batch for pair in zip(first, second, strict=True) for batch in pair] == one
+
+
+def test_a_block_holds_the_rows_that_the_stream_gives_in_another_order(rule, limits, monkeypatch):
+    monkeypatch.setattr(examples, "SHUFFLED_ROWS", 23)
+    first, second = ids_of(streamed(rule, limits, BatchPlan(23, 1, 1)), 2)
+    everything = [f"a{i}" for i in range(23)]
+    assert sorted(first) == sorted(second) == sorted(everything)
+    assert first not in (second, everything)
+
+
+def test_no_stream_is_cut_where_another_ends(rule, limits, small_blocks):
+    batches = ids_of(streamed(rule, limits, BatchPlan(7, 1, 1), sizes=(2, 30)), 9)
+    assert len({row_id for batch in batches for row_id in batch}) == 32
+
+
+def test_streams_are_mixed_by_weight(rule, limits):
+    rows = streamed(rule, limits, BatchPlan(100, 1, 1), sizes=(300, 300), weights=[3.0, 1.0])
+    (batch,) = ids_of(rows, 1)
+    assert 60 <= sum(name.startswith("a") for name in batch) <= 90
+
+
+def test_a_stream_leaves_out_what_cannot_be_learnt(rule, limits, monkeypatch):
+    monkeypatch.setattr(examples, "SHUFFLED_ROWS", 4)
+    texts = ["ねこ", "ねこ" * 60, None, "いぬ"]
+    rows = [{"id": str(i), "text": text} for i, text in enumerate(texts)]
+    stream = Dataset.from_list(rows).to_iterable_dataset()
+    found = StreamedRows([stream], None, rule, limits)
+    found.place(BatchPlan(4, 1, 1), 0, 0)
+    assert sorted(ids_of(found, 1)[0]) == ["0", "0", "3", "3"]
+
+
+def test_a_stream_with_nothing_to_learn_from_ends_in_an_error(rule, limits):
+    stream = Dataset.from_list([{"id": "1", "text": None}]).to_iterable_dataset()
+    found = StreamedRows([stream], None, rule, limits)
+    found.place(BatchPlan(1, 1, 1), 0, 0)
+    with pytest.raises(ValueError, match="no row to learn from"):
+        next(iter(found))

@@ -1,0 +1,161 @@
+import dataclasses
+
+import pytest
+
+from distillery.data import filters
+from distillery.data.filters import FilterReason, TranscriptFilter
+from distillery.text.compression import compression_ratio
+from distillery.text.normalizers import Normalizer, normalizer_for
+
+JAPANESE = normalizer_for("ja")
+ENGLISH = normalizer_for("en")
+ROW = {
+    "reference": "a b c d e f g h i j",
+    "transcript": "a b c d e f g h i j",
+    "num_label_tokens": 12,
+    "duration_s": 3.0,
+    "truncated": False,
+}
+
+
+def reason(limits, **row):
+    return limits.reason(**{**ROW, **row})
+
+
+def test_a_good_row_passes_every_limit():
+    limits = TranscriptFilter(
+        ENGLISH,
+        wer_threshold=0.0,
+        cer_threshold=0.0,
+        min_duration_s=3.0,
+        max_duration_s=3.0,
+        max_label_length=12,
+        min_avg_logprob=-1.0,
+        max_compression_ratio=2.4,
+    )
+    assert reason(limits, avg_logprob=-1.0) is None
+    assert reason(limits, avg_logprob=None, duration_s=None) is None
+
+
+def test_lengths():
+    limits = TranscriptFilter(
+        ENGLISH, min_duration_s=1.0, max_duration_s=30.0, max_label_length=448
+    )
+    assert reason(limits, duration_s=0.99) == "too_short"
+    assert reason(limits, duration_s=30.01) == "too_long"
+    assert reason(limits, num_label_tokens=448) is None
+    assert reason(limits, num_label_tokens=449) == "too_long_labels"
+
+
+def test_truncated():
+    assert reason(TranscriptFilter(ENGLISH), truncated=True) == "truncated"
+    assert reason(TranscriptFilter(ENGLISH, drop_truncated=False), truncated=True) is None
+
+
+def test_wer_threshold_is_the_last_rate_that_passes():
+    one_word_wrong = "a b c d e f g h i x"
+    assert reason(TranscriptFilter(ENGLISH, wer_threshold=10.0), transcript=one_word_wrong) is None
+    strict = TranscriptFilter(ENGLISH, wer_threshold=9.99)
+    assert reason(strict, transcript=one_word_wrong) == "error_rate"
+    assert reason(strict, transcript="A, b, c, d, e, f, g, h, i, j.") is None
+
+
+def test_either_threshold_drops():
+    row = {"reference": "今日は晴れです", "transcript": "今日は、雨れです"}  # WER 100, CER 14.3
+    assert reason(TranscriptFilter(JAPANESE, wer_threshold=10.0), **row) == "error_rate"
+    assert reason(TranscriptFilter(JAPANESE, cer_threshold=15.0), **row) is None
+    assert reason(TranscriptFilter(JAPANESE, cer_threshold=14.0), **row) == "error_rate"
+    both = TranscriptFilter(JAPANESE, wer_threshold=10.0, cer_threshold=15.0)
+    assert reason(both, **row) == "error_rate"
+    both = TranscriptFilter(JAPANESE, wer_threshold=100.0, cer_threshold=14.0)
+    assert reason(both, **row) == "error_rate"
+
+
+def test_markup_does_not_count_as_text():
+    limits = TranscriptFilter(JAPANESE, cer_threshold=0.0)
+    assert reason(limits, reference="朝です。", transcript="<|0.00|>朝です<|1.20|>") is None
+    assert reason(limits, reference="", transcript="<|0.00|><|1.20|>") is None
+
+
+def test_references_are_not_looked_at_without_a_threshold():
+    for reference in (None, "", "something else"):
+        assert reason(TranscriptFilter(ENGLISH), reference=reference) is None
+    assert reason(TranscriptFilter(ENGLISH), transcript="") is None
+
+
+@pytest.mark.parametrize("threshold", ["wer_threshold", "cer_threshold"])
+def test_empty_texts(threshold):
+    limits = TranscriptFilter(ENGLISH, **{threshold: 10.0})
+    assert reason(limits, reference=None) == "empty_reference"
+    assert reason(limits, reference=None, transcript="") == "empty_reference"
+    assert reason(limits, reference="!?") == "empty_reference"
+    assert reason(limits, reference="!?", transcript="") is None
+    assert reason(limits, reference="", transcript="!") is None
+    assert reason(limits, transcript="") == "empty_transcript"
+    assert reason(limits, transcript="!?") == "empty_transcript"
+    # However lax the threshold, there is nothing to hold the transcript against.
+    lax = TranscriptFilter(ENGLISH, **{threshold: 1e9})
+    assert reason(lax, reference="") == "empty_reference"
+
+
+def test_confidence():
+    assert (
+        reason(TranscriptFilter(ENGLISH, min_avg_logprob=-1.0), avg_logprob=-1.01) == "low_logprob"
+    )
+    looping = "<|0.00|>" + "ありがとう " * 40 + "<|9.00|>"
+    limits = TranscriptFilter(ENGLISH, max_compression_ratio=2.4)
+    assert reason(limits, transcript=looping) == "high_compression"
+    assert reason(TranscriptFilter(ENGLISH), transcript=looping, avg_logprob=-9.0) is None
+
+
+def test_first_reason_counts():
+    limits = TranscriptFilter(ENGLISH, wer_threshold=0.0, min_duration_s=4.0, max_label_length=1)
+    assert reason(limits, truncated=True, transcript="x") == "truncated"
+    assert reason(limits, transcript="x") == "too_short"
+    assert reason(limits, transcript="x", duration_s=5.0) == "too_long_labels"
+
+
+def test_normaliser_runs_once_per_text():
+    seen = []
+
+    def record(text):
+        seen.append(text)
+        return text
+
+    limits = TranscriptFilter(Normalizer("recorded", (record,)), wer_threshold=0, cer_threshold=0)
+    filters._normalized.cache_clear()
+    for _ in range(3):
+        reason(limits, reference="yes", transcript="no")
+    reason(limits, reference="no", transcript="no")
+    assert seen == ["yes", "no"]
+
+
+def test_memory_keeps_normalisers_apart():
+    row = {"reference": "colour", "transcript": "color"}
+    plain = TranscriptFilter(normalizer_for("en", english_spelling={"x": "y"}), wer_threshold=0.0)
+    american = TranscriptFilter(
+        normalizer_for("en", english_spelling={"colour": "color"}), wer_threshold=0.0
+    )
+    assert plain.normalizer.id == american.normalizer.id
+    assert reason(plain, **row) == "error_rate"
+    assert reason(american, **row) is None
+    assert reason(plain, **row) == "error_rate"
+
+
+def test_filter_is_frozen():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        TranscriptFilter(ENGLISH).wer_threshold = 5.0
+
+
+def test_reasons_are_distinct_strings():
+    reasons = [value for name, value in vars(FilterReason).items() if name.isupper()]
+    assert len(reasons) == len(set(reasons)) == 9
+    assert all(isinstance(value, str) for value in reasons)
+
+
+def test_compression_ratio():
+    assert compression_ratio("") == 0.0
+    assert compression_ratio("abc") == pytest.approx(3 / 11)
+    assert compression_ratio("あ") == pytest.approx(3 / 11)  # UTF-8 bytes, not characters
+    assert compression_ratio("Thank you. " * 30) > 10
+    assert compression_ratio("Ask what you can do for your country.") < 1.2

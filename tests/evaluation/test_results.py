@@ -1,0 +1,296 @@
+import json
+import logging
+import multiprocessing
+import time
+from pathlib import Path
+
+import filelock
+import pytest
+
+from distillery.evaluation import results
+from distillery.evaluation.results import (
+    Prediction,
+    append_row,
+    find_row,
+    markdown_table,
+    read_folder,
+    read_foreign_predictions,
+    read_predictions,
+    read_rows,
+    write_predictions,
+)
+
+SHARED = Path(__file__).parents[2] / "shared" / "data" / "kotoba_predictions"
+ROWS = [{"model": "先生", "cer_norm": 1.3}, {"model": "a\nb\u2028c", "cer_norm": None}]
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "runs" / "results.jsonl"
+
+
+def test_rows_come_back_in_order(path):
+    assert read_rows(path) == []
+    for row in ROWS:
+        append_row(path, row)
+    assert read_rows(path) == ROWS
+    assert len(path.read_bytes().split(b"\n")) == 3
+    assert "先生".encode() in path.read_bytes()
+
+
+def test_appending_keeps_what_is_there(path):
+    append_row(path, ROWS[0])
+    before = path.read_bytes()
+    append_row(path, ROWS[1])
+    assert path.read_bytes().startswith(before)
+
+
+@pytest.mark.parametrize("cut", range(1, 41))
+def test_row_cut_anywhere_does_not_swallow_the_next(path, cut):
+    append_row(path, ROWS[0])
+    whole = path.read_bytes()
+    torn = whole[:cut]
+    assert len(whole) > 30
+    path.write_bytes(whole + torn)
+    append_row(path, ROWS[1])
+    aside = Path(f"{path}.torn")
+    if cut < len(whole) - 1:
+        assert read_rows(path) == ROWS
+        assert aside.read_bytes() == torn + b"\n"
+    else:  # the row was whole: only its end of line was missing, or not even that
+        assert read_rows(path) == [ROWS[0], ROWS[0], ROWS[1]]
+        assert not aside.exists()
+
+
+def test_zeros_after_a_power_cut_are_put_aside(path):
+    append_row(path, ROWS[0])
+    path.write_bytes(path.read_bytes() + b"\0" * 16)
+    append_row(path, ROWS[1])
+    assert read_rows(path) == ROWS
+
+
+def test_torn_tail_is_left_out_and_reported(path, caplog):
+    append_row(path, ROWS[0])
+    path.write_bytes(path.read_bytes() + '{"model": "生'.encode()[:-1])
+    before = path.read_bytes()
+    with caplog.at_level(logging.WARNING):
+        assert read_rows(path) == ROWS[:1]
+    assert f"{path}:2" in caplog.text
+    assert path.read_bytes() == before
+
+
+def test_whole_tail_without_end_of_line_is_a_row(path, caplog):
+    append_row(path, ROWS[0])
+    path.write_bytes(path.read_bytes() + b'{"model": "b"}')
+    assert read_rows(path) == [ROWS[0], {"model": "b"}]
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("line", [b'{"model": ', b"", b"[1]", b"null", b"\xff\xfe", b"\0\0"])
+def test_bad_line_in_the_middle_is_an_error(path, line):
+    append_row(path, ROWS[0])
+    path.write_bytes(path.read_bytes() + line + b"\n")
+    append_row(path, ROWS[1])
+    with pytest.raises(ValueError, match=r"results\.jsonl:2: "):
+        read_rows(path)
+
+
+def test_row_that_json_cannot_hold_is_not_written(path):
+    append_row(path, ROWS[0])
+    with pytest.raises(ValueError, match="cannot write the row"):
+        append_row(path, {"rtfx": float("nan")})
+    assert read_rows(path) == ROWS[:1]
+
+
+def append_many(path, writer):
+    for number in range(20):
+        append_row(path, {"writer": writer, "number": number, "text": "x" * 9000})
+
+
+def test_two_processes_append_whole_rows(path):
+    context = multiprocessing.get_context("fork")
+    writers = [context.Process(target=append_many, args=(path, name)) for name in "ab"]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join(60)
+        assert writer.exitcode == 0
+    rows = read_rows(path)
+    for name in "ab":
+        assert [row["number"] for row in rows if row["writer"] == name] == list(range(20))
+
+
+def test_writer_waits_for_the_lock(path, monkeypatch):
+    append_row(path, ROWS[0])
+    monkeypatch.setattr(results, "LOCK_TIMEOUT_S", 0.01)
+    holder = multiprocessing.get_context("fork").Process(
+        target=hold_lock, args=(path,), daemon=True
+    )
+    holder.start()
+    while not path.with_suffix(".held").exists():
+        assert holder.is_alive()
+    with pytest.raises(filelock.Timeout):
+        append_row(path, ROWS[1])
+    path.with_suffix(".held").unlink()
+    holder.join(60)
+    append_row(path, ROWS[1])
+    assert read_rows(path) == ROWS
+
+
+def hold_lock(path):
+    with filelock.FileLock(f"{path}.lock"):
+        path.with_suffix(".held").touch()
+        while path.with_suffix(".held").exists():
+            time.sleep(0.01)
+
+
+def test_find_row_tells_equal_base_names_apart():
+    rows = [
+        {"model": "runs/a/student", "test_set": "short_form", "cer_norm": 1.0},
+        {"model": "runs/b/student", "test_set": "short_form", "cer_norm": 2.0},
+        {"model": "runs/b/student", "test_set": "long_form", "cer_norm": 3.0},
+    ]
+    assert find_row(rows, {"model": "runs/b/student", "test_set": "short_form"}) == rows[1]
+    assert find_row(rows, {"model": "student"}) is None
+    assert find_row(rows, {"model": "runs/a/student", "test_set": "long_form"}) is None
+
+
+def test_find_row_takes_the_newest_and_needs_every_item():
+    rows = [{"model": "a", "cer": 1}, {"model": "a", "cer": 2}]
+    assert find_row(rows, {"model": "a"}) == {"model": "a", "cer": 2}
+    assert find_row(rows, {"model": "a", "language": None}) is None
+    assert find_row([], {"model": "a"}) is None
+    with pytest.raises(ValueError, match="at least one column"):
+        find_row(rows, {})
+
+
+PREDICTIONS = [
+    Prediction("1", "NA", "null", "", "nan"),
+    Prediction("2", 'say "hi", now', "a\nb", "a\r\nb", "a\rb"),
+    Prediction("003", " 空白 ", "\t", "1e5", "True"),
+    Prediction("4", "", "", "", ""),
+    Prediction("5", "長" * 200_000, "'", "=1+1", "\\"),
+]
+
+
+def test_predictions_come_back_exactly(tmp_path):
+    path = tmp_path / "new" / "predictions.csv"
+    write_predictions(path, iter(PREDICTIONS))
+    assert read_predictions(path) == PREDICTIONS
+    header = path.read_text(encoding="utf-8").split("\n", 1)[0]
+    assert header == '"id","reference_norm","prediction_norm","reference_raw","prediction_raw"'
+
+
+def test_failed_write_leaves_the_old_predictions(tmp_path):
+    path = tmp_path / "predictions.csv"
+    write_predictions(path, PREDICTIONS)
+
+    def broken():
+        yield PREDICTIONS[0]
+        raise RuntimeError("the model failed")
+
+    with pytest.raises(RuntimeError, match="the model failed"):
+        write_predictions(path, broken())
+    assert read_predictions(path) == PREDICTIONS
+    assert [entry.name for entry in tmp_path.iterdir()] == ["predictions.csv"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "columns are missing"),
+        ("id,text\n1,a\n", "columns are id, text"),
+        (
+            ",".join(Prediction._fields) + "\n1,a,b,c,d\n2,a,b\n",
+            r"\.csv:3: expected 5 fields, got 3",
+        ),
+    ],
+)
+def test_other_files_are_not_predictions(tmp_path, content, message):
+    path = tmp_path / "other.csv"
+    path.write_text(content, encoding="utf-8")
+    with pytest.raises(ValueError, match=message):
+        read_predictions(path)
+
+
+FOREIGN = {
+    "id,reference_norm,prediction_norm,reference_raw,prediction_raw\n7,a,b,A.,B.\n": (
+        "7",
+        "A.",
+        "B.",
+    ),
+    "id,reference,prediction\n7,A.,B.\n": ("7", "A.", "B."),
+    "prediction,extra,reference\nB.,x,A.\n": ("1", "A.", "B."),
+    "\ufeffid,reference,prediction\r\n7,NA,null\r\n": ("7", "NA", "null"),
+    'id,reference,prediction\n7,"",\n': ("7", "", ""),
+}
+
+
+@pytest.mark.parametrize(("content", "row"), FOREIGN.items())
+def test_predictions_from_elsewhere(tmp_path, content, row):
+    path = tmp_path / "other.csv"
+    path.write_text(content, encoding="utf-8")
+    assert read_foreign_predictions(path) == [row]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "no column reference_raw or reference; its columns are missing"),
+        ("id,text\n1,a\n", "no column reference_raw or reference; its columns are id, text"),
+        ("id,reference,text\n1,a,b\n", "no column prediction_raw or prediction; .* id, reference"),
+        ("id,reference,prediction\n", "no row below the header"),
+        ("id,reference,prediction\n1,a,b\n1,c,d\n", "id '1' occurs more than once"),
+        ("reference,prediction\na,b\na\n", r"other\.csv:3: expected 2 fields, got 1"),
+    ],
+)
+def test_files_that_cannot_be_scored(tmp_path, content, message):
+    path = tmp_path / "other.csv"
+    path.write_text(content, encoding="utf-8")
+    with pytest.raises(ValueError, match=message):
+        read_foreign_predictions(path)
+
+
+def test_a_file_in_another_encoding_is_named(tmp_path):
+    path = tmp_path / "other.csv"
+    path.write_bytes("reference,prediction\nねこ,ねこ\n".encode("shift_jis"))
+    with pytest.raises(ValueError, match=r"other\.csv: 'utf-8' codec .* save it as UTF-8"):
+        read_foreign_predictions(path)
+
+
+def test_rows_of_a_folder(tmp_path):
+    with pytest.raises(ValueError, match=f"{tmp_path} holds no result"):
+        read_folder(tmp_path)
+    append_row(tmp_path / "metric.ja.transcribe.jsonl", ROWS[1])
+    append_row(tmp_path / "metric.en.translate.jsonl", ROWS[0])
+    append_row(tmp_path / "results.jsonl", {"another": "file"})
+    assert read_folder(tmp_path) == ROWS
+
+
+@pytest.mark.skipif(not SHARED.exists(), reason=f"{SHARED} is absent: it comes with ../shared")
+def test_published_predictions_can_be_read():
+    counts = {path.name: len(read_predictions(path)) for path in SHARED.glob("*.csv")}
+    assert counts == {
+        "kotoba-whisper-v1.0.ja_asr.common_voice_8_0.csv": 4483,
+        "whisper-large-v3.ja_asr.jsut_basic5000.csv": 5000,
+    }
+
+
+def test_markdown_table():
+    rows = [
+        {"model": "teacher", "cer_norm": 1.25, "num_parameters": 1500, "done": True},
+        {"model": "a|b\nc", "cer_norm": 100.0, "num_parameters": None},
+    ]
+    assert markdown_table(rows, ["model", "cer_norm", "num_parameters", "done"]) == (
+        "| model | cer_norm | num_parameters | done |\n"
+        "| :--- | ---: | ---: | :--- |\n"
+        "| teacher | 1.2 | 1500 | True |\n"
+        "| a\\|b c | 100.0 |  |  |\n"
+    )
+    assert "| 1.250 |" in markdown_table(rows, ["cer_norm"], decimals=3)
+    assert markdown_table([], ["model"]) == "| model |\n| :--- |\n"
+
+
+def test_rows_are_plain_json_lines(path):
+    append_row(path, {"b": 1, "a": [1, 2]})
+    assert json.loads(path.read_text(encoding="utf-8")) == {"b": 1, "a": [1, 2]}

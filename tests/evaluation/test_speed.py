@@ -1,0 +1,180 @@
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from stage_runs import talkative_model_folder
+from torch import nn
+
+from distillery.evaluation import speed
+from distillery.text.labels import plain_text
+from distillery.whisper import checkpoint
+from distillery.whisper.windows import Decoding, transcribe_windows
+
+CPU = torch.device("cpu")
+GREEDY = Decoding("ja", "transcribe", timestamps=False, num_beams=1, max_length=10)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return checkpoint.load(str(talkative_model_folder(tmp_path_factory.mktemp("model"))))
+
+
+def ticking():
+    """A clock that goes on by a second each time somebody looks."""
+    return map(float, itertools.count()).__next__
+
+
+def out_of_memory_at(size, error):
+    def throughput(batch_size):
+        if batch_size >= size:
+            raise error
+        return float(batch_size)
+
+    return throughput
+
+
+def test_recordings_of_any_length_are_transcribed_in_whole_windows(model):
+    sound = speed.made_sound(13.0, 16_000)
+    recordings = [sound, sound[:16_000]]
+    num_rows = []
+    hook = model.model.model.encoder.register_forward_pre_hook(
+        lambda _encoder, args: num_rows.append(len(args[0]))
+    )
+    texts = speed.transcribe(model, recordings, GREEDY, 3)
+    hook.remove()
+    assert len(texts) == 2
+    assert all(texts)
+    assert sum(num_rows) == speed.num_windows(model, recordings) == 4 + 1
+    assert num_rows == [3, 2]
+    alone = transcribe_windows(model, model.log_mel([sound[:16_000]]), GREEDY)
+    assert texts[1] == plain_text(alone[0].ids, model.tokens, model.tokenizer)
+
+
+def test_seconds_of_parts_add_up():
+    first, second, other = nn.Identity(), nn.Identity(), nn.Identity()
+    clock = ticking()
+    with speed.seconds_in({"a": [first, second], "b": [other]}, clock) as spent:
+        first(1)
+        assert spent == {"a": 1, "b": 0}
+        clock()
+        other(1)
+        second(1)
+        first(1)
+        assert spent == {"a": 3, "b": 1}
+    first(1)
+    assert spent == {"a": 3, "b": 1}
+
+
+def test_encoder_and_decoder_are_timed_apart(model):
+    sound = [speed.made_sound(4.0, 16_000)] * 3  # three windows: two batches
+    passes = []
+    hooks = [
+        module.register_forward_hook(lambda *call: passes.append(call[0]))
+        for module in (model.model.model.encoder, model.model.model.decoder, model.model.proj_out)
+    ]
+    found = speed.time_transcription(model, sound, GREEDY, 2, ticking())
+    for hook in hooks:
+        hook.remove()
+    assert found.encoder_s == 2
+    assert found.decoder_s == len(passes) - 2 > 10
+    assert found.wall_s == 2 * len(passes) + 1  # two looks at the clock for each pass
+
+
+def test_search_goes_on_as_long_as_a_doubled_batch_pays():
+    table = {1: 10.0, 2: 19.0, 4: 30.0, 8: 31.0, 16: 99.0}
+    found = speed.find_saturating_batch(table.__getitem__, 256, min_growth=0.05)
+    assert found == speed.Search(8, [(1, 10.0), (2, 19.0), (4, 30.0), (8, 31.0)], "throughput")
+    found = speed.find_saturating_batch(table.__getitem__, 256, min_growth=0.6)
+    assert found == speed.Search(4, [(1, 10.0), (2, 19.0), (4, 30.0)], "throughput")
+
+
+def test_search_returns_the_best_and_not_the_last():
+    table = {1: 10.0, 2: 19.0, 4: 12.0}
+    assert speed.find_saturating_batch(table.__getitem__, 256, 0.05).batch_size == 2
+
+
+def test_search_ends_at_the_largest_batch():
+    found = speed.find_saturating_batch(float, 6, min_growth=0.05)
+    assert found == speed.Search(4, [(1, 1.0), (2, 2.0), (4, 4.0)], "largest batch")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory"),
+        MemoryError(),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_search_ends_where_memory_does(error):
+    found = speed.find_saturating_batch(out_of_memory_at(4, error), 256, min_growth=0.05)
+    assert found == speed.Search(2, [(1, 1.0), (2, 2.0)], "memory")
+    with pytest.raises(MemoryError, match="one window at a time needs more memory than there is"):
+        speed.find_saturating_batch(out_of_memory_at(1, error), 256, min_growth=0.05)
+
+
+def test_another_error_is_no_lack_of_memory():
+    with pytest.raises(RuntimeError, match="shapes"):
+        speed.find_saturating_batch(out_of_memory_at(4, RuntimeError("shapes")), 256, 0.05)
+
+
+def test_runs_alternate_after_one_of_each():
+    done = []
+
+    def run(name):
+        done.append(name)
+        return len(done)
+
+    found = speed.alternate([lambda: run("a"), lambda: run("b")], 3)
+    assert "".join(done) == "ab" + "ababab"
+    assert found == [[3, 5, 7], [4, 6, 8]]
+
+
+def test_ratio_and_interval_are_of_pairs():
+    ratio, interval = speed.ratio_with_interval([2.0, 8.0], [1.0, 2.0])
+    # Twice and four times as fast: the logarithms to base 2 are 1 and 2, and t is 12.706.
+    assert ratio == pytest.approx(2**1.5)
+    assert interval == pytest.approx((2 ** (1.5 - 6.353), 2 ** (1.5 + 6.353)))
+    ratio, interval = speed.ratio_with_interval([2.0, 4.0, 6.0], [1.0, 2.0, 3.0])
+    assert (ratio, *interval) == pytest.approx((2, 2, 2))
+
+
+def test_the_other_way_round_is_the_inverse():
+    ours, theirs = [3.0, 3.5, 2.9, 3.3], [1.0, 1.2, 0.9, 1.0]
+    ratio, (low, high) = speed.ratio_with_interval(ours, theirs)
+    inverse, (inverse_low, inverse_high) = speed.ratio_with_interval(theirs, ours)
+    assert (ratio, low, high) == pytest.approx((1 / inverse, 1 / inverse_high, 1 / inverse_low))
+    assert low < ratio < high
+
+
+def test_made_sound_is_always_the_same_and_has_pauses():
+    sound = speed.made_sound(3.0, 16_000)
+    assert sound.dtype == np.float32
+    assert sound.shape == (48_000,)
+    assert np.array_equal(sound, speed.made_sound(3.0, 16_000))
+    assert 0.1 < np.abs(sound).max() < 1
+    assert (sound[2_200:3_800] == 0).all()  # between the first two syllables
+    assert np.abs(sound[500:1_500]).max() > 0.1
+
+
+def test_recordings_go_on_where_the_last_one_ended():
+    found = [recording.tolist() for recording in speed.cut(np.arange(5), 3, 3)]
+    assert found == [[0, 1, 2], [3, 4, 0], [1, 2, 3]]
+    assert speed.cut(np.arange(2), 1, 5)[0].tolist() == [0, 1, 0, 1, 0]
+
+
+def test_peak_memory_is_that_since_the_last_reset():
+    if speed.memory_kind(CPU) is None:  # not Linux
+        assert speed.peak_memory(CPU) is None
+        return
+    assert speed.memory_kind(CPU) == speed.RESIDENT_PEAK
+    speed.reset_peak_memory(CPU)
+    before = speed.peak_memory(CPU)
+    block = np.ones(40_000_000)  # 320 MB: every page is touched
+    assert speed.peak_memory(CPU) - before > 300e6
+    del block
+    assert speed.peak_memory(CPU) - before > 300e6
+    speed.reset_peak_memory(CPU)
+    assert speed.peak_memory(CPU) - before < 300e6

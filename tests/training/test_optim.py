@@ -1,0 +1,69 @@
+import pytest
+import torch
+from torch import nn
+
+from distillery.training.optim import make_optimizer, make_schedule
+
+
+def model():
+    layers = nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4), nn.Linear(4, 2))
+    layers[0].requires_grad_(False)
+    return layers
+
+
+def test_only_trainable_matrices_decay():
+    layers = model()
+    optimizer = make_optimizer(layers, 1e-3, 0.1, (0.9, 0.98))
+    decayed, plain = optimizer.param_groups
+    assert [id(p) for p in decayed["params"]] == [id(layers[2].weight)]
+    assert [id(p) for p in plain["params"]] == [
+        id(p) for p in (layers[1].weight, layers[1].bias, layers[2].bias)
+    ]
+    assert (decayed["weight_decay"], plain["weight_decay"]) == (0.1, 0.0)
+    assert [(g["lr"], g["betas"]) for g in optimizer.param_groups] == [(1e-3, (0.9, 0.98))] * 2
+
+
+def test_tied_weights_are_updated_once():
+    layers = model()
+    layers.add_module("tied", nn.Linear(4, 2))
+    layers.tied.weight = layers[2].weight
+    optimizer = make_optimizer(layers, 1e-3, 0.1, (0.9, 0.98))
+    parameters = [id(p) for group in optimizer.param_groups for p in group["params"]]
+    assert parameters.count(id(layers.tied.weight)) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "factors"),
+    [
+        ("linear", [0, 0.5, 1, 0.75, 0.5, 0.25, 0]),
+        ("constant_with_warmup", [0, 0.5, 1, 1, 1, 1, 1]),
+        ("constant", [1, 1, 1, 1, 1, 1, 1]),
+    ],
+)
+def test_learning_rate_at_each_update(name, factors):
+    optimizer = make_optimizer(model(), 0.1, 0.0, (0.9, 0.999))
+    schedule = make_schedule(optimizer, name, num_warmup_steps=2, num_steps=6)
+    found = []
+    for _ in factors:
+        found.append(schedule.get_last_lr()[0] / 0.1)
+        optimizer.step()
+        schedule.step()
+    assert found == pytest.approx(factors)
+
+
+def test_schedule_resumes_from_its_state():
+    def new():
+        optimizer = make_optimizer(model(), 0.1, 0.0, (0.9, 0.999))
+        return optimizer, make_schedule(optimizer, "linear", 2, 6)
+
+    optimizer, schedule = new()
+    for _ in range(3):
+        optimizer.step()
+        schedule.step()
+    resumed_optimizer, resumed = new()
+    resumed.load_state_dict(schedule.state_dict())
+    resumed_optimizer.load_state_dict(optimizer.state_dict())
+    resumed_optimizer.step()
+    resumed.step()
+    assert resumed.get_last_lr() == pytest.approx([0.05, 0.05])
+    assert torch.is_tensor(resumed_optimizer.param_groups[0]["params"][0])
