@@ -21,8 +21,9 @@ import torch
 
 from distillery.cli import forecast
 from distillery.cli.arguments import DRY_RUN, at_least, flag, one_of, parse, required
-from distillery.cli.runtime import Run, publish, set_up_logging
+from distillery.cli.runtime import publish, set_up_logging, stage_run
 from distillery.storage.checkpoints import sealed_folder
+from distillery.storage.runs import Run
 from distillery.whisper import checkpoint
 from distillery.whisper.student import make_student, spaced_layers
 
@@ -34,15 +35,19 @@ class StudentArguments:
     """The teacher, the student's size, and where it goes."""
 
     teacher_checkpoint: str = required("Whisper checkpoint to copy from.", "-m")
-    save_dir: str = required("Folder to write to.", "-o", "--output_dir")
+    save_dir: str = required("Folder to write to.", "-o", "--output_dir", resumable=True)
     encoder_layers: int | None = flag(None, "Encoder layers of the student; default: all.")
     decoder_layers: int = flag(2, "Decoder layers of the student.")
     dtype: str = flag("float32", f"Number type of its weights: {', '.join(checkpoint.DTYPES)}.")
-    cache_dir: str | None = flag(None, "Folder for files fetched from the Hub.")
-    push_to_hub: bool = flag(False, "Upload the student to the Hub, as a private repository.")
-    hub_model_id: str | None = flag(None, "Hub repository; default: the name of the folder.")
-    hub_public: bool = flag(False, "Make the uploaded repository public.")
-    dry_run: bool = flag(False, DRY_RUN)
+    cache_dir: str | None = flag(None, "Folder for files fetched from the Hub.", resumable=True)
+    push_to_hub: bool = flag(
+        False, "Upload the student to the Hub, as a private repository.", resumable=True
+    )
+    hub_model_id: str | None = flag(
+        None, "Hub repository; default: the name of the folder.", resumable=True
+    )
+    hub_public: bool = flag(False, "Make the uploaded repository public.", resumable=True)
+    dry_run: bool = flag(False, DRY_RUN, resumable=True)
 
     def problems(self) -> list[str]:
         """Return what is wrong with the values."""
@@ -61,7 +66,9 @@ def main(args: StudentArguments) -> None:
     set_up_logging()
     folder = Path(args.save_dir)
     teacher_sum = {args.teacher_checkpoint: checkpoint.fingerprint(args.teacher_checkpoint)}
-    run = Run(folder, "create_student_model", (args,), teacher_sum, remedy="name another folder")
+    run = stage_run(
+        "create_student_model", (args,), folder, teacher_sum, remedy="name another folder"
+    )
     is_done = _is_done(run)
     if args.dry_run:
         sys.stdout.write(forecast.text_of(run.stage, _forecast(args, run, is_done)))

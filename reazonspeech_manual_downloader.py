@@ -31,16 +31,7 @@ from urllib.parse import urlsplit
 from tqdm import tqdm
 
 # Not from `distillery.cli.arguments`, which needs torch: that takes seconds to import.
-from distillery.cli.flags import (
-    CONFIG,
-    at_least,
-    flag,
-    one_of,
-    parse,
-    repeated,
-    within,
-    write_config,
-)
+from distillery.cli.flags import at_least, config_text, flag, one_of, parse, repeated, within
 from distillery.data import reazonspeech
 from distillery.data.downloads import (
     Download,
@@ -52,7 +43,8 @@ from distillery.data.downloads import (
     lock_folder,
     set_aside,
 )
-from distillery.storage.files import DamagedFileError, free_bytes, write_json
+from distillery.storage.files import DamagedFileError, free_bytes, write_json, write_text
+from distillery.storage.runs import CONFIG
 
 logger = logging.getLogger("reazonspeech_manual_downloader")
 
@@ -70,7 +62,9 @@ class DownloaderArguments:
     health_check: bool = flag(False, "Check what is there, download nothing.")
     deep: bool = flag(False, "With --health_check: decode every clip once.")
     output_dir: str | None = flag(
-        None, "Folder; default: ~/.cache/reazon_manual_download/TARGET, or TARGET_START_END."
+        None,
+        "Folder; default: ~/.cache/reazon_manual_download/TARGET, or TARGET_START_END.",
+        resumable=True,
     )
     base_url: list[str] = repeated(  # noqa: RUF009 (a field with a factory)
         "Where tsv/ and data/ are; several are mirrors, tried in the order given; default: "
@@ -80,7 +74,9 @@ class DownloaderArguments:
     timeout: float = flag(
         Policy.timeout_s, "Seconds of silence after which a connection is given up."
     )
-    dry_run: bool = flag(False, "Ask how large the missing files are, fetch nothing and stop.")
+    dry_run: bool = flag(
+        False, "Ask how large the missing files are, fetch nothing and stop.", resumable=True
+    )
 
     def problems(self) -> list[str]:
         """Return what is wrong with the values."""
@@ -223,7 +219,7 @@ def download(arguments: DownloaderArguments) -> int:
         arguments.target,
         arguments.folder,
     )
-    write_config(arguments.folder / CONFIG, Path(__file__).name, (arguments,))
+    write_text(arguments.folder / CONFIG, config_text(Path(__file__).name, (arguments,)))
     failures = download_all([texts, *clips], arguments.pool, arguments.policy)
     for path, reason in failures.items():
         logger.error("not downloaded: %s: %s", path.name, reason)

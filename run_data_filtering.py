@@ -43,10 +43,11 @@ from distillery.cli.arguments import (
     plus_list,
     within,
 )
-from distillery.cli.runtime import Run, make_accelerator, open_run, publish
+from distillery.cli.runtime import make_accelerator, open_run, publish, stage_run
 from distillery.data import column_types, hub_layout, schema, sources
 from distillery.data.filters import TranscriptFilter
 from distillery.data.specs import DatasetSpec
+from distillery.storage.runs import Run
 from distillery.storage.shards import Ledger, read_seal, write_sealed
 from distillery.text.labels import LabelRule, num_text_labels, plain_text
 from distillery.text.normalizers import VARIANTS
@@ -67,6 +68,7 @@ class FilterOutputArguments(OutputArguments):
         "Folder to write to; default: the dataset's name, then '.wer_<threshold>', "
         "'.cer_<threshold>' and '.vectorized' as they apply.",
         "-o",
+        resumable=True,
     )
 
 
@@ -146,10 +148,10 @@ def main(
     folder = output_args.output_dir or _default_output(data_args.dataset_name, filter_args)
     accelerator = make_accelerator(run_args, folder, "float32")
     specs = data_args.specs()
-    run = Run(
-        Path(folder),
+    run = stage_run(
         "run_data_filtering",
         (data_args, filter_args, output_args, run_args),
+        Path(folder),
         {str(spec): sources.fingerprint(spec) for spec in specs},
         owned=(WORK_FOLDER, "README.md", "*/*.parquet"),
     )
@@ -203,7 +205,7 @@ def _forecast(run: Run, speech: list[forecast.Speech], work: "_Work") -> list[fo
     return [
         *forecast.data_lines(speech),
         forecast.disk_line(run.folder, most, what),
-        ("resume", run.outlook(f"{num_filtered:,} rows are filtered")),
+        ("resume", run.resume_status(f"{num_filtered:,} rows are filtered")),
     ]
 
 

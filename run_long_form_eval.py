@@ -48,7 +48,7 @@ from distillery.cli.arguments import (
     flag,
     parse,
 )
-from distillery.cli.runtime import Run, make_accelerator
+from distillery.cli.runtime import make_accelerator, stage_run
 from distillery.data import schema, sources
 from distillery.data.specs import DatasetSpec
 from distillery.evaluation import evaluations
@@ -156,7 +156,7 @@ def main(
     """Evaluate the model on each dataset in turn, with each algorithm."""
     accelerator = make_accelerator(run_args, args.output_dir, model_args.dtype)
     groups = (model_args, data_args, decoding_args, args, long_args, run_args)
-    run = Run(Path(args.output_dir), "run_long_form_eval", groups, {})
+    run = stage_run("run_long_form_eval", groups, Path(args.output_dir), {})
     model = evaluations.load_with_assistant(model_args, args, run_args, accelerator)
     long_args = _with_chunk(long_args, model)
 

@@ -42,17 +42,18 @@ from distillery.cli.arguments import (
     parse,
 )
 from distillery.cli.runtime import (
-    Run,
     load_model,
     load_outline,
     make_accelerator,
     open_run,
     publish,
+    stage_run,
 )
 from distillery.data import column_types, hub_layout, schema, sources
 from distillery.data.collators import PROBLEM, WindowCollator, Windows
 from distillery.data.specs import DatasetSpec
 from distillery.storage.files import remove_leftovers, replacing
+from distillery.storage.runs import Run
 from distillery.storage.shards import Ledger, read_seal, write_sealed
 from distillery.text import labels
 from distillery.text.compression import compression_ratio
@@ -69,7 +70,9 @@ WORK_FOLDER = ".labels"  # sealed shards of labels alone, until the dataset is w
 class LabellingArguments:
     """What only this stage decides."""
 
-    per_device_eval_batch_size: int = flag(16, "Windows that are decoded at once.", "-b")
+    per_device_eval_batch_size: int = flag(
+        16, "Windows that are decoded at once.", "-b", resumable=True
+    )
     max_label_length: int = flag(
         256, "Most ids of one transcript; a longer one is cut and flagged `truncated`."
     )
@@ -110,10 +113,10 @@ def main(
     """Label every split, then write the dataset."""
     accelerator = make_accelerator(run_args, output_args.output_dir, model_args.dtype)
     specs = data_args.specs()
-    run = Run(
-        Path(output_args.output_dir),
+    run = stage_run(
         "run_pseudo_labelling",
         (model_args, data_args, decoding_args, labelling_args, output_args, run_args),
+        Path(output_args.output_dir),
         {
             model_args.model_name_or_path: checkpoint.fingerprint(model_args.model_name_or_path),
             **{str(spec): sources.fingerprint(spec) for spec in specs},
@@ -164,7 +167,7 @@ def _forecast(
         forecast.batches(forecast.total_rows(speech), batch_size, num_processes),
         forecast.decoding_memory(teacher, batch_size, decoding.num_beams, decoding.max_length),
         forecast.disk_line(run.folder, forecast.total_bytes(speech), "audio and labels"),
-        ("resume", run.outlook(f"{num_labelled:,} rows are labelled")),
+        ("resume", run.resume_status(f"{num_labelled:,} rows are labelled")),
     ]
 
 

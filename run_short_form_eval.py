@@ -51,12 +51,13 @@ from distillery.cli.arguments import (
     parse,
     plus_list,
 )
-from distillery.cli.runtime import Run, make_accelerator
+from distillery.cli.runtime import make_accelerator, stage_run
 from distillery.data import schema, sources
 from distillery.data.collators import PROBLEM, WindowCollator, Windows
 from distillery.data.specs import DatasetSpec
 from distillery.evaluation import evaluations, results, tables
 from distillery.evaluation.evaluations import Evaluation, EvaluationArguments, Heard
+from distillery.storage.runs import Run
 from distillery.text.normalizers import raw_text
 from distillery.whisper import checkpoint
 from distillery.whisper.long_form import text_of, transcribe_in_chunks
@@ -141,7 +142,7 @@ def main(
     """Evaluate the model on each dataset in turn, or score files, and print tables."""
     accelerator = make_accelerator(run_args, args.output_dir, model_args.dtype)
     groups = (model_args, data_args, decoding_args, post_args, args, short_args, run_args)
-    run = Run(Path(args.output_dir), "run_short_form_eval", groups, {})
+    run = stage_run("run_short_form_eval", groups, Path(args.output_dir), {})
     if post_args.stable_ts:  # it has nothing to move otherwise
         decoding_args = replace(decoding_args, return_timestamps=True)
     if short_args.predictions_file is not None:

@@ -49,12 +49,13 @@ from distillery.cli.arguments import (
     parse,
     plus_list,
 )
-from distillery.cli.runtime import Run, make_accelerator
+from distillery.cli.runtime import make_accelerator, stage_run
 from distillery.data import schema, sources
 from distillery.evaluation import evaluations, results, speed
 from distillery.evaluation.speed import Timing
 from distillery.storage.files import replacing
 from distillery.storage.provenance import code_commit, versions
+from distillery.storage.runs import Run
 from distillery.whisper import checkpoint
 from distillery.whisper.windows import Decoding
 
@@ -75,7 +76,7 @@ COLUMNS = (
 class SpeedArguments:
     """What only the measurement of speed decides."""
 
-    output_dir: str = flag("speed", "Folder for the figures.", "-o")
+    output_dir: str = flag("speed", "Folder for the figures.", "-o", resumable=True)
     lengths_s: str = flag("10+30+60+300", "Lengths of the recordings in seconds, joined with '+'.")
     num_tokens: int | None = flag(
         None,
@@ -155,7 +156,7 @@ def main(
     if accelerator.num_processes > 1:
         raise ValueError("speed is measured by one process: launch with --num_processes 1")
     groups = (model_args, data_args, decoding_args, args, run_args)
-    run = Run(Path(args.output_dir), "run_speed_eval", groups, {})
+    run = stage_run("run_speed_eval", groups, Path(args.output_dir), {})
     contestants = _load_contestants(model_args, decoding_args, args, run_args, accelerator)
     identity = _identity(
         model_args, data_args, decoding_args, args, contestants, accelerator.device

@@ -20,9 +20,10 @@ from transformers.dynamic_module_utils import custom_object_save
 
 from distillery.cli import hub
 from distillery.cli.arguments import OutputArguments, flag, parse, required
-from distillery.cli.runtime import Run, publish, set_up_logging
+from distillery.cli.runtime import publish, set_up_logging, stage_run
 from distillery.storage.checkpoints import sealed_folder
 from distillery.storage.files import RUN_RECORD, read_json, write_json
+from distillery.storage.runs import Run
 from distillery.whisper import checkpoint
 from distillery.whisper.pipelines import recognition
 
@@ -40,7 +41,7 @@ class PipelineArguments:
 
     model_name_or_path: str = required("Whisper checkpoint: folder or Hub id.", "-m")
     model_revision: str | None = flag(None, "Branch, tag or commit of the model on the Hub.")
-    cache_dir: str | None = flag(None, "Folder for files fetched from the Hub.")
+    cache_dir: str | None = flag(None, "Folder for files fetched from the Hub.", resumable=True)
 
 
 GROUPS = (PipelineArguments, OutputArguments)
@@ -51,7 +52,7 @@ def main(model_args: PipelineArguments, output_args: OutputArguments) -> None:
     set_up_logging()
     source, folder = _source(model_args), Path(output_args.output_dir)
     inputs = {model_args.model_name_or_path: checkpoint.fingerprint(str(source))}
-    run = Run(folder, "push_pipeline", (model_args, output_args), inputs)
+    run = stage_run("push_pipeline", (model_args, output_args), folder, inputs)
     if not _is_done(run, output_args.overwrite_output_dir):
         with sealed_folder(folder) as temporary:
             save_pipeline(source, temporary, output_args.hub_model_id or folder.resolve().name)

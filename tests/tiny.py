@@ -9,7 +9,6 @@ from types import ModuleType
 import numpy as np
 import soundfile
 from transformers import WhisperFeatureExtractor, WhisperTokenizer
-from vocabulary import train_tokenizer
 
 from distillery.data.schema import AUDIO, DURATION, ID, SPEAKER_ID, TEXT
 from distillery.whisper import checkpoint
@@ -43,6 +42,10 @@ def load_script(path: str) -> ModuleType:
         sys.modules[name] = module  # dataclasses look their module up
         spec.loader.exec_module(module)
     return sys.modules[name]
+
+
+# The demo makes tokenizers from scratch, and so do tests.
+train_tokenizer = load_script("scripts/demo/vocabulary.py").train_tokenizer
 
 
 def tiny_tokenizer(vocab_size: int = 300) -> WhisperTokenizer:

@@ -56,21 +56,25 @@ TRACKERS = ("wandb", "tensorboard", "trackio", "none")
 class OutputArguments:
     """Where a stage writes, and what it does with what is there."""
 
-    output_dir: str = required("Folder to write to.", "-o")
+    output_dir: str = required("Folder to write to.", "-o", resumable=True)
     overwrite_output_dir: bool = flag(
         False,
         "Start over: throw away what an earlier run of this stage left in --output_dir. Leave it "
         "out to go on where a killed run stopped.",
+        resumable=True,
     )
-    push_to_hub: bool = flag(False, "Upload the result to the Hub, as a private repository.")
+    push_to_hub: bool = flag(
+        False, "Upload the result to the Hub, as a private repository.", resumable=True
+    )
     hub_model_id: str | None = flag(
         None,
         "Hub repository for the result, such as 'my-org/my-name'; default: the name of the output "
         "folder.",
         "--hub_id",
         "--hub_dataset_id",
+        resumable=True,
     )
-    hub_public: bool = flag(False, "Make the uploaded repository public.")
+    hub_public: bool = flag(False, "Make the uploaded repository public.", resumable=True)
 
     def problems(self) -> list[str]:
         """Return what is wrong with the values."""
@@ -122,7 +126,9 @@ class DataArguments:
     dataset_dir_suffix: str | None = flag(
         None, "Suffix of the data folder of a .py builder, such as '0_50'."
     )
-    dataset_cache_dir: str | None = flag(None, "Folder for the datasets library's cache.")
+    dataset_cache_dir: str | None = flag(
+        None, "Folder for the datasets library's cache.", resumable=True
+    )
     streaming: bool = flag(False, "Read rows as they come and keep no copy on disk.")
     max_samples: int | None = flag(
         None, "Read at most so many rows of each split.", "--max_samples_per_split"
@@ -136,7 +142,7 @@ class DataArguments:
         30.0, "Longest clip that is cut, in seconds: no more than the model's window."
     )
     max_bad_fraction: float = flag(
-        0.001, "Fail where more than this share of the clips cannot be decoded."
+        0.001, "Fail where more than this share of the clips cannot be decoded.", resumable=True
     )
 
     def problems(self) -> list[str]:
@@ -183,7 +189,7 @@ class ModelArguments:
 
     model_name_or_path: str = required("Whisper checkpoint: Hub id or folder.", "-m")
     model_revision: str | None = flag(None, "Branch, tag or commit of the model on the Hub.")
-    cache_dir: str | None = flag(None, "Folder for files fetched from the Hub.")
+    cache_dir: str | None = flag(None, "Folder for files fetched from the Hub.", resumable=True)
     dtype: str = flag("float32", f"Number type to compute in: {', '.join(DTYPES)}.")
     attn_type: str = flag(
         "sdpa",
@@ -272,7 +278,9 @@ class TrainDataArguments:
     audio_column_name: str = flag(schema.AUDIO, "Column with the audio or its path.")
     id_column_name: str | None = flag(None, "Column that is unique for each row.")
     dataset_dir_suffix: str | None = flag(None, "Suffix of the data folder of a .py builder.")
-    dataset_cache_dir: str | None = flag(None, "Folder for the datasets library's cache.")
+    dataset_cache_dir: str | None = flag(
+        None, "Folder for the datasets library's cache.", resumable=True
+    )
     streaming: bool = flag(False, "Read rows as they come; needs --max_steps.")
     max_train_samples: int | None = flag(None, "Train on at most so many rows of each dataset.")
     max_eval_samples: int | None = flag(None, "Evaluate on at most so many rows of each dataset.")
@@ -285,7 +293,7 @@ class TrainDataArguments:
         30.0, "Longest clip that is cut, in seconds: no more than the model's window."
     )
     max_bad_fraction: float = flag(
-        0.001, "Fail where more than this share of the clips cannot be decoded."
+        0.001, "Fail where more than this share of the clips cannot be decoded.", resumable=True
     )
 
     def problems(self) -> list[str]:
@@ -358,9 +366,15 @@ class TrainingArguments:
 
     do_train: bool = flag(True, "Train; else only evaluate.")
     do_eval: bool = flag(False, "Evaluate at the end, and every --eval_steps.")
-    per_device_train_batch_size: int = flag(16, "Rows of a micro-batch of one process.")
-    per_device_eval_batch_size: int = flag(16, "Rows evaluated at once by one process.")
-    gradient_accumulation_steps: int = flag(1, "Micro-batches added up for one update.")
+    per_device_train_batch_size: int = flag(
+        16, "Rows of a micro-batch of one process.", resumable=True
+    )
+    per_device_eval_batch_size: int = flag(
+        16, "Rows evaluated at once by one process.", resumable=True
+    )
+    gradient_accumulation_steps: int = flag(
+        1, "Micro-batches added up for one update.", resumable=True
+    )
     max_steps: int = flag(-1, "Updates to make; -1: as --num_train_epochs says.")
     num_train_epochs: float = flag(3.0, "Times that every row is seen.")
     learning_rate: float = flag(1e-4, "Highest learning rate.")
@@ -372,8 +386,10 @@ class TrainingArguments:
     adam_beta1: float = flag(0.9, "AdamW's first decay rate.")
     adam_beta2: float = flag(0.999, "AdamW's second decay rate.")
     max_grad_norm: float = flag(1.0, "Gradients are scaled down to this norm.")
-    save_steps: int = flag(500, "Save a checkpoint after so many updates.")
-    save_total_limit: int | None = flag(None, "Keep so many checkpoints; default: all.")
+    save_steps: int = flag(500, "Save a checkpoint after so many updates.", resumable=True)
+    save_total_limit: int | None = flag(
+        None, "Keep so many checkpoints; default: all.", resumable=True
+    )
     eval_steps: int | None = flag(None, "Evaluate after so many updates; default: at the end.")
     predict_with_generate: bool = flag(False, "Transcribe the evaluation rows too, and score them.")
     metric_for_best_model: str | None = flag(
@@ -432,17 +448,26 @@ class RunArguments:
     """How a stage runs and reports."""
 
     seed: int = flag(42, "Seed of everything that is drawn.")
-    logging_steps: int = flag(50, "Log after so many batches or updates.")
-    dataloader_num_workers: int = flag(0, "Processes that decode audio for each launched process.")
-    preprocessing_num_workers: int = flag(1, "Processes for work that needs no model.")
+    logging_steps: int = flag(50, "Log after so many batches or updates.", resumable=True)
+    dataloader_num_workers: int = flag(
+        0, "Processes that decode audio for each launched process.", resumable=True
+    )
+    preprocessing_num_workers: int = flag(
+        1, "Processes for work that needs no model.", resumable=True
+    )
     report_to: str | None = flag(
-        None, f"Trackers, joined with '+': {', '.join(TRACKERS)}; default: none."
+        None, f"Trackers, joined with '+': {', '.join(TRACKERS)}; default: none.", resumable=True
     )
     wandb_project: str | None = flag(
-        None, "Project name for the trackers; alone it does not switch wandb on.", "--project_name"
+        None,
+        "Project name for the trackers; alone it does not switch wandb on.",
+        "--project_name",
+        resumable=True,
     )
-    ddp_timeout: int = flag(7200, "Seconds after which a process gives up waiting for another.")
-    dry_run: bool = flag(False, DRY_RUN)
+    ddp_timeout: int = flag(
+        7200, "Seconds after which a process gives up waiting for another.", resumable=True
+    )
+    dry_run: bool = flag(False, DRY_RUN, resumable=True)
 
     def problems(self) -> list[str]:
         """Return what is wrong with the values."""

@@ -30,10 +30,10 @@ from typing import Any, NoReturn
 import yaml
 from transformers import HfArgumentParser
 
-from distillery.storage.files import replacing
+from distillery.storage.files import write_text
 from distillery.storage.provenance import code_commit, versions
+from distillery.storage.runs import CONFIG
 
-CONFIG = "config.yaml"  # what a stage leaves beside its output, to be run again
 CONFIG_SUFFIXES = (".yaml", ".yml", ".json")
 DRY_RUN = (
     "Read the data's first rows and the models' configurations, say what would be done, what it "
@@ -43,14 +43,23 @@ TRACEBACK = "DISTILLERY_TRACEBACK"  # environment variable: show where errors co
 NOT_SAVED = frozenset({"dry_run"})  # a file that is run again must run
 
 
-def flag(default: Any, help: str, *aliases: str) -> Any:
-    """Return a dataclass field for a flag with a default, a help text and other spellings."""
-    return field(default=default, metadata={"help": help, "aliases": list(aliases)})
+def flag(default: Any, help: str, *aliases: str, resumable: bool = False) -> Any:
+    """Return a dataclass field for a flag with a default, a help text and other spellings.
+
+    Args:
+        default: its value where it is not given.
+        help: shown by `--help`.
+        aliases: other spellings.
+        resumable: it says how a run is made, not what comes out of it, so that it may differ
+            between a killed run and the one that goes on with it.
+    """
+    metadata = {"help": help, "aliases": list(aliases), "resumable": resumable}
+    return field(default=default, metadata=metadata)
 
 
-def required(help: str, *aliases: str) -> Any:
+def required(help: str, *aliases: str, resumable: bool = False) -> Any:
     """Return a dataclass field for a flag that must be given."""
-    return field(metadata={"help": help, "aliases": list(aliases)})
+    return field(metadata={"help": help, "aliases": list(aliases), "resumable": resumable})
 
 
 def repeated(help: str, *aliases: str) -> Any:
@@ -146,7 +155,8 @@ def parse(
     parsed = tuple(g(**{f.name: values[f.name] for f in fields(g)}) for g in groups)
     # Of the processes of a launch, which all parse the same words, the first one writes.
     if namespace.save_config and os.environ.get("RANK", "0") == "0":
-        write_config(Path(namespace.save_config), parser.prog, parsed)
+        path = Path(namespace.save_config)
+        write_text(path, config_text(parser.prog, parsed, path.name))
     return parsed
 
 
@@ -172,25 +182,31 @@ def flags_of(*groups: Any) -> dict[str, Any]:
     return {name: value for group in groups for name, value in asdict(group).items()}
 
 
+def resumable_flags(groups: Sequence[Any]) -> frozenset[str]:
+    """Return the names of the flags that a run may be resumed with other values of."""
+    return frozenset(
+        each.name for group in groups for each in fields(group) if each.metadata.get("resumable")
+    )
+
+
 # --- configuration files --------------------------------------------------------------------------
 
 
-def write_config(path: Path, program: str, groups: Sequence[Any]) -> None:
-    """Write every flag of a run and its value, so that `program path` repeats the run.
+def config_text(program: str, groups: Sequence[Any], name: str = CONFIG) -> str:
+    """Return every flag of a run and its value as YAML, so that `program file` repeats the run.
 
     Args:
-        path: the file; it is whole or not there.
         program: name of the script.
         groups: what `parse` returned.
+        name: of the file.
     """
-    with replacing(path) as temporary:
-        temporary.write_text("\n".join(_config_lines(path, program, groups)) + "\n", "utf-8")
+    return "\n".join(_config_lines(program, groups, name)) + "\n"
 
 
-def _config_lines(path: Path, program: str, groups: Sequence[Any]) -> Iterator[str]:
+def _config_lines(program: str, groups: Sequence[Any], name: str) -> Iterator[str]:
     made = ", ".join(f"{name} {version}" for name, version in versions().items())
     yield f"# Every flag of a run of {program}. To repeat it, or to change it:"
-    yield f"#     python {program} {path.name} [--flag value …]"
+    yield f"#     python {program} {name} [--flag value …]"
     yield from _comment(f"Made with commit {code_commit() or 'unknown'}; {made}")
     for group in groups:
         yield ""
@@ -287,6 +303,10 @@ class _StageParser(HfArgumentParser):
             action.required = False
         spellings = [s for action in self._actions for s in action.option_strings]
         self._spellings = {s.replace("_", "-"): s for s in spellings if s.startswith("--")}
+
+    def add_argument(self, *words: Any, resumable: bool = False, **options: Any) -> Action:
+        """Add a flag; what else its field says of it is not for argparse."""
+        return super().add_argument(*words, **options)
 
     def known_spelling(self, word: str) -> str:
         """Return a flag as it is declared, whichever of `-` and `_` it is typed with."""

@@ -22,7 +22,6 @@ from datasets import Dataset, load_dataset_builder
 
 from distillery.audio.decoding import AudioError, decode_audio
 from distillery.cli.arguments import TrainDataArguments, TrainingArguments
-from distillery.cli.runtime import Run
 from distillery.data import schema, sources
 from distillery.data.archives import is_archive
 from distillery.data.examples import LEARNT
@@ -30,6 +29,7 @@ from distillery.data.order import BatchPlan
 from distillery.data.specs import DatasetSpec
 from distillery.storage import checkpoints
 from distillery.storage.files import free_bytes
+from distillery.storage.runs import Run
 from distillery.storage.shards import read_seal
 from distillery.training import loop
 from distillery.whisper import checkpoint
@@ -409,9 +409,9 @@ def checkpoint_bytes(
 
 def _training_outlook(run: Run) -> str:
     if run.arguments["overwrite_output_dir"]:
-        return run.outlook()
+        return run.resume_status()
     newest = checkpoints.newest_checkpoint(run.folder)
-    return run.outlook(f"from {newest.name}" if newest else "it has no checkpoint yet")
+    return run.resume_status(f"from {newest.name}" if newest else "it has no checkpoint yet")
 
 
 # --- disk, and how things are said ----------------------------------------------------------------

@@ -1,20 +1,13 @@
 """What surrounds a stage: the accelerator, logging, seeding, the run's record, stopping."""
 
 import logging
-import random
 import shutil
-import signal
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import datasets
-import numpy as np
 import torch
 import transformers
 from accelerate import Accelerator
@@ -22,42 +15,13 @@ from accelerate.utils import InitProcessGroupKwargs
 
 from distillery.cli import hub
 from distillery.cli.arguments import ModelArguments, RunArguments, flags_of, plus_list
-from distillery.cli.flags import CONFIG, write_config
-from distillery.storage.files import RUN_RECORD, read_json, write_json
-from distillery.storage.provenance import code_commit, versions
+from distillery.cli.flags import config_text, resumable_flags
+from distillery.storage.files import RUN_RECORD
+from distillery.storage.runs import CONFIG, OTHER_FOLDER, STARTED, Run
+from distillery.training.seeding import seed_everything
 from distillery.whisper import checkpoint
 
 logger = logging.getLogger(__name__)
-
-STARTED, COMPLETE = "started", "complete"
-
-# Flags that say how a run is made, not what comes out of it: they may change between a killed run
-# and the one that goes on with it.
-FREE_FLAGS = frozenset(
-    {
-        "cache_dir",
-        "dataloader_num_workers",
-        "dataset_cache_dir",
-        "ddp_timeout",
-        "dry_run",
-        "gradient_accumulation_steps",  # of a batch's parts, only the product counts
-        "hub_model_id",
-        "hub_public",
-        "logging_steps",
-        "max_bad_fraction",
-        "overwrite_output_dir",
-        "output_dir",
-        "per_device_eval_batch_size",
-        "per_device_train_batch_size",
-        "preprocessing_num_workers",
-        "push_to_hub",
-        "report_to",
-        "save_dir",
-        "save_steps",
-        "save_total_limit",
-        "wandb_project",
-    }
-)
 
 
 def make_accelerator(run: RunArguments, output_dir: str, dtype: str) -> Accelerator:
@@ -119,133 +83,35 @@ def load_outline(model_args: ModelArguments) -> checkpoint.Whisper:
     )
 
 
-def seed_everything(*parts: int) -> None:
-    """Seed Python, NumPy and torch from integers; the same integers give the same numbers.
+def stage_run(
+    stage: str,
+    groups: Sequence[Any],
+    folder: Path,
+    inputs: Mapping[str, str | None],
+    *,
+    owned: Sequence[str] = (),
+    derived: Mapping[str, Any] | None = None,
+    remedy: str = OTHER_FOLDER,
+) -> Run:
+    """Describe a run of a stage by its flags.
 
-    Seeding each training step from (seed, step, rank) makes its dropout and masking a pure
-    function of them, so that a resumed run needs no generator states.
-    """
-    words = np.random.SeedSequence(parts).generate_state(3)
-    random.seed(int(words[0]))
-    np.random.seed(int(words[1]))
-    torch.manual_seed(int(words[2]))
-
-
-@dataclass
-class Run:
-    """One run of a stage in its output folder, and the record that it leaves there.
-
-    Attributes:
-        folder: the output folder.
+    Args:
         stage: name of the stage's script, without `.py`.
         groups: all flags, as parsed.
-        inputs: fingerprints of what is read, by name.
-        owned: patterns of the names that this stage writes in the folder, beside its record; only
-            these are ever deleted.
+        folder: the output folder.
+        inputs, owned, remedy: as in `Run`.
         derived: what follows from flags and launch together and must stay the same too.
-        remedy: what to do where the folder holds another run.
     """
-
-    folder: Path
-    stage: str
-    groups: Sequence[Any]
-    inputs: Mapping[str, str | None]
-    owned: Sequence[str] = ()
-    derived: Mapping[str, Any] = field(default_factory=dict)
-    remedy: str = "name another folder, or start over with --overwrite_output_dir"
-    is_complete: bool = False
-    started: float = field(default_factory=time.time)
-
-    @property
-    def arguments(self) -> dict[str, Any]:
-        """All flags by name, and what is derived from them."""
-        return {**flags_of(*self.groups), **self.derived}
-
-    @property
-    def record_path(self) -> Path:
-        """Where the record is kept."""
-        return self.folder / RUN_RECORD
-
-    def write(self, status: str, **results: Any) -> None:
-        """Write the record, with a stage's counts and figures."""
-        record = {
-            "stage": self.stage,
-            "status": status,
-            "arguments": self.arguments,
-            "inputs": self.inputs,
-            "versions": versions(),
-            "commit": code_commit(),
-            "seconds": round(time.time() - self.started, 2),
-            **results,
-        }
-        write_json(self.record_path, record)
-
-    def write_config(self) -> None:
-        """Leave the flags as a file that the stage takes in their place."""
-        write_config(self.folder / CONFIG, f"{self.stage}.py", self.groups)
-
-    def finish(self, **results: Any) -> None:
-        """Write the record of a run that did all it had to."""
-        self.write(COMPLETE, **results)
-
-    def was_completed(self) -> bool:
-        """Tell whether the folder holds this run and nothing is left to do."""
-        return self.record_path.exists() and read_json(self.record_path)["status"] == COMPLETE
-
-    def has_work(self) -> bool:
-        """Tell whether an earlier run was completed, or left more in the folder than its record."""
-        left = (path for pattern in self.owned for path in self.folder.glob(pattern))
-        return self.record_path.exists() and (self.was_completed() or any(left))
-
-    def outlook(self, done: str = "") -> str:
-        """Say how the run would begin, writing nothing.
-
-        Args:
-            done: what of it is done already, for a run that would go on.
-
-        Raises:
-            ValueError: it would be refused, as by `open_run`.
-        """
-        if self.record_path.exists():
-            self.refuse_other_stage()
-        if not self.has_work():
-            return "nothing is there of an earlier run"
-        if self.arguments.get("overwrite_output_dir"):
-            return "--overwrite_output_dir would throw away the run that is there"
-        self.refuse_other_configuration()
-        if self.was_completed():
-            return "complete: nothing to do"
-        return f"goes on with the run that is there: {done}"
-
-    def refuse_other_stage(self) -> None:
-        """Raise ValueError if the folder holds a run of another stage."""
-        stage = read_json(self.record_path)["stage"]
-        if stage != self.stage:
-            raise ValueError(
-                f"--output_dir {self.folder} holds a run of {stage}; name another folder"
-            )
-
-    def refuse_other_configuration(self) -> None:
-        """Raise ValueError if the folder holds a run of another stage, or with other flags."""
-        self.refuse_other_stage()
-        record = read_json(self.record_path)
-        before, now = record["arguments"], self.arguments
-        changed = [
-            f"--{name}: {before.get(name)!r} then, {now.get(name)!r} now"
-            for name in sorted({*before, *now} - FREE_FLAGS)
-            if before.get(name) != now.get(name)
-        ]
-        changed += [
-            f"{name}: its content has changed"
-            for name, fingerprint in self.inputs.items()
-            if record["inputs"].get(name, fingerprint) != fingerprint
-        ]
-        if changed:
-            listed = "\n  ".join(changed)
-            raise ValueError(
-                f"--output_dir {self.folder} holds a run of another configuration:\n  {listed}\n"
-                f"{self.remedy}"
-            )
+    return Run(
+        folder,
+        stage,
+        {**flags_of(*groups), **(derived or {})},
+        inputs,
+        owned,
+        may_change=resumable_flags(groups),
+        config=config_text(f"{stage}.py", groups),
+        remedy=remedy,
+    )
 
 
 def open_run(accelerator: Accelerator, run: Run, overwrite: bool) -> Run:
@@ -291,25 +157,64 @@ def _throw_away(folder: Path, owned: Sequence[str]) -> None:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
-class StopRequest:
-    """Whether SIGTERM has asked this program to stop at the next safe point."""
+def start_trackers(accelerator: Accelerator, run: Run, project: str | None) -> None:
+    """Hand a run's flags to the trackers, where there are any; `accelerator.log` then reaches them.
 
-    def __init__(self) -> None:
-        self.is_set = False
+    Args:
+        accelerator: of this launch; without `--report_to` it has no tracker.
+        run: whose flags are kept.
+        project: the trackers' project; default: the stage's name.
+    """
+    if accelerator.log_with:
+        plain = {
+            name: value if isinstance(value, int | float | str | bool) else str(value)
+            for name, value in run.arguments.items()
+        }
+        accelerator.init_trackers(project or run.stage, plain)
 
-    def _set(self, _signal: int, _frame: FrameType | None) -> None:
-        self.is_set = True
+
+def log_start(
+    run: Run, accelerator: Accelerator, model: str | None, dtype: str | None, rows: str
+) -> None:
+    """Log what a stage is about to do: with which model, where, on what, and what leaves the machine.
+
+    Args:
+        run: says where to, and by its flags whether anything is uploaded.
+        accelerator: says on which device, in how many processes.
+        model: the model's name, or None for a stage that runs none.
+        dtype: what the model computes in.
+        rows: what is worked on, in words, such as `12,000 clips of my_speech.jsonl train`.
+    """
+    runs = f"{model} in {dtype} on {accelerator.device}, " if model else ""
+    logger.info(
+        "%s%s; processes: %d; to %s; %s",
+        runs,
+        rows,
+        accelerator.num_processes,
+        run.folder,
+        _upload_plan(run),
+    )
 
 
-@contextmanager
-def stop_request() -> Iterator[StopRequest]:
-    """Turn SIGTERM into a request while the block runs, instead of the program's end."""
-    request = StopRequest()
-    before = signal.signal(signal.SIGTERM, request._set)
-    try:
-        yield request
-    finally:
-        signal.signal(signal.SIGTERM, before)
+def _upload_plan(run: Run) -> str:
+    name = run.arguments.get("hub_model_id")
+    if not run.arguments.get("push_to_hub") and not name:
+        return "nothing is uploaded"
+    kind = "public" if run.arguments.get("hub_public") else "private"
+    return f"will be uploaded as {name or run.folder.resolve().name}, {kind}"
+
+
+def log_end(run: Run, made: str, next_command: str | None) -> None:
+    """Log what a stage made, where, and which command goes on with it.
+
+    Args:
+        run: the finished run.
+        made: what is in its folder, in words and numbers.
+        next_command: what a user would start next, or None at the end of the pipeline.
+    """
+    logger.info("%s: %s", run.folder, made)
+    if next_command:
+        logger.info("next: %s", next_command)
 
 
 def publish(run: Run, args: Any, repo_type: str) -> None:

@@ -22,7 +22,7 @@ from distillery.cli.arguments import (
     flag,
     one_of,
 )
-from distillery.cli.runtime import Run, load_model, load_outline
+from distillery.cli.runtime import load_model, load_outline
 from distillery.data import schema, sources
 from distillery.data.specs import DatasetSpec
 from distillery.evaluation import comparison, results
@@ -30,6 +30,7 @@ from distillery.evaluation.report import gather, unit_of, worst, write_report
 from distillery.evaluation.results import Prediction
 from distillery.storage.files import replacing, sha256, write_json
 from distillery.storage.provenance import code_commit, versions
+from distillery.storage.runs import Run
 from distillery.text.bootstrap import rate_intervals
 from distillery.text.error_rates import alignment, word_errors
 from distillery.text.normalizers import (
@@ -54,8 +55,10 @@ WORD_PACKAGES = ("fugashi", "unidic_lite")
 class EvaluationArguments:
     """What evaluation decides beside the model, the data and the decoding."""
 
-    output_dir: str = flag("eval", "Folder for metrics and predictions.", "-o")
-    per_device_eval_batch_size: int = flag(16, "Windows that are decoded at once.", "-b", "--batch")
+    output_dir: str = flag("eval", "Folder for metrics and predictions.", "-o", resumable=True)
+    per_device_eval_batch_size: int = flag(
+        16, "Windows that are decoded at once.", "-b", "--batch", resumable=True
+    )
     generation_max_length: int = flag(
         225, "Most ids of the transcript of one window.", "--max_label_length"
     )

@@ -53,12 +53,15 @@ def free_bytes(folder: Path) -> int:
     return shutil.disk_usage(path).free
 
 
+def write_text(path: Path, text: str) -> None:
+    """Write UTF-8 text so that it is whole or not there."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write JSON so that it is whole or not there."""
-    with replacing(path) as temporary:
-        temporary.write_text(
-            json.dumps(value, ensure_ascii=False, indent=2, default=str) + "\n", encoding="utf-8"
-        )
+    write_text(path, json.dumps(value, ensure_ascii=False, indent=2, default=str) + "\n")
 
 
 def read_json(path: Path) -> Any:

@@ -33,7 +33,7 @@ from distillery.cli.arguments import (
     TrainDataArguments,
     TrainingArguments,
 )
-from distillery.cli.runtime import Run, StopRequest, seed_everything, stop_request
+from distillery.cli.runtime import stage_run
 from distillery.data import sources
 from distillery.data.collators import Batch, SpeechCollator
 from distillery.data.examples import StreamedRows, TrainingRows, usable_rows
@@ -41,13 +41,16 @@ from distillery.data.filters import TranscriptFilter
 from distillery.data.order import BatchPlan, Order
 from distillery.storage import checkpoints
 from distillery.storage.files import RUN_RECORD, read_json, replacing, write_json
+from distillery.storage.runs import Run
 from distillery.storage.shards import Ledger
+from distillery.storage.stops import StopRequest, stop_request
 from distillery.text.error_rates import CharacterErrorRate, WordErrorRate
 from distillery.text.labels import IGNORED, LabelRule, plain_text
 from distillery.text.normalizers import Normalizer
 from distillery.text.tokens import language_code
 from distillery.training.losses import LossWeights
 from distillery.training.optim import make_optimizer, make_schedule
+from distillery.training.seeding import seed_everything
 from distillery.training.step import Lesson, StudentStep
 from distillery.whisper import checkpoint
 from distillery.whisper.windows import Decoding, transcribe_windows
@@ -138,10 +141,10 @@ def training_run(
         data_args, args, output_args: three of those groups.
     """
     datasets = {str(spec): sources.fingerprint(spec) for spec in data_args.train_specs()}
-    return Run(
-        Path(output_args.output_dir),
+    return stage_run(
         stage,
         groups,
+        Path(output_args.output_dir),
         {**datasets, **{name: checkpoint.fingerprint(name) for name in models}},
         owned=OWNED,
         derived={GLOBAL_BATCH: batch_plan(accelerator, args).global_size},

@@ -174,7 +174,7 @@ def test_unusable_content_is_named(content, reason):
 )
 def test_missing_audio_is_named(audio, reason):
     with pytest.raises(AudioError, match=reason):
-        decode_audio(decoding, RATE)
+        decode_audio(audio, RATE)
 
 
 def test_a_folder_is_not_a_clip(tmp_path):

@@ -7,7 +7,8 @@ import pytest
 import yaml
 from launching import environment
 
-from distillery.cli.flags import flag, flags_of, parse, repeated, required, write_config
+from distillery.cli.flags import config_text, flag, flags_of, parse, repeated, required
+from distillery.storage.files import write_text
 
 
 @dataclass(frozen=True)
@@ -123,8 +124,8 @@ def test_values_are_left_as_typed():
 
 STAGE = """
 from dataclasses import dataclass
-from distillery.flags import flag, parse
-from distillery.normalizers import normalizer_for
+from distillery.cli.flags import flag, parse
+from distillery.text.normalizers import normalizer_for
 
 @dataclass(frozen=True)
 class Cake:
@@ -350,7 +351,10 @@ class Rehearsal:
 def test_a_saved_configuration_has_every_flag_and_its_explanation(tmp_path, monkeypatch):
     monkeypatch.setattr("distillery.cli.flags.code_commit", lambda: "abc")
     monkeypatch.setattr("distillery.cli.flags.versions", lambda: {"python": "3.11", "torch": "2"})
-    write_config(tmp_path / "x.yaml", "bake.py", (Cake("no", 3), Mirrors(["a"]), Rehearsal(True)))
+    write_text(
+        tmp_path / "x.yaml",
+        config_text("bake.py", (Cake("no", 3), Mirrors(["a"]), Rehearsal(True)), "x.yaml"),
+    )
     assert (
         (tmp_path / "x.yaml").read_text()
         == """\
@@ -406,7 +410,7 @@ NASTY = [
 @pytest.mark.parametrize("sugar", [1e-05, 1e22, 0.1, 3.0, None])
 def test_a_saved_configuration_gives_the_same_flags(tmp_path, text, sugar):
     wanted = Cake(text, 3, sugar, True, False), Mirrors([text, "b"])
-    write_config(tmp_path / "x.yaml", "bake.py", wanted)
+    write_text(tmp_path / "x.yaml", config_text("bake.py", wanted))
     assert parse((Cake, Mirrors), [str(tmp_path / "x.yaml")]) == wanted
     standard = yaml.safe_load((tmp_path / "x.yaml").read_text("utf-8"))  # other readers agree
     assert standard == flags_of(*wanted)

@@ -134,7 +134,7 @@ def test_recordings_are_not_all_cut(clips, tmp_path, monkeypatch):
     decoded = []
     decode = segmentation.decode_at_own_rate
     monkeypatch.setattr(
-        clips, "decode_at_own_rate", lambda *a, **k: decoded.append(a) or decode(*a, **k)
+        segmentation, "decode_at_own_rate", lambda *a, **k: decoded.append(a) or decode(*a, **k)
     )
     found = look(clips)
     assert (found.num_rows, found.is_copied, found.bad) == (None, True, [])

@@ -5,9 +5,9 @@ from accelerate import Accelerator
 from huggingface_hub.utils import filter_repo_objects
 
 from distillery.cli import hub
-from distillery.cli.arguments import RunArguments
-from distillery.cli.runtime import Run, open_run, set_up_logging
+from distillery.cli.runtime import open_run, set_up_logging
 from distillery.data import hub_layout
+from distillery.storage.runs import Run
 from distillery.whisper import checkpoint
 
 
@@ -107,7 +107,7 @@ def test_a_token_reaches_no_record_card_or_log(calls, tmp_path, monkeypatch, cap
     monkeypatch.setenv("HF_TOKEN", canary)
     monkeypatch.setenv("WANDB_API_KEY", canary)
     set_up_logging()
-    run = Run(tmp_path, "stage", [RunArguments()], {})
+    run = Run(tmp_path, "stage", {}, {})
     open_run(Accelerator(cpu=True), run, False)
     run.finish(rows=1)
     hub_layout.write_card(tmp_path / "data", {"default": ["train"]}, "Title", "Body")

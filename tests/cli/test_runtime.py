@@ -5,7 +5,7 @@ import random
 import signal
 import subprocess
 import sys
-from dataclasses import make_dataclass, replace
+from dataclasses import fields, make_dataclass, replace
 
 import numpy as np
 import pytest
@@ -16,16 +16,34 @@ from test_arguments import SCRIPTS, groups_of
 
 from distillery.cli import runtime
 from distillery.cli.arguments import RunArguments, flag
-from distillery.cli.runtime import (
-    FREE_FLAGS,
-    Run,
-    make_accelerator,
-    open_run,
-    seed_everything,
-    stop_request,
-)
+from distillery.cli.runtime import make_accelerator, open_run, stage_run
 from distillery.storage.provenance import versions
+from distillery.storage.stops import stop_request
+from distillery.training.seeding import seed_everything
 
+RESUMABLE = [
+    "cache_dir",
+    "dataloader_num_workers",
+    "dataset_cache_dir",
+    "ddp_timeout",
+    "dry_run",
+    "gradient_accumulation_steps",  # of a batch's parts, only the product counts
+    "hub_model_id",
+    "hub_public",
+    "logging_steps",
+    "max_bad_fraction",
+    "output_dir",
+    "overwrite_output_dir",
+    "per_device_eval_batch_size",
+    "per_device_train_batch_size",
+    "preprocessing_num_workers",
+    "push_to_hub",
+    "report_to",
+    "save_dir",
+    "save_steps",
+    "save_total_limit",
+    "wandb_project",
+]
 ARGUMENTS = {"seed": 1, "language": "ja", "output_dir": "x", "save_steps": 5, "joined": None}
 
 
@@ -40,14 +58,12 @@ def start(accelerator, tmp_path):
 
     def start(overwrite=False, stage="stage", inputs=None, owned=("*.parquet", "work"), **changed):
         flags = {**ARGUMENTS, **changed}
-        group = make_dataclass("Flags", [(name, object, flag(None, "?")) for name in flags])
-        run = Run(
-            tmp_path / "out",
-            stage,
-            [group(**flags)],
-            {"corpus train": "sum"} if inputs is None else inputs,
-            owned,
+        group = make_dataclass(
+            "Flags",
+            [(name, object, flag(None, "?", resumable=name in RESUMABLE)) for name in flags],
         )
+        inputs = {"corpus train": "sum"} if inputs is None else inputs
+        run = stage_run(stage, [group(**flags)], tmp_path / "out", inputs, owned=owned)
         return open_run(accelerator, run, overwrite)
 
     return start
@@ -110,12 +126,12 @@ def test_a_start_that_failed_before_any_work_does_not_hold_the_folder(start):
     start(language="jp")
     run = start()
     assert record_of(run)["arguments"] == ARGUMENTS
-    assert run.outlook() == "nothing is there of an earlier run"
+    assert run.resume_status() == "nothing is there of an earlier run"
     (run.folder / "work").touch()
     with pytest.raises(ValueError, match="another configuration"):
         start(language="jp")
     with pytest.raises(ValueError, match="another configuration"):
-        replace(run, inputs={"corpus train": "another sum"}).outlook()
+        replace(run, inputs={"corpus train": "another sum"}).resume_status()
 
 
 def test_changed_flags_are_all_named(start):
@@ -151,20 +167,20 @@ def test_overwriting_does_not_delete_another_stages_files(start, tmp_path):
     assert (tmp_path / "out" / "labels.parquet").exists()
 
 
-@pytest.mark.parametrize("name", sorted(FREE_FLAGS))
+@pytest.mark.parametrize("name", RESUMABLE)
 def test_flags_that_do_not_change_the_result_may_change(start, name):
     start(**{name: "before"})
     start(**{name: "after"})
 
 
-def test_free_flags_exist():
-    flags = {
-        name
-        for script in SCRIPTS
-        for group in groups_of(script)
-        for name in group.__dataclass_fields__
-    }
-    assert flags >= FREE_FLAGS
+def test_a_flag_is_resumable_in_every_stage_or_in_none():
+    kinds = {}
+    for script in SCRIPTS:
+        for group in groups_of(script):
+            for each in fields(group):
+                kinds.setdefault(each.name, set()).add(each.metadata.get("resumable", False))
+    assert not [name for name, found in kinds.items() if len(found) > 1]
+    assert sorted(name for name, found in kinds.items() if True in found) == RESUMABLE
 
 
 def test_overwriting_deletes_what_the_stage_owns_and_nothing_else(start, tmp_path):

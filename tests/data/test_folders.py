@@ -10,7 +10,7 @@ from datasets import Dataset, IterableDataset
 
 from distillery.audio.decoding import decode_audio
 from distillery.data import folders, hub_layout, sources
-from distillery.data.specs import DatasetSpec
+from distillery.data.specs import DatasetSpec, broadcast_specs
 
 PLAIN = {
     "a.wav": b"sound a",
@@ -167,7 +167,7 @@ def test_the_only_table_is_taken(tmp_path):
 
 def test_several_sources_are_joined(tmp_path):
     names = [str(source(tmp_path, kind, PLAIN)) for kind in KINDS]
-    specs = sources.broadcast_specs({"name": names}, streaming=True)
+    specs = broadcast_specs({"name": names}, streaming=True)
     assert [row["id"] for spec in specs for row in sources.load(spec)] == ["a", "deep/b"] * 3
 
 

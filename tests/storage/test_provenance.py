@@ -18,8 +18,8 @@ def git(folder, *words):
 
 
 def test_the_commit_of_the_code(tmp_path, monkeypatch):
-    package = tmp_path / "distillery"
-    package.mkdir()
+    package = tmp_path / "distillery" / "storage"
+    package.mkdir(parents=True)
     (package / "provenance.py").write_text("1")
     monkeypatch.setattr(provenance, "__file__", str(package / "provenance.py"))
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))

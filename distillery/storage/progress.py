@@ -1,0 +1,31 @@
+"""Progress of long work: a bar in a terminal, a line now and then in a log."""
+
+import logging
+import sys
+from typing import Any
+
+from tqdm.auto import tqdm
+
+logger = logging.getLogger(__name__)
+
+LINE_EVERY_S = 30.0  # where the output is no terminal
+
+
+class ProgressBar(tqdm):  # type: ignore[misc,type-arg]  # tqdm ships no types
+    """tqdm's bar; where standard error is no terminal, a line every `LINE_EVERY_S` seconds.
+
+    A bar that is drawn again and again would leave one line per update in a log file.
+    """
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        self._is_drawn = sys.stderr.isatty()
+        if not self._is_drawn:
+            options.update(mininterval=LINE_EVERY_S, maxinterval=LINE_EVERY_S)
+        super().__init__(*args, **options)
+
+    def display(self, msg: str | None = None, pos: int | None = None) -> None:
+        """Draw the bar, or log it as a line."""
+        if self._is_drawn:
+            super().display(msg, pos)
+        elif self.n > self.initial:  # a line about nothing says nothing
+            logger.info("%s", self)

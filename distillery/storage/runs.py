@@ -1,0 +1,129 @@
+"""A run of a stage in its output folder, and the record that it leaves there."""
+
+import time
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from distillery.storage.files import RUN_RECORD, read_json, write_json, write_text
+from distillery.storage.provenance import code_commit, versions
+
+CONFIG = "config.yaml"  # what a stage leaves beside its output, to be run again
+STARTED, COMPLETE = "started", "complete"
+OTHER_FOLDER = "name another folder, or start over with --overwrite_output_dir"
+
+
+@dataclass
+class Run:
+    """One run of a stage in its output folder, and the record that it leaves there.
+
+    Attributes:
+        folder: the output folder.
+        stage: name of the stage's script, without `.py`.
+        arguments: all flags by name, and what is derived from them.
+        inputs: fingerprints of what is read, by name.
+        owned: patterns of the names that this stage writes in the folder, beside its record; only
+            these are ever deleted.
+        may_change: names of arguments that say how a run is made, not what comes out of it: they
+            may differ between a killed run and the one that goes on with it.
+        config: the text of a configuration file that repeats the run.
+        remedy: what to do where the folder holds another run.
+    """
+
+    folder: Path
+    stage: str
+    arguments: Mapping[str, Any]
+    inputs: Mapping[str, str | None]
+    owned: Sequence[str] = ()
+    may_change: Collection[str] = frozenset()
+    config: str = ""
+    remedy: str = OTHER_FOLDER
+    is_complete: bool = False
+    started: float = field(default_factory=time.time)
+
+    @property
+    def record_path(self) -> Path:
+        """Where the record is kept."""
+        return self.folder / RUN_RECORD
+
+    def write(self, status: str, **results: Any) -> None:
+        """Write the record, with a stage's counts and figures."""
+        record = {
+            "stage": self.stage,
+            "status": status,
+            "arguments": self.arguments,
+            "inputs": self.inputs,
+            "versions": versions(),
+            "commit": code_commit(),
+            "seconds": round(time.time() - self.started, 2),
+            **results,
+        }
+        write_json(self.record_path, record)
+
+    def write_config(self) -> None:
+        """Leave the flags as a file that the stage takes in their place."""
+        write_text(self.folder / CONFIG, self.config)
+
+    def finish(self, **results: Any) -> None:
+        """Write the record of a run that did all it had to."""
+        self.write(COMPLETE, **results)
+
+    def was_completed(self) -> bool:
+        """Tell whether the folder holds this run and nothing is left to do."""
+        return self.record_path.exists() and read_json(self.record_path)["status"] == COMPLETE
+
+    def has_work(self) -> bool:
+        """Tell whether an earlier run was completed, or left more in the folder than its record."""
+        left = (path for pattern in self.owned for path in self.folder.glob(pattern))
+        return self.record_path.exists() and (self.was_completed() or any(left))
+
+    def resume_status(self, done: str = "") -> str:
+        """Say how the run would begin, writing nothing.
+
+        Args:
+            done: what of it is done already, for a run that would go on.
+
+        Raises:
+            ValueError: it would be refused, as by `open_run`.
+        """
+        if self.record_path.exists():
+            self.refuse_other_stage()
+        if not self.has_work():
+            return "nothing is there of an earlier run"
+        if self.arguments.get("overwrite_output_dir"):
+            return "--overwrite_output_dir would throw away the run that is there"
+        self.refuse_other_configuration()
+        if self.was_completed():
+            return "complete: nothing to do"
+        return f"goes on with the run that is there: {done}"
+
+    def refuse_other_stage(self) -> None:
+        """Raise ValueError if the folder holds a run of another stage."""
+        stage = read_json(self.record_path)["stage"]
+        if stage != self.stage:
+            raise ValueError(
+                f"--output_dir {self.folder} holds a run of {stage}; name another folder"
+            )
+
+    def refuse_other_configuration(self) -> None:
+        """Raise ValueError if the folder holds a run of another stage, or with other flags."""
+        self.refuse_other_stage()
+        record = read_json(self.record_path)
+        before, now = record["arguments"], self.arguments
+        changed = [
+            f"--{name}: {before.get(name)!r} then, {now.get(name)!r} now"
+            for name in sorted({*before, *now}.difference(self.may_change))
+            if before.get(name) != now.get(name)
+        ]
+        changed += [
+            f"{name}: its content has changed"
+            for name, fingerprint in self.inputs.items()
+            if record["inputs"].get(name, fingerprint) != fingerprint
+        ]
+        if changed:
+            listed = "\n  ".join(changed)
+            raise ValueError(
+                f"--output_dir {self.folder} holds a run of another configuration:\n  {listed}\n"
+                f"{self.remedy}"
+            )
