@@ -176,7 +176,7 @@ def start_trackers(accelerator: Accelerator, run: Run, project: str | None) -> N
 def log_start(
     run: Run, accelerator: Accelerator, model: str | None, dtype: str | None, rows: str
 ) -> None:
-    """Log what a stage is about to do: with which model, where, on what, and what leaves the machine.
+    """Log what a stage is about to do: with which model, on what, and what leaves the machine.
 
     Args:
         run: says where to, and by its flags whether anything is uploaded.
