@@ -25,6 +25,7 @@ from distillery.cli.runtime import publish, set_up_logging, stage_run
 from distillery.storage.checkpoints import sealed_folder
 from distillery.storage.runs import Run
 from distillery.whisper import checkpoint
+from distillery.whisper.compute import DTYPES
 from distillery.whisper.student import make_student, spaced_layers
 
 logger = logging.getLogger(__name__)
@@ -38,7 +39,7 @@ class StudentArguments:
     save_dir: str = required("Folder to write to.", "-o", "--output_dir", resumable=True)
     encoder_layers: int | None = flag(None, "Encoder layers of the student; default: all.")
     decoder_layers: int = flag(2, "Decoder layers of the student.")
-    dtype: str = flag("float32", f"Number type of its weights: {', '.join(checkpoint.DTYPES)}.")
+    dtype: str = flag("float32", f"Number type of its weights: {', '.join(DTYPES)}.")
     cache_dir: str | None = flag(None, "Folder for files fetched from the Hub.", resumable=True)
     push_to_hub: bool = flag(
         False, "Upload the student to the Hub, as a private repository.", resumable=True
@@ -54,7 +55,7 @@ class StudentArguments:
         return [
             *at_least(self, "encoder_layers", 1),
             *at_least(self, "decoder_layers", 1),
-            *one_of(self, "dtype", checkpoint.DTYPES),
+            *one_of(self, "dtype", DTYPES),
         ]
 
 

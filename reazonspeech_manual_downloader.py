@@ -31,7 +31,8 @@ from urllib.parse import urlsplit
 from tqdm import tqdm
 
 # Not from `distillery.cli.arguments`, which needs torch: that takes seconds to import.
-from distillery.cli.flags import at_least, config_text, flag, one_of, parse, repeated, within
+from distillery.cli.config_files import config_text
+from distillery.cli.flags import at_least, flag, one_of, parse, repeated, within
 from distillery.data import reazonspeech
 from distillery.data.downloads import (
     Download,

@@ -31,9 +31,9 @@ def text_of(document: str) -> str:
 
 def spellings(script: str) -> set[str]:
     """Return every way to spell a flag of a stage."""
-    from distillery.cli.flags import _StageParser
+    from distillery.cli.parser import StageParser
 
-    parser = _StageParser(load_script(script).GROUPS, None)
+    parser = StageParser(load_script(script).GROUPS, None)
     return {spelling for action in parser._actions for spelling in action.option_strings}
 
 

@@ -24,7 +24,7 @@ from distillery.data import schema
 from distillery.data.schema import REFERENCE_NAMES
 from distillery.data.specs import CUES, MODES, DatasetSpec, broadcast_specs
 from distillery.text.tokens import TASKS, language_code
-from distillery.whisper.checkpoint import ATTENTIONS, DTYPES
+from distillery.whisper.compute import ATTENTIONS, DTYPES
 from distillery.whisper.pipelines.punctuation import DEFAULT_MODEL, RULES
 
 __all__ = [

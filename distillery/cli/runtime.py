@@ -15,7 +15,8 @@ from accelerate.utils import InitProcessGroupKwargs
 
 from distillery.cli import hub
 from distillery.cli.arguments import ModelArguments, RunArguments, flags_of, plus_list
-from distillery.cli.flags import config_text, resumable_flags
+from distillery.cli.config_files import config_text
+from distillery.cli.flags import resumable_flags
 from distillery.storage.files import RUN_RECORD
 from distillery.storage.runs import CONFIG, OTHER_FOLDER, STARTED, Run
 from distillery.training.seeding import seed_everything

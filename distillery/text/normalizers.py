@@ -3,17 +3,15 @@
 An error rate means nothing without the normaliser that it was computed under, so each one carries
 an `id`. The rules are Whisper's own (Radford et al. 2022, appendix C), with two additions: spaces
 go where the script is written without them, and combining marks stay where they spell the word.
+Transformers has the rules; it is imported where a normaliser is built, so that flags can name the
+variants at once.
 """
 
 import re
 import unicodedata
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-
-from transformers.models.whisper.english_normalizer import (
-    BasicTextNormalizer,
-    EnglishTextNormalizer,
-)
+from typing import Any, cast
 
 from distillery.text.tokens import language_code
 
@@ -74,14 +72,6 @@ def _apply(steps: tuple[Callable[[str], str], ...], text: str) -> str:
     return text.strip()
 
 
-class _MarkKeepingTextNormalizer(BasicTextNormalizer):  # type: ignore[misc]
-    """Whisper's basic rules, except that the combining marks of letters stay."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.clean = _remove_symbols_keep_marks
-
-
 def normalizer_for(
     language: str | None,
     *,
@@ -111,9 +101,9 @@ def normalizer_for(
         return _english_normalizer(english_spelling or {})
     by_language = variant == "auto" and (code is None or code in MARKED_LANGUAGES)
     if variant == "marks" or by_language:
-        plain = Normalizer("marks-kept", (_MarkKeepingTextNormalizer(),))
+        plain = Normalizer("marks-kept", (_basic_rules(keep_marks=True),))
     else:
-        plain = Normalizer("whisper-basic", (BasicTextNormalizer(),))
+        plain = Normalizer("whisper-basic", (_basic_rules(),))
     if code in UNSPACED_LANGUAGES:
         return Normalizer(
             f"{plain.id}+no-spaces", (*plain.steps, _remove_spaces), (_remove_spaces,)
@@ -144,7 +134,19 @@ def japanese_words() -> Callable[[str], str]:
     return lambda text: str(tagger.parse(text)).strip()
 
 
+def _basic_rules(keep_marks: bool = False) -> Callable[[str], str]:
+    """Return Whisper's basic rules; on request those that leave the marks of letters in place."""
+    from transformers.models.whisper.english_normalizer import BasicTextNormalizer
+
+    rules: Any = BasicTextNormalizer()  # type: ignore[no-untyped-call]
+    if keep_marks:
+        rules.clean = _remove_symbols_keep_marks
+    return cast(Callable[[str], str], rules)
+
+
 def _english_normalizer(spelling: Mapping[str, str]) -> Normalizer:
+    from transformers.models.whisper.english_normalizer import EnglishTextNormalizer
+
     name = "whisper-english" if spelling else "whisper-english+no-spelling-map"
     rules = EnglishTextNormalizer(dict(spelling))  # type: ignore[no-untyped-call]
     return Normalizer(name, (rules,))

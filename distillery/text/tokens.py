@@ -1,14 +1,13 @@
 """Whisper's special tokens, looked up by string and never by position.
 
 Positions differ between releases (`<|yue|>` moves everything behind it by one in large-v3), and a
-small model may carry a vocabulary of its own. The strings are the same everywhere.
+small model may carry a vocabulary of its own. The strings are the same everywhere. Transformers'
+table of languages is imported where it is looked up, so that flags can name tasks at once.
 """
 
 import re
 from dataclasses import dataclass
 from typing import Protocol
-
-from transformers.models.whisper.tokenization_whisper import LANGUAGES, TO_LANGUAGE_CODE
 
 TRANSCRIBE = "transcribe"
 TRANSLATE = "translate"
@@ -61,6 +60,8 @@ class SpecialTokens:
         Raises:
             ValueError: if the tokenizer lacks one of Whisper's tokens.
         """
+        from transformers.models.whisper.tokenization_whisper import LANGUAGES
+
         unknown = tokenizer.convert_tokens_to_ids("<|this token does not exist|>")
 
         def find(token: str) -> int | None:
@@ -146,6 +147,8 @@ def language_code(language: str) -> str:
     Raises:
         ValueError: if Whisper has no such language.
     """
+    from transformers.models.whisper.tokenization_whisper import LANGUAGES, TO_LANGUAGE_CODE
+
     name = language.lower()
     if name in LANGUAGES:
         return name

@@ -18,19 +18,7 @@ from transformers import (
 from distillery.audio.log_mel import LogMel
 from distillery.text.normalizers import Normalizer, normalizer_for
 from distillery.text.tokens import TRANSCRIBE, SpecialTokens
-
-DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-
-# Transformers' names, and the names that distil-whisper's commands use for the same things.
-ATTENTIONS = {
-    "eager": "eager",
-    "sdpa": "sdpa",
-    "flash_attn": "sdpa",
-    "flash_attn_2": "flash_attention_2",
-    "flash_attention_2": "flash_attention_2",
-    "flash_attention_3": "flash_attention_3",
-    "flex_attention": "flex_attention",
-}
+from distillery.whisper.compute import ATTENTIONS
 
 
 @dataclass(frozen=True)
@@ -102,8 +90,8 @@ def load(
 
     Args:
         name_or_path: a folder or a Hub id.
-        dtype: of the weights; a key of `DTYPES`.
-        attention: a key of `ATTENTIONS`.
+        dtype: of the weights; one of `compute.DTYPES`.
+        attention: a key of `compute.ATTENTIONS`.
         revision: branch, tag or commit on the Hub.
         cache_dir: where the Hub's files are kept.
 
@@ -115,7 +103,7 @@ def load(
     model, loading = WhisperForConditionalGeneration.from_pretrained(
         name_or_path,
         output_loading_info=True,
-        dtype=DTYPES[dtype],
+        dtype=getattr(torch, dtype),
         attn_implementation=ATTENTIONS[attention],
         use_safetensors=True,
         revision=revision or "main",
@@ -148,7 +136,7 @@ def load_outline(
     source = {"revision": revision or "main", "cache_dir": cache_dir}
     config = WhisperConfig.from_pretrained(name_or_path, **source)
     with torch.device("meta"):
-        model = WhisperForConditionalGeneration(config).to(DTYPES[dtype])
+        model = WhisperForConditionalGeneration(config).to(getattr(torch, dtype))
     model.generation_config = _generation_config(name_or_path, source)
     return Whisper(**vars(processor), model=model)
 

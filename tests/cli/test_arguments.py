@@ -16,7 +16,7 @@ from distillery.cli.arguments import (
     parse,
     plus_list,
 )
-from distillery.cli.flags import _StageParser
+from distillery.cli.parser import StageParser
 from distillery.data.specs import DatasetSpec
 from distillery.whisper.pipelines.punctuation import DEFAULT_MODEL
 
@@ -39,7 +39,7 @@ def groups_of(path):
 
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_every_long_flag_and_alias_takes_hyphens_and_underscores(script):
-    parser = _StageParser(groups_of(script), None)
+    parser = StageParser(groups_of(script), None)
     spellings = parser._option_string_actions
     long = {spelling[2:]: action for spelling, action in spellings.items() if spelling[1] == "-"}
     assert long

@@ -12,8 +12,6 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-from transformers.utils import cached_file
-
 # From the texts of a recording's chunks, in order, to the same texts with marks.
 Punctuator = Callable[[Sequence[str]], list[str]]
 
@@ -71,6 +69,8 @@ def load_punctuator(name: bool | str) -> Punctuator:
 
 def _model_folder(name: str) -> Path:
     """Return the folder of a model's files, fetched if need be."""
+    from transformers.utils import cached_file  # here, so that flags can name the models at once
+
     for file in MODEL_FILES:
         try:
             path = cached_file(name, file)
