@@ -12,10 +12,10 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import torch
+from command_lines import parsed
 from datasets import load_dataset
 from tiny import load_script, tiny_model_folder
 
-from distillery.cli.arguments import parse
 from distillery.whisper import checkpoint
 
 
@@ -53,9 +53,7 @@ def english_only(folder: Path) -> Path:
 
 def run(script: str, *args: object) -> None:
     """Run a stage to its end in this process."""
-    stage = load_script(script)
-    groups = getattr(stage, "GROUPS", None) or (stage.StudentArguments,)
-    stage.main(*parse(groups, [str(arg) for arg in args]))
+    load_script(script).main(*parsed(script, [str(arg) for arg in args]))
 
 
 def run_and_die(script: str, target: str, call: str, *args: str) -> None:

@@ -1,23 +1,12 @@
 """What the documents promise is there: scripts, files, flags."""
 
 import re
-import shlex
 from pathlib import Path
 
 import pytest
-from tiny import REPOSITORY, load_script
+from command_lines import SCRIPTS, commands_in, groups_of, text_of
+from tiny import REPOSITORY
 
-STAGES = [
-    "reazonspeech_manual_downloader.py",
-    "create_student_model.py",
-    "run_data_filtering.py",
-    "run_distillation.py",
-    "run_finetuning.py",
-    "run_long_form_eval.py",
-    "run_pseudo_labelling.py",
-    "run_short_form_eval.py",
-    "run_speed_eval.py",
-]
 DOCUMENTS = [
     "README.md",
     "CONTRIBUTING.md",
@@ -25,27 +14,13 @@ DOCUMENTS = [
 ]
 
 
-def text_of(document: str) -> str:
-    return (REPOSITORY / document).read_text("utf-8")
-
-
 def spellings(script: str) -> set[str]:
     """Return every way to spell a flag of a stage."""
     from distillery.cli.parser import StageParser
 
-    parser = StageParser(load_script(script).GROUPS, None)
-    return {spelling for action in parser._actions for spelling in action.option_strings}
-
-
-def commands_in(text: str) -> list[tuple[str, list[str]]]:
-    """Return the stage commands in a text: the script, and its words."""
-    joined = text.replace("\\\n", " ")
-    found = []
-    for line in joined.splitlines():
-        match = re.search(r"(?:python|accelerate launch|launch)\s+(\w+\.py)\b(.*)", line)
-        if match and match[1] in STAGES:
-            found.append((match[1], shlex.split(match[2].split("`")[0], comments=True)))
-    return found
+    parser = StageParser(groups_of(script), None)
+    declared = {spelling for action in parser._actions for spelling in action.option_strings}
+    return declared | {"--" + spelling[2:].replace("_", "-") for spelling in declared}
 
 
 ALL_COMMANDS = [
@@ -56,7 +31,7 @@ ALL_COMMANDS = [
 
 
 def test_the_documents_have_commands_of_every_stage():
-    assert {parameters.values[0] for parameters in ALL_COMMANDS} >= {*STAGES}
+    assert {parameters.values[0] for parameters in ALL_COMMANDS} >= {*SCRIPTS}
 
 
 @pytest.mark.parametrize(("script", "words"), ALL_COMMANDS)
@@ -77,7 +52,7 @@ def test_every_script_and_file_that_is_named_exists(document):
 def test_every_flag_that_the_readme_explains_exists():
     found = re.findall(r"`(--[a-z_-]+)", text_of("README.md"))
     explained = {flag.replace("_", "-") for flag in found}
-    everything = set().union(*(spellings(script) for script in STAGES))
+    everything = set().union(*(spellings(script) for script in SCRIPTS))
     assert explained
     assert explained <= everything
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 import tiny
-from test_arguments import SCRIPTS, groups_of
+from command_lines import SCRIPTS, parsed
 
-from distillery.cli.arguments import flags_of, parse
+from distillery.cli.flags import flags_of
 
 KOTOBA = {
     "run_pseudo_labelling.py": """
@@ -138,7 +138,7 @@ def pairs_of(words):
 
 @pytest.mark.parametrize(("script", "words"), COMMANDS)
 def test_every_flag_means_what_it_says(script, words):
-    flags = flags_of(*parse(groups_of(script), words))
+    flags = flags_of(*parsed(script, words))
     for typed, wanted in pairs_of(words):
         name = ALIASES.get(typed, typed.removeprefix("--"))
         found = flags[name]
@@ -150,7 +150,7 @@ def test_every_flag_means_what_it_says(script, words):
 
 def test_joined_datasets_are_what_the_command_meant():
     words = DISTIL_WHISPER["run_distillation.py"].split()
-    train_data = parse(groups_of("run_distillation.py"), words)[2]
+    train_data = parsed("run_distillation.py", words)[2]
     found = [(str(s), s.text_column, s.samples) for s in train_data.train_specs()]
     assert found == [
         ("../cv_13_0_hi_pseudo_labelled hi train", "sentence", 10.0),
@@ -159,7 +159,7 @@ def test_joined_datasets_are_what_the_command_meant():
     (evaluated,) = train_data.eval_specs()
     assert str(evaluated) == "../cv_13_0_hi_pseudo_labelled hi test"
     words = DISTIL_WHISPER["run_pseudo_labelling.py"].split()
-    labelled = parse(groups_of("run_pseudo_labelling.py"), words)[1]
+    labelled = parsed("run_pseudo_labelling.py", words)[1]
     assert [spec.split for spec in labelled.specs()] == ["train", "validation", "test"]
 
 
@@ -167,8 +167,8 @@ def test_a_configuration_file_does_for_a_whole_command(tmp_path):
     words = KOTOBA["create_student_model.py"].split()
     text = "".join(f"{name.removeprefix('--')}: {value}\n" for name, value in pairs_of(words))
     (tmp_path / "create_student_model.yaml").write_text(text)
-    groups = groups_of("create_student_model.py")
-    assert parse(groups, [str(tmp_path / "create_student_model.yaml")]) == parse(groups, words)
+    file = str(tmp_path / "create_student_model.yaml")
+    assert parsed("create_student_model.py", [file]) == parsed("create_student_model.py", words)
 
 
 EXAMPLES = sorted((tiny.REPOSITORY / "scripts" / "configs").glob("*.yaml"))
@@ -181,13 +181,13 @@ def test_every_stage_has_an_example_configuration():
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
 def test_an_example_configuration_fits_its_stage(path):
     script = f"{path.stem}.py"
-    parse(groups_of(script), [str(path)])
+    parsed(script, [str(path)])
     assert f"{script} {path.relative_to(tiny.REPOSITORY)}\n" in path.read_text("utf-8")
 
 
 def test_an_example_may_join_datasets_over_several_lines():
     (path,) = (path for path in EXAMPLES if path.stem == "run_short_form_eval")
-    names = [s.name for s in parse(groups_of(f"{path.stem}.py"), [str(path)])[1].specs()]
+    names = [s.name for s in parsed(f"{path.stem}.py", [str(path)])[1].specs()]
     sets = "common_voice_8_0", "jsut_basic5000", "reazonspeech_test"
     assert names == [f"japanese-asr/ja_asr.{name}" for name in sets]
 
@@ -206,7 +206,7 @@ OWN_CHOICES = {
 @pytest.mark.parametrize("script", KOTOBA_CONFIGS)
 def test_an_example_has_the_published_settings(script):
     path = tiny.REPOSITORY / "scripts" / "configs" / Path(script).with_suffix(".yaml")
-    example = flags_of(*parse(groups_of(script), [str(path)]))
-    published = flags_of(*parse(groups_of(script), KOTOBA[script].split()))
+    example = flags_of(*parsed(script, [str(path)]))
+    published = flags_of(*parsed(script, KOTOBA[script].split()))
     differ = {name for name in example if example[name] != published[name]}
     assert differ <= OWN_CHOICES

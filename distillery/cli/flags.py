@@ -10,7 +10,7 @@ the names that are. In a flag's name, `-` and `_` are the same.
 import os
 import sys
 import traceback
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, field, fields
 from pathlib import Path
 from types import TracebackType
@@ -95,7 +95,10 @@ def plus_list(value: str | None) -> list[str]:
 
 
 def parse(
-    groups: Sequence[type], argv: Sequence[str] | None = None, description: str | None = None
+    groups: Sequence[type],
+    argv: Sequence[str] | None = None,
+    description: str | None = None,
+    check: Callable[..., list[str]] | None = None,
 ) -> tuple[Any, ...]:
     """Parse a command line into one instance of each group, or say all that is wrong and exit.
 
@@ -106,27 +109,29 @@ def parse(
         groups: dataclasses; their fields are the flags.
         argv: the arguments; default: those of this program, whose errors are then shown to users.
         description: shown by `--help`; a stage passes its docstring.
+        check: rules across groups: takes the instances of all groups and returns what is wrong.
     """
     if argv is None:
         sys.excepthook = _show_error
+        argv = sys.argv[1:]
     parser = StageParser(groups, description)
-    words = [parser.known_spelling(word) for word in (sys.argv[1:] if argv is None else argv)]
-    parser.take_file(words)
-    namespace, unknown = parser.parse_known_args(words)
-    values = vars(namespace)
-    parser.note_unknown([word for word in unknown if word.startswith("-")] or unknown)
+    namespace = parser.collect(argv)
     required_now = parser.usually_required
     for group in groups:
         if hasattr(group, "required_flags"):
             required_now = group.required_flags(namespace, required_now)
-    parser.note_missing(values, required_now)
-    for group in groups:
-        # The checks only read attributes, so they run before there is an instance of the group,
-        # and a wrong value is reported together with an unknown flag.
-        parser.faults += group.problems(namespace) if hasattr(group, "problems") else []
+    parser.note_missing(namespace, required_now)
+    # What did not parse has its default here, and what is missing is None: so all that is wrong
+    # with the other values is reported too.
+    parsed = tuple(
+        group(**{each.name: getattr(namespace, each.name) for each in fields(group)})
+        for group in groups
+    )
+    for built in parsed:
+        parser.faults += built.problems() if hasattr(built, "problems") else []
+    parser.faults += check(*parsed) if check else []
     parser.note_bad_target(namespace.save_config)
     parser.exit_on_faults()
-    parsed = tuple(g(**{f.name: values[f.name] for f in fields(g)}) for g in groups)
     # Of the processes of a launch, which all parse the same words, the first one writes.
     if namespace.save_config and os.environ.get("RANK", "0") == "0":
         path = Path(namespace.save_config)

@@ -80,12 +80,24 @@ class StageParser(ArgumentParser):
                     help=f"The same as --{each.name} False.",
                 )
 
+    def collect(self, argv: Sequence[str]) -> Namespace:
+        """Return the value of every flag; of one that did not parse, its default.
+
+        Args:
+            argv: flags and values, and the name of a configuration file or none.
+        """
+        words = [self.known_spelling(word) for word in argv]
+        self._take_file(words)
+        namespace, unknown = self.parse_known_args(words)
+        self._note_unknown([word for word in unknown if word.startswith("-")] or unknown)
+        return namespace
+
     def known_spelling(self, word: str) -> str:
         """Return a flag as it is declared, whichever of `-` and `_` it is typed with."""
         name, equals, value = word.partition("=")
         return self._spellings.get(name.replace("_", "-"), name) + equals + value
 
-    def take_file(self, words: list[str]) -> None:
+    def _take_file(self, words: list[str]) -> None:
         """Take a configuration file out of a command line, and defaults out of the file."""
         for index, word in enumerate(words):
             is_value = index > 0 and self._wants_value(words[index - 1])
@@ -129,17 +141,17 @@ class StageParser(ArgumentParser):
                 return
             action.default = converted if action.nargs == "+" else converted[0]
 
-    def note_unknown(self, words: Sequence[str]) -> None:
+    def _note_unknown(self, words: Sequence[str]) -> None:
         """Report flags that no group has."""
         for word in words:
             name = word.split("=")[0]
             nearest = _nearest(name, self._option_string_actions)
             self.faults.append(f"unknown flag {name}{nearest}")
 
-    def note_missing(self, values: dict[str, Any], required_now: Collection[str]) -> None:
+    def note_missing(self, values: Namespace, required_now: Collection[str]) -> None:
         """Report required flags that neither the command line nor the file gave."""
         for name in self._by_name:
-            if name in required_now and values.get(name) is None:
+            if name in required_now and getattr(values, name) is None:
                 self.faults.append(f"--{name} is required")
 
     def note_bad_target(self, path: str | None) -> None:

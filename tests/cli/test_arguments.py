@@ -2,7 +2,7 @@ from dataclasses import fields
 
 import pytest
 import tiny
-from test_flags import complaints
+from command_lines import SCRIPTS, complaints, groups_of
 
 from distillery.cli.arguments import (
     DataArguments,
@@ -19,22 +19,6 @@ from distillery.cli.arguments import (
 from distillery.cli.parser import StageParser
 from distillery.data.specs import DatasetSpec
 from distillery.whisper.pipelines.punctuation import DEFAULT_MODEL
-
-SCRIPTS = (
-    "run_pseudo_labelling.py",
-    "run_data_filtering.py",
-    "create_student_model.py",
-    "run_distillation.py",
-    "run_finetuning.py",
-    "run_short_form_eval.py",
-    "run_speed_eval.py",
-    "run_long_form_eval.py",
-    "reazonspeech_manual_downloader.py",
-)
-
-
-def groups_of(path):
-    return tiny.load_script(path).GROUPS
 
 
 @pytest.mark.parametrize("script", SCRIPTS)

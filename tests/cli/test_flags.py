@@ -3,6 +3,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 
+import command_lines
 import pytest
 import yaml
 from launching import environment
@@ -40,16 +41,8 @@ def cake(*words):
     return parse((Cake,), words)[0]
 
 
-def complaints(capsys, *words, groups=(Cake, Oven)):
-    """Return the lines below the first that a wrong command line prints."""
-    with pytest.raises(SystemExit) as stopped:
-        parse(groups, words)
-    assert stopped.value.code == 2
-    out, err = capsys.readouterr()
-    assert out == ""
-    first, *lines = err.splitlines()
-    assert first.endswith("wrong arguments (--help explains them all):")
-    return [line.strip() for line in lines]
+def complaints(capsys, *words, groups=(Cake, Oven), check=None):
+    return command_lines.complaints(capsys, *words, groups=groups, check=check)
 
 
 def test_defaults_and_values():

@@ -12,7 +12,7 @@ import pytest
 import tiny
 import torch
 from accelerate import Accelerator
-from test_arguments import SCRIPTS, groups_of
+from command_lines import SCRIPTS, groups_of
 
 from distillery.cli import runtime
 from distillery.cli.arguments import RunArguments, flag

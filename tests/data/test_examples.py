@@ -5,7 +5,7 @@ from itertools import islice
 import pytest
 import tiny
 from datasets import Dataset
-from test_sources import hub_folder
+from hub_clips import hub_folder
 
 from distillery.data import examples, schema
 from distillery.data.examples import StreamedRows, TrainingRows, labels_of, usable_rows

@@ -5,11 +5,11 @@ import json
 
 import pytest
 import soundfile
+from command_lines import commands_in, text_of
 from corpora import pack, spread
 from datasets import Dataset, DatasetDict
 from loopback import clip_name, flac, tar
 from stage_runs import record, run, split_rows, talkative_model_folder
-from test_readme import commands_in, text_of
 from tiny import REPOSITORY, load_script
 
 from distillery.cli.arguments import parse

@@ -5,8 +5,8 @@ import sys
 import numpy as np
 import pytest
 from launching import environment
+from pipeline_parts import GENERATION, sound
 from stage_runs import record, run, snapshot, talkative_model_folder
-from test_pipelines import GENERATION, sound
 from tiny import tiny_punctuator_folder
 from transformers import pipeline
 

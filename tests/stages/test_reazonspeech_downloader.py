@@ -12,10 +12,10 @@ import time
 from pathlib import Path
 
 import pytest
+from command_lines import groups_of
 from loopback import HTML, FaultServer, clip_name, corpus, flac, tar
 from stage_runs import run as run_stage
 from stage_runs import split_rows, talkative_model_folder
-from test_arguments import groups_of
 from tiny import REPOSITORY, load_script
 
 from distillery.cli.arguments import DataArguments, TrainDataArguments, parse

@@ -4,8 +4,8 @@ import sys
 
 import numpy as np
 import pytest
+from pipeline_parts import GENERATION, Parrot, sound
 from stage_runs import talkative_model_folder
-from test_punctuation import Parrot
 from tiny import REPOSITORY, SAMPLE_RATE
 from transformers.dynamic_module_utils import get_imports
 
@@ -15,20 +15,6 @@ from distillery.whisper.pipelines import recognition
 from distillery.whisper.pipelines.punctuation import ModelPunctuator, punctuate_by_rules
 from distillery.whisper.pipelines.recognition import RecognitionPipeline, finish
 from distillery.whisper.pipelines.silence import fit_to_silence
-
-GENERATION = {"language": "ja", "task": "transcribe", "max_new_tokens": 24}
-
-
-def sound(*parts):
-    """Return a recording of silence (negative) and noisy tones (positive), each so many seconds."""
-    rng = np.random.default_rng(0)
-    pieces = []
-    for seconds in parts:
-        n = round(abs(seconds) * SAMPLE_RATE)
-        tone = 0.3 * np.sin(2 * np.pi * 440 * np.arange(n) / SAMPLE_RATE)
-        noise = 0.02 * rng.standard_normal(n)
-        pieces.append(np.where(seconds > 0, tone + noise, 0))
-    return np.concatenate(pieces).astype(np.float32)
 
 
 def chunk(start, end, text):

@@ -1,7 +1,7 @@
 import pytest
 import torch
+from pipeline_parts import sound
 from stage_runs import talkative_model_folder
-from test_pipelines import sound
 
 from distillery.text.labels import plain_text
 from distillery.whisper import checkpoint

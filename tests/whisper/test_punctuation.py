@@ -1,6 +1,7 @@
 import sys
 
 import pytest
+from pipeline_parts import Parrot
 from tiny import SHARED, tiny_punctuator_folder
 
 from distillery.evaluation import results
@@ -14,18 +15,6 @@ from distillery.whisper.pipelines.punctuation import (
 )
 
 PUBLISHED = SHARED / "data" / "kotoba_predictions"
-
-
-class Parrot:
-    """Stands in for a model: answers with what it was told, and notes what it was asked."""
-
-    def __init__(self, *sentences):
-        self.sentences = sentences
-        self.asked = []
-
-    def infer(self, texts):
-        self.asked += texts
-        return [list(self.sentences)]
 
 
 def punctuate(texts, *sentences):
