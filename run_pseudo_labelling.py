@@ -53,8 +53,9 @@ from distillery.data import column_types, hub_layout, schema, sources
 from distillery.data.collators import PROBLEM, WindowCollator, Windows
 from distillery.data.specs import DatasetSpec
 from distillery.storage.files import remove_leftovers, replacing
+from distillery.storage.ledger import Ledger
 from distillery.storage.runs import Run
-from distillery.storage.shards import Ledger, read_seal, write_sealed
+from distillery.storage.shards import read_seal, write_sealed
 from distillery.text import labels
 from distillery.text.compression import compression_ratio
 from distillery.text.error_rates import Scores, score

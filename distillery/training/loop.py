@@ -41,8 +41,8 @@ from distillery.data.filters import TranscriptFilter
 from distillery.data.order import BatchPlan, Order
 from distillery.storage import checkpoints
 from distillery.storage.files import RUN_RECORD, read_json, replacing, write_json
+from distillery.storage.ledger import Ledger
 from distillery.storage.runs import Run
-from distillery.storage.shards import Ledger
 from distillery.storage.stops import StopRequest, stop_request
 from distillery.text.error_rates import CharacterErrorRate, WordErrorRate
 from distillery.text.labels import IGNORED, LabelRule, plain_text
