@@ -206,15 +206,13 @@ def _decoding(
             f"--max_label_length {own.max_label_length} is more than the model's "
             f"{teacher.max_label_length} positions"
         )
-    # Fails at once, and by name, where language and model do not fit.
-    teacher.tokens.prefix(args.language, args.task, args.return_timestamps)
     return windows.Decoding(
         args.language,
         args.task,
         args.return_timestamps,
         args.generation_num_beams,
         own.max_label_length,
-    )
+    ).fitted_to(teacher)
 
 
 # --- labelling: which rows, in which process, until all shards are sealed -----------------------

@@ -304,8 +304,8 @@ def _decoding(
         decoding.task,
         decoding.return_timestamps,
         decoding.generation_num_beams,
-        min(args.generation_max_length, student.max_label_length),
-    )
+        args.generation_max_length,
+    ).fitted_to(student)
 
 
 def _training_rows(
