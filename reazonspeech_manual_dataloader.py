@@ -109,9 +109,9 @@ class ReazonSpeech(datasets.GeneratorBasedBuilder):
                 len(missing),
                 missing[0].name,
             )
-        ledger, scans = reazonspeech.pair_folder(transcripts, archives)
-        logger.log(logging.WARNING if ledger.num_lost else logging.INFO, "%s", ledger)
-        if ledger.matched == 0:
+        pairing, scans = reazonspeech.pair_folder(transcripts, archives)
+        logger.log(logging.INFO if pairing.is_clean else logging.WARNING, "%s", pairing)
+        if pairing.clips.num_out == 0:
             raise ValueError(f"{self.config.folder}: no clip has a text in {transcripts.name}")
         return scans
 
@@ -121,7 +121,7 @@ class ReazonSpeech(datasets.GeneratorBasedBuilder):
         for archive, lines in zip(archives, spans, strict=True):
             texts = reazonspeech.read_spans(Path(transcripts), lines)
             for name, content in reazonspeech.read_clips(Path(archive)):
-                if name in texts:  # the others are in the ledger
+                if name in texts:  # the others are in the account
                     audio = {"bytes": content, "path": name}
                     yield name, {NAME: name, AUDIO: audio, TRANSCRIPTION: texts[name]}
 

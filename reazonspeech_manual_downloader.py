@@ -234,12 +234,12 @@ def download(arguments: DownloaderArguments) -> int:
 
 def _account(arguments: DownloaderArguments) -> int:
     """Match clips and texts, print the account and save it; 1 where nothing matches."""
-    ledger, _ = reazonspeech.pair_folder(arguments.transcripts, arguments.archives)
-    write_json(arguments.folder / f"{arguments.target}.ledger.json", ledger.to_dict())
-    logger.log(logging.WARNING if ledger.num_lost else logging.INFO, "%s", ledger)
-    if ledger.matched == 0:
+    pairing, _ = reazonspeech.pair_folder(arguments.transcripts, arguments.archives)
+    write_json(arguments.folder / f"{arguments.target}.ledger.json", pairing.to_dict())
+    logger.log(logging.INFO if pairing.is_clean else logging.WARNING, "%s", pairing)
+    if pairing.clips.num_out == 0:
         logger.error("no clip has a text: are these files of ReazonSpeech %s?", arguments.target)
-    return 0 if ledger.matched else 1
+    return 0 if pairing.clips.num_out else 1
 
 
 def check_health(arguments: DownloaderArguments) -> int:

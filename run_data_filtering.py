@@ -47,8 +47,9 @@ from distillery.cli.runtime import make_accelerator, open_run, publish, stage_ru
 from distillery.data import column_types, hub_layout, schema, sources
 from distillery.data.filters import TranscriptFilter
 from distillery.data.specs import DatasetSpec
+from distillery.storage.ledger import Ledger
 from distillery.storage.runs import Run
-from distillery.storage.shards import Ledger, read_seal, write_sealed
+from distillery.storage.shards import read_seal, write_sealed
 from distillery.text.labels import LabelRule, num_text_labels, plain_text
 from distillery.text.normalizers import VARIANTS
 from distillery.text.tokens import TASKS

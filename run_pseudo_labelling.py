@@ -53,8 +53,9 @@ from distillery.data import column_types, hub_layout, schema, sources
 from distillery.data.collators import PROBLEM, WindowCollator, Windows
 from distillery.data.specs import DatasetSpec
 from distillery.storage.files import remove_leftovers, replacing
+from distillery.storage.ledger import Ledger
 from distillery.storage.runs import Run
-from distillery.storage.shards import Ledger, read_seal, write_sealed
+from distillery.storage.shards import read_seal, write_sealed
 from distillery.text import labels
 from distillery.text.compression import compression_ratio
 from distillery.text.error_rates import Scores, score
@@ -205,15 +206,13 @@ def _decoding(
             f"--max_label_length {own.max_label_length} is more than the model's "
             f"{teacher.max_label_length} positions"
         )
-    # Fails at once, and by name, where language and model do not fit.
-    teacher.tokens.prefix(args.language, args.task, args.return_timestamps)
     return windows.Decoding(
         args.language,
         args.task,
         args.return_timestamps,
         args.generation_num_beams,
         own.max_label_length,
-    )
+    ).fitted_to(teacher)
 
 
 # --- labelling: which rows, in which process, until all shards are sealed -----------------------

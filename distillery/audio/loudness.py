@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-Samples = NDArray[np.float32]
+from distillery.audio.decoding import Waveform
 
 FRAME_S = 0.02
 FLOOR_DB = -70.0  # below full scale; what is quieter counts as equally silent
@@ -17,7 +17,7 @@ EQUALLY_QUIET_DB = 3.0
 SILENCE_BELOW_LOUD_DB = 35.0
 
 
-def levels_db(samples: Samples, rate: int) -> NDArray[np.float64]:
+def levels_db(samples: Waveform, rate: int) -> NDArray[np.float64]:
     """Return the level of each whole frame of `FRAME_S` (at least one), in dB below full scale.
 
     Args:
@@ -30,7 +30,7 @@ def levels_db(samples: Samples, rate: int) -> NDArray[np.float64]:
     return _decibels(np.einsum("ij,ij->i", frames, frames, dtype=np.float64) / size)
 
 
-def next_sound(samples: Samples, rate: int, start: int) -> int:
+def next_sound(samples: Waveform, rate: int, start: int) -> int:
     """Return where to go on reading: a quarter of a second before the next sound.
 
     A sound is what rises above the floor of -70 dB: digital silence is skipped, mere quiet is not.
@@ -70,7 +70,7 @@ def silent_share(silent: NDArray[np.bool_], start_s: float, end_s: float) -> flo
     return 1.0 - float(np.count_nonzero(~silent[first:last])) / (last - first)
 
 
-def quietest(samples: Samples, rate: int, first: int, last: int) -> int:
+def quietest(samples: Waveform, rate: int, first: int, last: int) -> int:
     """Return the sample between two where a cut is heard least.
 
     Of places that are about equally quiet it is the latest, so that silence is not read twice.

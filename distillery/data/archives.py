@@ -9,7 +9,7 @@ import io
 import os
 import tarfile
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -144,13 +144,3 @@ def open_archive(path: Path, max_bytes: int) -> Iterator[Archive]:
                 yield Archive(tar, file, max_bytes)
         except _READ_ERRORS as error:
             raise DamagedFileError(f"not a whole tar archive: {error}") from error
-
-
-def listed(places_by_reason: Mapping[str, Sequence[int | str]], what: str) -> str:
-    """Name the first few refused things of each reason, for a line of the log."""
-    parts = []
-    for reason, places in places_by_reason.items():
-        first = ", ".join(str(place) for place in places[:5])
-        more = ", …" if len(places) > 5 else ""
-        parts.append(f"{len(places)} {reason} ({what} {first}{more})")
-    return "; ".join(parts) or "none"

@@ -13,7 +13,7 @@ from distillery.data import schema, sources
 from distillery.data.filters import FilterReason, TranscriptFilter
 from distillery.data.order import BatchPlan
 from distillery.data.specs import DatasetSpec
-from distillery.storage.shards import Ledger
+from distillery.storage.ledger import Ledger
 from distillery.text.labels import LabelRule, has_timestamps, plain_text
 
 logger = logging.getLogger(__name__)

@@ -7,8 +7,8 @@ account of all that leads to no clip, or to one without a text.
 import logging
 import re
 import uuid
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple, TypeAlias
 
@@ -17,7 +17,7 @@ from datasets import Dataset, Features, IterableDataset, NamedSplit, Value
 from datasets.table import InMemoryTable
 
 from distillery.data import file_trees, manifests, schema, subtitles
-from distillery.data.archives import Rejected, is_archive, listed, open_archive
+from distillery.data.archives import is_archive, open_archive
 from distillery.data.file_trees import (
     MAX_MEMBER_BYTES,
     TEXT_SUFFIX,
@@ -26,6 +26,8 @@ from distillery.data.file_trees import (
     is_text,
     stem,
 )
+from distillery.data.pairing import Pairing
+from distillery.storage.ledger import Ledger
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +41,7 @@ CLIP, SENTENCE, CLIENT = "path", "sentence", "client_id"  # columns of its table
 TABLES_BY_SPLIT = {"validation": "dev"}
 DEFAULT_TABLE = "validated"
 
+WITHOUT_AUDIO, OTHER_SPLITS = "without audio", "of other splits"  # as they are counted
 _BOM = b"\xef\xbb\xbf"
 _ROWS_IN_MEMORY = 20  # of an archive, while they are copied to the cache
 
@@ -61,42 +64,6 @@ COLUMNS = dict(
     )
 )
 Index: TypeAlias = dict[str, Clip]  # by the name of the audio file
-
-
-@dataclass
-class Account:
-    """What became of the files: rows with text, rows without, and what leads to no row."""
-
-    num_with_text: int = 0
-    audio_without_text: list[str] = field(default_factory=list)  # rows too, for a teacher to label
-    text_without_audio: list[str] = field(default_factory=list)
-    num_elsewhere: int = 0  # audio files of other splits
-    num_other: int = 0  # files that are neither audio nor text
-    unusable_texts: Rejected = field(default_factory=dict)  # reason: file, or file and line
-    rejected: Rejected = field(default_factory=dict)  # reason: files, members of an archive
-
-    def reject_text(self, reason: str, place: str) -> None:
-        """Note a text file, or a line of one, that cannot be used."""
-        self.unusable_texts.setdefault(reason, []).append(place)
-
-    @property
-    def is_clean(self) -> bool:
-        """Whether nothing was refused, and all clips have a text, or none has."""
-        is_whole = not (self.audio_without_text and self.num_with_text)
-        return is_whole and not (self.text_without_audio or self.unusable_texts or self.rejected)
-
-    def __str__(self) -> str:
-        places = {
-            "clips without text": self.audio_without_text,
-            "texts without audio": self.text_without_audio,
-            **{f"texts ({why})": names for why, names in self.unusable_texts.items()},
-            **{f"refused files ({why})": names for why, names in self.rejected.items()},
-        }
-        found = {what: names for what, names in places.items() if names}
-        return (
-            f"{self.num_with_text} clips with text, {self.num_elsewhere} of other splits, "
-            f"{self.num_other} files that are neither audio nor text; {listed(found, 'such as')}"
-        )
 
 
 def is_layout(path: Path) -> bool:
@@ -123,15 +90,26 @@ def load(
             a damaged archive.
     """
     tree = file_trees.file_tree(path)
-    num_other = sum(not (is_audio(name) or is_text(name)) for name in tree.sizes)
-    account = Account(num_other=num_other, rejected=tree.rejected)
-    index, label = _index(tree, config, split, account)
-    logger.log(logging.INFO if account.is_clean else logging.WARNING, "%s: %s", path, account)
+    pairing = Pairing()
+    index, label = _index(tree, config, split, pairing)
+    _account_for_files(tree, index, pairing.clips)
+    logger.log(logging.INFO if pairing.is_clean else logging.WARNING, "%s: %s", path, pairing)
     if not index:
         raise ValueError(f"dataset {path} has no rows: no audio file in it is of this split")
     _refuse_id_twice(path, index)
     named = NamedSplit(re.sub(r"\W+", "_", label))
     return _rows(tree.root, index, named, streaming, cache_dir)
+
+
+def _account_for_files(tree: FileTree, index: Index, clips: Ledger) -> None:
+    """Account for all files that are not texts: those of the index become rows."""
+    num_other = sum(not (is_audio(name) or is_text(name)) for name in tree.sizes)
+    num_elsewhere = len(tree.audio) - len(index)
+    clips.num_out = len(index)
+    clips.dropped += Counter({OTHER_SPLITS: num_elsewhere, "neither audio nor text": num_other})
+    for reason, names in tree.rejected.items():
+        clips.quarantine(reason, *names)
+    clips.num_in = len(tree.audio) + num_other + clips.quarantined.total()
 
 
 def choose(
@@ -154,17 +132,17 @@ def choose(
 
 
 def _index(
-    tree: FileTree, config: str | None, split: str | None, account: Account
+    tree: FileTree, config: str | None, split: str | None, pairing: Pairing
 ) -> tuple[Index, str]:
     """Return the clips, and the name of the split that they are."""
     if any(TABLE.search(name) and _has_clips(tree, name) for name in tree.sizes):
-        return _common_voice(tree, config, split, account)
+        return _common_voice(tree, config, split, pairing)
     if any(TRANSCRIPTS.search(name) for name in tree.sizes):
-        return _librispeech(tree, split, account)
-    return _plain(tree, account), split or "train"
+        return _librispeech(tree, split, pairing)
+    return _plain(tree, pairing), split or "train"
 
 
-def _plain(tree: FileTree, account: Account) -> Index:
+def _plain(tree: FileTree, pairing: Pairing) -> Index:
     """Pair audio with the text file and the subtitles of the same name.
 
     What has neither is a row without a text.
@@ -172,30 +150,35 @@ def _plain(tree: FileTree, account: Account) -> Index:
     if tree.root.is_dir():
         _refuse_manifest(tree)
     texts = {stem(name): name for name in tree.sizes if name.endswith(TEXT_SUFFIX)}
-    cues = _subtitles(tree, account)
+    pairing.texts.num_in += len(texts)
+    cues = _subtitles(tree, pairing)
     index = {}
     for name in tree.audio:
         written, timed = texts.pop(stem(name), None), cues.pop(stem(name), None)
-        if written is None and timed is None:
-            account.audio_without_text.append(name)
-        account.num_with_text += timed is not None and written is None
-        text = None if written is None else _text_of(tree, written, account)
+        text = None if written is None else _text_of(tree, written, pairing)
         path = None if timed is None else str(tree.root.resolve() / timed)
+        pairing.texts.num_out += path is not None
+        if text is None and path is None:
+            pairing.without_text.append(name)
         index[name] = Clip(stem(name), text, subtitles=path)
-    account.text_without_audio += [*texts.values(), *cues.values()]
+    pairing.texts.quarantine(WITHOUT_AUDIO, *texts.values(), *cues.values())
     return index
 
 
-def _subtitles(tree: FileTree, account: Account) -> dict[str, str]:
+def _subtitles(tree: FileTree, pairing: Pairing) -> dict[str, str]:
     """Return the names of subtitles by their stems; of SRT and WebVTT the first."""
-    found: dict[str, str] = {}
+    named: dict[str, str] = {}
     for suffix in subtitles.SUFFIXES:
         for name in (name for name in tree.sizes if name.endswith(suffix)):
-            if tree.texts is None:
-                found.setdefault(stem(name), name)
+            pairing.texts.num_in += 1
+            if tree.texts is not None:
+                reason = "subtitles in an archive: extract it to use them"
+                pairing.texts.quarantine(reason, name)
+            elif stem(name) in named:
+                pairing.texts.dropped["subtitles of another kind are there"] += 1
             else:
-                account.reject_text("subtitles in an archive: extract it to use them", name)
-    return found
+                named[stem(name)] = name
+    return named
 
 
 def _refuse_manifest(tree: FileTree) -> None:
@@ -209,23 +192,23 @@ def _refuse_manifest(tree: FileTree) -> None:
             )
 
 
-def _text_of(tree: FileTree, name: str, account: Account) -> str | None:
+def _text_of(tree: FileTree, name: str, pairing: Pairing) -> str | None:
     try:
         text = tree.read_text(name).removeprefix(_BOM).decode("utf-8").strip()
     except UnicodeDecodeError:
-        account.reject_text("not UTF-8", name)
+        pairing.texts.quarantine("not UTF-8", name)
         return None
     except OSError:
-        account.reject_text("not readable", name)
+        pairing.texts.quarantine("not readable", name)
         return None
     if not text:
-        account.reject_text("empty", name)
+        pairing.texts.quarantine("empty", name)
         return None
-    account.num_with_text += 1
+    pairing.texts.num_out += 1
     return text
 
 
-def _librispeech(tree: FileTree, split: str | None, account: Account) -> tuple[Index, str]:
+def _librispeech(tree: FileTree, split: str | None, pairing: Pairing) -> tuple[Index, str]:
     """Read <split>/<speaker>/<chapter>/<utterance>.flac, and one transcript file for a chapter."""
     chapters = [name for name in tree.sizes if TRANSCRIPTS.search(name)]
     splits = sorted({_split_of(name) for name in chapters})
@@ -234,17 +217,18 @@ def _librispeech(tree: FileTree, split: str | None, account: Account) -> tuple[I
     texts: dict[str, str] = {}
     for name in chapters:
         if _split_of(name) == chosen:
-            _read_chapter(tree, name, texts, account)
+            _read_chapter(tree, name, texts, pairing)
     index = {}
     for name in tree.audio:
         *_, speaker, chapter, _ = ["", "", *PurePosixPath(name).parts]
         if not chapter or not speaker or _split_of(name) != chosen:
-            account.num_elsewhere += 1
             continue
         text = texts.pop(stem(name), None)
-        _count(account, name, text)
+        if text is None:
+            pairing.without_text.append(name)
         index[name] = Clip(PurePosixPath(stem(name)).name, text, speaker, chapter)
-    account.text_without_audio += texts
+    pairing.texts.num_out = len(index) - len(pairing.without_text)
+    pairing.texts.quarantine(WITHOUT_AUDIO, *texts)
     return index, chosen or split or tree.root.name.partition(".")[0]
 
 
@@ -253,37 +237,38 @@ def _split_of(name: str) -> str:
     return parts[-4] if len(parts) > 3 else ""
 
 
-def _read_chapter(tree: FileTree, name: str, texts: dict[str, str], account: Account) -> None:
+def _read_chapter(tree: FileTree, name: str, texts: dict[str, str], pairing: Pairing) -> None:
     folder = PurePosixPath(name).parent
-    for place, line in _lines(tree, name, account):
+    for place, line in _lines(tree, name, pairing):
         utterance, _, text = line.partition(" ")
         key = str(folder / utterance)
         if not text.strip():
-            account.reject_text("no text", place)
+            pairing.texts.quarantine("no text", place)
         elif key in texts:
-            account.reject_text("duplicate", place)
+            pairing.texts.quarantine("duplicate", place)
         else:
             texts[key] = text.strip()
 
 
-def _lines(tree: FileTree, name: str, account: Account) -> Iterator[tuple[str, str]]:
+def _lines(tree: FileTree, name: str, pairing: Pairing) -> Iterator[tuple[str, str]]:
     """Yield (place, line) of the lines of a text file that can be read; reject the others."""
     content = tree.read_text(name).removeprefix(_BOM).removesuffix(b"\n")
     for number, raw in enumerate(content.split(b"\n"), start=1):
         place = f"{name}:{number}"
+        pairing.texts.num_in += 1
         try:
             line = raw.removesuffix(b"\r").decode("utf-8")
         except UnicodeDecodeError:
-            account.reject_text("not UTF-8", place)
+            pairing.texts.quarantine("not UTF-8", place)
             continue
         if line.strip():
             yield place, line
         else:
-            account.reject_text("blank", place)
+            pairing.texts.quarantine("blank", place)
 
 
 def _common_voice(
-    tree: FileTree, config: str | None, split: str | None, account: Account
+    tree: FileTree, config: str | None, split: str | None, pairing: Pairing
 ) -> tuple[Index, str]:
     """Read <language>/<table>.tsv, whose rows name files in <language>/clips."""
     tables = [PurePosixPath(name) for name in tree.sizes if TABLE.search(name)]
@@ -296,7 +281,7 @@ def _common_voice(
     here = {table.stem: str(table) for table in tables if table.parent == folders[language]}
     wanted = None if split is None else TABLES_BY_SPLIT.get(split, split)
     chosen = choose("split", wanted, sorted(here), DEFAULT_TABLE, tree.root)
-    return _read_table(tree, here[chosen], account), split or chosen
+    return _read_table(tree, here[chosen], pairing), split or chosen
 
 
 def _has_clips(tree: FileTree, table: str) -> bool:
@@ -304,9 +289,10 @@ def _has_clips(tree: FileTree, table: str) -> bool:
     return any(name.startswith(prefix) for name in tree.sizes)
 
 
-def _read_table(tree: FileTree, table: str, account: Account) -> Index:
-    lines = _lines(tree, table, account)
+def _read_table(tree: FileTree, table: str, pairing: Pairing) -> Index:
+    lines = _lines(tree, table, pairing)
     header = next(lines, ("", ""))[1].split("\t")
+    pairing.texts.num_in -= 1  # the header is no text
     for column in (CLIP, SENTENCE):
         if column not in header:
             raise ValueError(f"dataset {tree.root}: {table} has no column {column!r}")
@@ -314,19 +300,21 @@ def _read_table(tree: FileTree, table: str, account: Account) -> Index:
     for place, line in lines:
         fields = line.split("\t")  # never quoted
         if len(fields) != len(header):
-            account.reject_text(f"{len(fields)} instead of {len(header)} columns", place)
+            pairing.texts.quarantine(f"{len(fields)} instead of {len(header)} columns", place)
             continue
         row = dict(zip(header, fields, strict=True))
         name = _clip_name(tree, table, row[CLIP])
         if name is None:
-            account.text_without_audio.append(place)
+            pairing.texts.quarantine(WITHOUT_AUDIO, place)
         elif name in index:
-            account.reject_text("duplicate", place)
+            pairing.texts.quarantine("duplicate", place)
         else:
             text = row[SENTENCE].strip() or None
-            _count(account, place, text)
+            if text is None:
+                pairing.texts.quarantine("empty", place)
+                pairing.without_text.append(place)
             index[name] = Clip(PurePosixPath(name).stem, text, row.get(CLIENT))
-    account.num_elsewhere = len(tree.audio) - len(index)
+    pairing.texts.num_out = len(index) - len(pairing.without_text)
     return index
 
 
@@ -334,13 +322,6 @@ def _clip_name(tree: FileTree, table: str, written: str) -> str | None:
     folder = PurePosixPath(table).parent / CLIPS
     names = (str(folder / written), str(folder / f"{written}.mp3"))  # the first releases: no suffix
     return next((name for name in names if name in tree.sizes), None)
-
-
-def _count(account: Account, place: str, text: str | None) -> None:
-    if text is None:
-        account.audio_without_text.append(place)
-    else:
-        account.num_with_text += 1
 
 
 def _refuse_id_twice(path: Path, index: Index) -> None:

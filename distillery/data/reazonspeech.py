@@ -11,15 +11,16 @@ import io
 import itertools
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import soundfile
 
-from distillery.data.archives import Rejected, listed, open_archive
+from distillery.data.archives import Rejected, open_archive
 from distillery.data.downloads import Download, is_confirmed_by_source, read_sum, write_sum
+from distillery.data.pairing import Pairing
 from distillery.storage.files import DamagedFileError, sha256
+from distillery.storage.ledger import Ledger
 
 NUM_ARCHIVES = {"tiny": 1, "small": 12, "medium": 116, "large": 579, "all": 4095}
 """Archives per target. The last of the corpus's 4,096 is the held-out test set, so not in `all`."""
@@ -27,6 +28,7 @@ NUM_ARCHIVES = {"tiny": 1, "small": 12, "medium": 116, "large": 579, "all": 4095
 BASE_URLS = ("https://corpus.reazon-research.org/reazonspeech-v2",)
 
 MAX_CLIP_BYTES = 64 << 20  # a minute of 16 kHz speech is about 1 MB of FLAC
+ELSEWHERE = "of other archives"  # lines about clips that are not here
 _BOM = b"\xef\xbb\xbf"
 
 
@@ -151,74 +153,9 @@ def _decoding_fault(content: bytes) -> str | None:
     return None
 
 
-@dataclass
-class TsvLedger:
-    """The account of a transcript file, alone or against the audio.
-
-    `lines` = `read` + `elsewhere` + rejected, and, once paired with audio,
-    `read` = `matched` + text without audio.
-    """
-
-    lines: int = 0
-    read: int = 0
-    elsewhere: int = 0  # lines about archives that are not in the folder; not examined
-    rejected: dict[str, list[int]] = field(default_factory=dict)  # reason: line numbers
-    matched: int = 0
-    text_without_audio: list[str] = field(default_factory=list)
-    audio_without_text: list[str] = field(default_factory=list)
-    rejected_members: dict[str, list[str]] = field(default_factory=dict)  # reason: archive/member
-
-    def pair(self, transcripts: Mapping[str, str], scans: Mapping[Path, ArchiveScan]) -> None:
-        """Count which clips have a text, and which texts a clip.
-
-        Raises:
-            ValueError: a clip is in two archives.
-        """
-        origin: dict[str, Path] = {}
-        for path, scan in scans.items():
-            for reason, names in scan.rejected.items():
-                listed = self.rejected_members.setdefault(reason, [])
-                listed.extend(f"{path.name}/{name}" for name in names)
-            for name in scan.names:
-                if name in origin:
-                    raise ValueError(
-                        f"{name} is in two archives, {origin[name]} and {path}: remove one of them"
-                    )
-                origin[name] = path
-        self.audio_without_text = [name for name in origin if name not in transcripts]
-        self.text_without_audio = [name for name in transcripts if name not in origin]
-        self.matched = len(origin) - len(self.audio_without_text)
-
-    def reject(self, reason: str, line: int) -> None:
-        """Note a line that cannot be used."""
-        self.rejected.setdefault(reason, []).append(line)
-
-    @property
-    def num_lost(self) -> int:
-        """Lines, clips and members that lead to no example."""
-        unpaired = len(self.text_without_audio) + len(self.audio_without_text)
-        rejected_lines = sum(map(len, self.rejected.values()))
-        return unpaired + rejected_lines + sum(map(len, self.rejected_members.values()))
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the account for a JSON file."""
-        return dict(vars(self))
-
-    def __str__(self) -> str:
-        lines = listed(self.rejected, "line")
-        members = listed(self.rejected_members, "member")
-        return (
-            f"{self.lines} lines, {self.elsewhere} of them about other archives; "
-            f"{self.matched} clips with text, "
-            f"{len(self.text_without_audio)} texts without audio, "
-            f"{len(self.audio_without_text)} clips without text, "
-            f"rejected lines: {lines}, rejected archive members: {members}"
-        )
-
-
 def read_transcripts(
     path: Path, directories: Collection[str] | None = None
-) -> tuple[dict[str, str], TsvLedger]:
+) -> tuple[dict[str, str], Ledger]:
     """Read a transcript file, whatever its lines are like; of two for a clip, the first counts.
 
     Args:
@@ -226,27 +163,28 @@ def read_transcripts(
         directories: read only about clips in these folders; None for all.
 
     Returns:
-        The texts by clip name, and the account of the lines, not yet paired with audio.
+        The texts by clip name, and the account of the lines, not yet paired with audio. Lines
+        about other folders are not examined.
     """
     wanted = None if directories is None else {name.encode() for name in directories}
     transcripts: dict[str, str] = {}
-    ledger = TsvLedger()
+    ledger = Ledger()
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
-            ledger.lines = number
+            ledger.num_in = number
             if wanted is not None and _is_elsewhere(line, wanted):
-                ledger.elsewhere += 1
+                ledger.dropped[ELSEWHERE] += 1
                 continue
             try:
                 name, text = _parse_line(line)
             except ValueError as error:
-                ledger.reject(str(error), number)
+                ledger.quarantine(str(error), f"{path.name}:{number}")
                 continue
             if name in transcripts:
-                ledger.reject("duplicate", number)
+                ledger.quarantine("duplicate", f"{path.name}:{number}")
             else:
                 transcripts[name] = text
-    ledger.read = len(transcripts)
+    ledger.num_out = len(transcripts)
     return transcripts, ledger
 
 
@@ -335,7 +273,7 @@ def _is_elsewhere(line: bytes, directories: Collection[bytes]) -> bool:
 
 def pair_folder(
     transcripts: Path, archives: Iterable[Path]
-) -> tuple[TsvLedger, dict[Path, ArchiveScan]]:
+) -> tuple[Pairing, dict[Path, ArchiveScan]]:
     """Account for a transcript file and the archives beside it; return the archives' scans too.
 
     Raises:
@@ -353,9 +291,40 @@ def pair_folder(
     # An archive's number is its clips' folder too: texts are missed even where all clips are gone.
     directories = {path.stem.rpartition(".")[2] for path in scans}
     directories |= {name for scan in scans.values() for name in scan.directories}
-    texts, ledger = read_transcripts(transcripts, directories)
-    ledger.pair(texts, scans)
-    return ledger, scans
+    texts, lines = read_transcripts(transcripts, directories)
+    return pair(texts, lines, scans), scans
+
+
+def pair(
+    transcripts: Mapping[str, str], lines: Ledger, scans: Mapping[Path, ArchiveScan]
+) -> Pairing:
+    """Count which clips have a text, and which texts a clip; only those that do go on.
+
+    Args:
+        transcripts: texts by clip name.
+        lines: the account of the lines that they were read from, which is completed here.
+        scans: of the archives, by path.
+
+    Raises:
+        ValueError: a clip is in two archives.
+    """
+    origin: dict[str, Path] = {}
+    clips = Ledger()
+    for path, scan in scans.items():
+        for reason, names in scan.rejected.items():
+            clips.quarantine(reason, *(f"{path.name}/{name}" for name in names))
+        for name in scan.names:
+            if name in origin:
+                raise ValueError(
+                    f"{name} is in two archives, {origin[name]} and {path}: remove one of them"
+                )
+            origin[name] = path
+    clips.num_in = len(origin) + clips.quarantined.total()
+    clips.quarantine("without text", *(name for name in origin if name not in transcripts))
+    clips.num_out = clips.num_in - clips.quarantined.total()
+    lines.quarantine("without audio", *(name for name in transcripts if name not in origin))
+    lines.num_out = clips.num_out
+    return Pairing(lines, clips)
 
 
 def examine(path: Path, deep: bool = False) -> None:

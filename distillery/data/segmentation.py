@@ -30,7 +30,7 @@ from distillery.audio.decoding import AudioError, Waveform, decode_at_own_rate, 
 from distillery.data import column_types, schema, subtitles
 from distillery.data.specs import NONE, VAD
 from distillery.storage.files import read_json, replacing, write_json
-from distillery.storage.shards import Ledger
+from distillery.storage.ledger import Ledger
 
 logger = logging.getLogger(__name__)
 

@@ -318,9 +318,8 @@ def plan(
         decoding_args.task,
         decoding_args.return_timestamps,
         decoding_args.generation_num_beams,
-        min(args.generation_max_length, model.max_label_length),
-    )
-    model.tokens.prefix(decoding.language, decoding.task, False)  # fails by name if they misfit
+        args.generation_max_length,
+    ).fitted_to(model)
     _check_words(args, decoding)
     normalizer = model.normalizer(decoding.language, decoding.task, args.normalizer)
     name = model_args.model_name_or_path

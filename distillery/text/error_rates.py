@@ -79,6 +79,14 @@ class Scores:
     num_rows: int
     num_empty_references: int
 
+    def summary(self, unit: str = "clips") -> str:
+        """Return the normalised rates in words, for a line of the log."""
+        num_scored = self.num_rows - self.num_empty_references
+        left_out = self.num_empty_references
+        note = f" ({left_out} more have an empty reference)" if left_out else ""
+        rates = f"WER {self.wer_norm:.1f} %, CER {self.cer_norm:.1f} %"
+        return f"{rates} over {num_scored:,} {unit}{note}"
+
 
 class AlignedRun(NamedTuple):
     """A run of characters or words, in the reference and in the prediction.

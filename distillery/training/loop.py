@@ -41,8 +41,8 @@ from distillery.data.filters import TranscriptFilter
 from distillery.data.order import BatchPlan, Order
 from distillery.storage import checkpoints
 from distillery.storage.files import RUN_RECORD, read_json, replacing, write_json
+from distillery.storage.ledger import Ledger
 from distillery.storage.runs import Run
-from distillery.storage.shards import Ledger
 from distillery.storage.stops import StopRequest, stop_request
 from distillery.text.error_rates import CharacterErrorRate, WordErrorRate
 from distillery.text.labels import IGNORED, LabelRule, plain_text
@@ -304,8 +304,8 @@ def _decoding(
         decoding.task,
         decoding.return_timestamps,
         decoding.generation_num_beams,
-        min(args.generation_max_length, student.max_label_length),
-    )
+        args.generation_max_length,
+    ).fitted_to(student)
 
 
 def _training_rows(

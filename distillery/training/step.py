@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from transformers import WhisperForConditionalGeneration
 
 from distillery.training.losses import LossSums, LossWeights, distillation_loss
+from distillery.whisper.checkpoint import have_same_weights
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,9 @@ class Teacher:
         _check_fit(model, student)
         self.model = model.eval().requires_grad_(False)
         frozen = not any(p.requires_grad for p in student.model.encoder.parameters())
-        self.shares_encoder = frozen and _same_weights(model.model.encoder, student.model.encoder)
+        self.shares_encoder = frozen and have_same_weights(
+            model.model.encoder, student.model.encoder
+        )
 
     @torch.no_grad()
     def __call__(self, input_features: Tensor, decoder_input_ids: Tensor) -> Lesson:
@@ -74,16 +77,6 @@ def _check_fit(
             f"{student.config.max_target_positions} decoder positions, the teacher only "
             f"{teacher.config.max_target_positions}"
         )
-
-
-def _same_weights(one: nn.Module, other: nn.Module) -> bool:
-    """Tell whether two modules hold the same weights, in the number type of the first."""
-    first, second = one.state_dict(), other.state_dict()
-    return first.keys() == second.keys() and all(
-        first[key].shape == second[key].shape
-        and torch.equal(first[key], second[key].to(first[key]))
-        for key in first
-    )
 
 
 class StudentStep(nn.Module):

@@ -1,12 +1,14 @@
 """Loading and saving Whisper checkpoints so that every other program can read them."""
 
 import hashlib
+import logging
 import math
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from huggingface_hub import ModelCardData
+from torch import nn
 from transformers import (
     GenerationConfig,
     WhisperConfig,
@@ -19,6 +21,8 @@ from distillery.audio.log_mel import LogMel
 from distillery.text.normalizers import Normalizer, normalizer_for
 from distillery.text.tokens import TRANSCRIBE, SpecialTokens
 from distillery.whisper.compute import ATTENTIONS
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -59,6 +63,11 @@ class Whisper(Processor):
     def num_parameters(self) -> int:
         """Number of the model's parameters, tied weights counted once."""
         return int(self.model.num_parameters())
+
+    @property
+    def attention(self) -> str:
+        """The implementation of attention that really runs, as transformers names it."""
+        return str(self.model.config._attn_implementation)
 
 
 def load_processor(
@@ -114,7 +123,10 @@ def load(
         raise ValueError(
             f"{name_or_path}: {len(loading['missing_keys'])} weights are missing: {missing} …"
         )
-    return Whisper(**vars(processor), model=model)
+    whisper = Whisper(**vars(processor), model=model)
+    if whisper.attention != attention:
+        logger.info("%s: attention %s runs as %s", name_or_path, attention, whisper.attention)
+    return whisper
 
 
 def full_name(name_or_path: str) -> str:
@@ -149,7 +161,7 @@ def _generation_config(name_or_path: str, source: dict[str, str | None]) -> Gene
 
 
 def fingerprint(name_or_path: str) -> str | None:
-    """Return a sum that changes when a local model is trained again; None for a Hub id.
+    """Return a checksum that changes when a local model is trained again; None for a Hub id.
 
     It covers names, sizes and times of the files that decide what the model writes.
     """
@@ -209,6 +221,19 @@ def check_finite(model: WhisperForConditionalGeneration, name: str) -> None:
     for key, tensor in model.state_dict().items():
         if tensor.is_floating_point() and not math.isfinite(float(tensor.abs().max())):
             raise ValueError(f"{name}: weight {key} holds NaN or infinite values")
+
+
+def have_same_weights(first: nn.Module, second: nn.Module) -> bool:
+    """Tell whether two modules have equal weights of the same names, in the dtype of the first.
+
+    Of outlines, which have no numbers, the shapes are compared.
+    """
+    ours, theirs = first.state_dict(), second.state_dict()
+    return ours.keys() == theirs.keys() and all(
+        weight.shape == theirs[name].shape
+        and (weight.is_meta or torch.equal(weight, theirs[name].to(weight)))
+        for name, weight in ours.items()
+    )
 
 
 def save(

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import WhisperForCausalLM
 from transformers.modeling_outputs import BaseModelOutput
 
-from distillery.whisper.checkpoint import Whisper
+from distillery.whisper.checkpoint import Whisper, have_same_weights
 
 
 class Draft:
@@ -39,7 +39,7 @@ class Draft:
         self.decoder.proj_out = whole.proj_out
         self.decoder.generation_config = whole.generation_config
         self.decoder.eval()
-        shared = _are_equal(main.model.model.encoder, whole.model.encoder)
+        shared = have_same_weights(main.model.model.encoder, whole.model.encoder)
         self.encoder: nn.Module | None = None if shared else whole.model.encoder
         self._heard: BaseModelOutput | None = None
         self.decoder.register_forward_pre_hook(self._give_own_states, with_kwargs=True)
@@ -93,12 +93,3 @@ def _differences(main: Whisper, assistant: Whisper) -> Iterator[str]:
             f"its decoder has {assistant.max_label_length} positions, fewer than "
             f"{main.max_label_length}"
         )
-
-
-def _are_equal(ours: nn.Module, theirs: nn.Module) -> bool:
-    """Tell whether two modules have equal weights of the same names; of outlines, equal shapes."""
-    first, second = ours.state_dict(), theirs.state_dict()
-    return first.keys() == second.keys() and all(
-        tensor.shape == second[name].shape and (tensor.is_meta or torch.equal(tensor, second[name]))
-        for name, tensor in first.items()
-    )

@@ -1,7 +1,7 @@
 """Decoding of single windows; `distillery.whisper.long_form` makes recordings of them."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from transformers import (
 from transformers.modeling_outputs import BaseModelOutput
 
 from distillery.text.tokens import SpecialTokens
-from distillery.whisper.checkpoint import Whisper
+from distillery.whisper.checkpoint import Processor, Whisper
 from distillery.whisper.speculation import Draft, DraftedWhisper
 
 
@@ -32,6 +32,15 @@ class Decoding:
     timestamps: bool
     num_beams: int
     max_length: int
+
+    def fitted_to(self, whisper: Processor) -> "Decoding":
+        """Return the same with a length that the model has positions for.
+
+        Raises:
+            ValueError: the model does not know the language, or needs one and got none.
+        """
+        whisper.tokens.prefix(self.language, self.task, self.timestamps)
+        return replace(self, max_length=min(self.max_length, whisper.max_label_length))
 
 
 @dataclass(frozen=True)

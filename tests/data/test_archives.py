@@ -7,7 +7,7 @@ import tarfile
 import pytest
 from corpora import member_header, sparse_header
 
-from distillery.data.archives import is_archive, is_compressed, listed, open_archive
+from distillery.data.archives import is_archive, is_compressed, open_archive
 from distillery.storage.files import DamagedFileError
 
 GOOD = member_header("000/a.flac", size=3) + b"abc".ljust(512, b"\0")
@@ -123,10 +123,3 @@ def test_names_and_contents_tell_archives(tmp_path):
     (tmp_path / "b.tgz").write_bytes(b"x")
     assert is_compressed(tmp_path / "a.tar")
     assert not is_compressed(tmp_path / "b.tgz")
-
-
-def test_the_first_few_of_each_reason_are_named():
-    assert listed({}, "file") == "none"
-    assert listed({"blank": [3], "link": list("abcdef")}, "line") == (
-        "1 blank (line 3); 6 link (line a, b, c, d, e, …)"
-    )

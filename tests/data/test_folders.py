@@ -78,7 +78,8 @@ def test_audio_with_texts_of_the_same_name(tmp_path, kind, streaming, caplog):
     ]
     assert account_of(caplog) == (
         logging.INFO,
-        "2 clips with text, 0 of other splits, 0 files that are neither audio nor text; none",
+        "texts: 2 in = 2 out + 0 dropped + 0 quarantined; "
+        "clips: 2 in = 2 out + 0 dropped + 0 quarantined",
     )
 
 
@@ -189,7 +190,9 @@ def test_audio_alone_has_no_column_of_texts(tmp_path, kind, caplog):
     assert list(rows["id"]) == ["a", "b"]
     level, account = account_of(caplog)
     assert level == logging.INFO
-    assert account.endswith("; 2 clips without text (such as a.wav, b.mp3)")
+    assert account.endswith(
+        "; clips: 2 in = 2 out + 0 dropped + 0 quarantined, 2 of them without a text [a.wav, b.mp3]"
+    )
     with pytest.raises(ValueError, match="--text_column_name"):
         sources.require_column(rows, DatasetSpec("x"), "text", "--text_column_name")
 
@@ -262,9 +265,10 @@ def test_texts_that_cannot_be_used_are_counted(tmp_path, caplog):
     }
     assert account_of(caplog) == (
         logging.WARNING,
-        "1 clips with text, 0 of other splits, 1 files that are neither audio nor text; "
-        "1 clips without text (such as none.wav); 1 texts without audio (such as lonely.txt); "
-        "1 texts (empty) (such as empty.txt); 1 texts (not UTF-8) (such as sjis.txt)",
+        "texts: 4 in = 1 out + 0 dropped + 3 quarantined (empty: 1 [empty.txt], "
+        "not UTF-8: 1 [sjis.txt], without audio: 1 [lonely.txt]); "
+        "clips: 5 in = 4 out + 1 dropped (neither audio nor text: 1) + 0 quarantined, "
+        "3 of them without a text [empty.wav, none.wav, sjis.wav]",
     )
 
 
@@ -281,12 +285,11 @@ def test_odd_lines_of_librispeech_are_counted(tmp_path, caplog):
     assert level == logging.WARNING
     at = "s/1/2/1-2.trans.txt"
     assert account == (
-        "2 clips with text, 1 of other splits, 0 files that are neither audio nor text; "
-        "2 clips without text (such as s/1/2/1-2-1.flac, s/1/2/1-2-2.flac); "
-        "1 texts without audio (such as s/1/2/1-2-9); "
-        f"1 texts (blank) (such as {at}:2); 1 texts (not UTF-8) (such as {at}:3); "
-        f"1 texts (no text) (such as {at}:4); "
-        f"1 texts (duplicate) (such as {at}:5)"
+        "texts: 7 in = 2 out + 0 dropped + 5 quarantined "
+        f"(blank: 1 [{at}:2], not UTF-8: 1 [{at}:3], no text: 1 [{at}:4], "
+        f"duplicate: 1 [{at}:5], without audio: 1 [s/1/2/1-2-9]); "
+        "clips: 5 in = 4 out + 1 dropped (of other splits: 1) + 0 quarantined, "
+        "2 of them without a text [s/1/2/1-2-1.flac, s/1/2/1-2-2.flac]"
     )
 
 
@@ -308,13 +311,12 @@ def test_odd_lines_of_common_voice_are_counted(tmp_path, caplog):
     assert [(row["id"], row["text"]) for row in rows] == [("c0", "good"), ("c2", None)]
     assert account_of(caplog) == (
         logging.WARNING,
-        "1 clips with text, 2 of other splits, 0 files that are neither audio nor text; "
-        "1 clips without text (such as train.tsv:10); "
-        "2 texts without audio (such as train.tsv:8, train.tsv:9); "
-        "1 texts (blank) (such as train.tsv:3); "
-        "1 texts (2 instead of 3 columns) (such as train.tsv:4); "
-        "1 texts (4 instead of 3 columns) (such as train.tsv:5); "
-        "1 texts (not UTF-8) (such as train.tsv:6); 1 texts (duplicate) (such as train.tsv:7)",
+        "texts: 9 in = 1 out + 0 dropped + 8 quarantined "
+        "(without audio: 2 [train.tsv:8, train.tsv:9], blank: 1 [train.tsv:3], "
+        "2 instead of 3 columns: 1 [train.tsv:4], 4 instead of 3 columns: 1 [train.tsv:5], "
+        "not UTF-8: 1 [train.tsv:6], duplicate: 1 [train.tsv:7], empty: 1 [train.tsv:10]); "
+        "clips: 4 in = 2 out + 2 dropped (of other splits: 2) + 0 quarantined, "
+        "1 of them without a text [train.tsv:10]",
     )
 
 
@@ -343,10 +345,9 @@ def test_refused_members_are_counted_and_nothing_is_extracted(tmp_path, name, ca
     assert [row["id"] for row in rows] == ["a", "deep/b"]
     _, account = account_of(caplog)
     assert account.endswith(
-        "; 2 refused files (unsafe name) (such as ../../outside.wav, /absolute.wav); "
-        "2 refused files (link) (such as link.wav, hard.wav); "
-        "1 refused files (special file) (such as device.wav); "
-        "1 refused files (duplicate member) (such as a.wav)"
+        "; clips: 8 in = 2 out + 0 dropped + 6 quarantined "
+        "(unsafe name: 2 [../../outside.wav, /absolute.wav], link: 2 [link.wav, hard.wav], "
+        "special file: 1 [device.wav], duplicate member: 1 [a.wav])"
     )
     assert [file.name for file in tmp_path.iterdir()] == [name]
 

@@ -10,6 +10,7 @@ from loopback import clip_name, flac, tar
 from distillery.data import reazonspeech
 from distillery.data.downloads import read_sum, set_aside, write_sum
 from distillery.data.reazonspeech import (
+    ELSEWHERE,
     check_transcripts,
     examine,
     missing_archives,
@@ -66,6 +67,11 @@ def archive(tmp_path):
     return path
 
 
+def places(numbers):
+    """Return the places of lines of the file of odd lines."""
+    return {reason: [f"tiny.tiny.tsv:{n}" for n in lines] for reason, lines in numbers.items()}
+
+
 @pytest.fixture
 def odd(tmp_path):
     path = tmp_path / "tiny.tiny.tsv"
@@ -76,17 +82,19 @@ def odd(tmp_path):
 def test_every_odd_line_is_read_or_named(odd):
     texts, ledger = read_transcripts(odd)
     assert texts == ODD_TEXTS
-    assert (ledger.lines, ledger.read, ledger.elsewhere) == (14, 5, 0)
-    assert ledger.rejected == ODD_REJECTED
-    assert ledger.num_lost == 9
+    assert (ledger.num_in, ledger.num_out, ledger.dropped.total()) == (14, 5, 0)
+    assert ledger.places == places(ODD_REJECTED)
+    assert ledger.quarantined.total() == 9
+    assert ledger.balances
 
 
 def test_lines_about_other_archives_are_counted_apart(odd):
     texts, ledger = read_transcripts(odd, {"000"})
     assert texts == {name: text for name, text in ODD_TEXTS.items() if name != "001/h.flac"}
     # Line 10 is about no folder at all, so about none of these.
-    assert (ledger.lines, ledger.read, ledger.elsewhere) == (14, 4, 2)
-    assert ledger.rejected == {**ODD_REJECTED, "empty column": [9]}
+    assert (ledger.num_in, ledger.num_out, ledger.dropped) == (14, 4, {ELSEWHERE: 2})
+    assert ledger.places == places({**ODD_REJECTED, "empty column": [9]})
+    assert ledger.balances
 
 
 def test_spans_give_the_same_texts_as_the_whole_file(odd):
@@ -116,22 +124,30 @@ def test_clips_and_texts_are_paired_by_name(tmp_path, archive):
     names = list(CLIPS)
     lines = [f"{name}\tはい\n" for name in [*names[1:], "000/gone.flac", "001/other.flac"]]
     (tmp_path / "x.tsv").write_text("".join(lines) + "broken\n", encoding="utf-8")
-    ledger, scans = pair_folder(tmp_path / "x.tsv", [archive])
+    pairing, scans = pair_folder(tmp_path / "x.tsv", [archive])
     assert scans[archive].names == tuple(names)
-    assert ledger.to_dict() == {
-        "lines": 7,
-        "read": 5,
-        "elsewhere": 1,
-        "rejected": {"1 column": [7]},
-        "matched": 4,
-        "text_without_audio": ["000/gone.flac"],
-        "audio_without_text": [names[0]],
-        "rejected_members": {},
+    assert pairing.to_dict() == {
+        "texts": {
+            "in": 7,
+            "out": 4,
+            "dropped": {ELSEWHERE: 1},
+            "quarantined": {"1 column": 1, "without audio": 1},
+            "places": {"1 column": ["x.tsv:7"], "without audio": ["000/gone.flac"]},
+        },
+        "clips": {
+            "in": 5,
+            "out": 4,
+            "dropped": {},
+            "quarantined": {"without text": 1},
+            "places": {"without text": [names[0]]},
+        },
     }
-    assert ledger.num_lost == 3
-    assert str(ledger) == (
-        "7 lines, 1 of them about other archives; 4 clips with text, 1 texts without audio, "
-        "1 clips without text, rejected lines: 1 1 column (line 7), rejected archive members: none"
+    assert pairing.texts.balances and pairing.clips.balances
+    assert not pairing.is_clean
+    assert str(pairing) == (
+        "texts: 7 in = 4 out + 1 dropped (of other archives: 1) + 2 quarantined "
+        "(1 column: 1 [x.tsv:7], without audio: 1 [000/gone.flac]); "
+        f"clips: 5 in = 4 out + 0 dropped + 1 quarantined (without text: 1 [{names[0]}])"
     )
 
 

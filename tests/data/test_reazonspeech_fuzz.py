@@ -23,6 +23,7 @@ from distillery.data.reazonspeech import (
     check_archive,
     check_transcripts,
     examine,
+    pair,
     pair_folder,
     read_clips,
     read_spans,
@@ -117,6 +118,14 @@ class Oracle:
         return found
 
 
+def line_numbers(ledger):
+    """Return the numbers of the lines that cannot be used, by reason."""
+    return {
+        reason: [int(place.rpartition(":")[2]) for place in places]
+        for reason, places in ledger.places.items()
+    }
+
+
 def folder_in_two_columns(line):
     """Return the folder of a line of two columns, which counts as elsewhere unread, else None."""
     cells = line.content.strip(b"\r\n").split(b"\t")
@@ -139,19 +148,25 @@ def test_the_ledger_of_any_transcript_file_is_exact(place, lines, clips):
         texts, ledger = read_transcripts(path, folders)
         expected = Oracle.of(lines, folders)
         assert texts == expected.texts
-        assert ledger.rejected == expected.rejected
-        assert (ledger.lines, ledger.elsewhere) == (len(lines), expected.elsewhere)
-        assert ledger.lines == ledger.read + ledger.elsewhere + sum(
-            map(len, ledger.rejected.values())
+        assert line_numbers(ledger) == expected.rejected
+        assert (ledger.num_in, ledger.dropped.total()) == (len(lines), expected.elsewhere)
+        assert ledger.num_out == len(texts)
+        assert ledger.num_in == ledger.num_out + ledger.dropped.total() + sum(
+            map(len, ledger.places.values())
         )
 
     names = sorted(clip for clip in clips if clip[:3] in HERE)
-    ledger.pair(texts, {Path("a.tar"): ArchiveScan(tuple(names), {"link": ["l"]})})
-    assert ledger.audio_without_text == [name for name in names if name not in expected.texts]
-    assert ledger.text_without_audio == [name for name in expected.texts if name not in names]
-    assert ledger.matched == len(set(names) & set(expected.texts))
-    assert ledger.read == ledger.matched + len(ledger.text_without_audio)
-    assert ledger.rejected_members == {"link": ["a.tar/l"]}
+    scans = {Path("a.tar"): ArchiveScan(tuple(names), {"link": ["l"]})}
+    pairing = pair(texts, ledger, scans)
+    alone = {"without text": [name for name in names if name not in expected.texts]}
+    assert pairing.clips.places == {"link": ["a.tar/l"], **{k: v for k, v in alone.items() if v}}
+    assert pairing.texts.places.get("without audio", []) == [
+        name for name in expected.texts if name not in names
+    ]
+    num_matched = len(set(names) & set(expected.texts))
+    assert pairing.texts.num_out == pairing.clips.num_out == num_matched
+    assert pairing.texts.balances and pairing.clips.balances
+    assert (pairing.texts.num_in, pairing.clips.num_in) == (len(lines), len(names) + 1)
 
     spans = transcript_spans(path, set(FOLDERS))
     by_folder = {
@@ -169,11 +184,11 @@ def test_any_bytes_at_all_are_accounted_for(place, content):
     path = place / "y.tsv"
     path.write_bytes(content)
     _, ledger = read_transcripts(path)
-    numbers = sorted(number for numbers in ledger.rejected.values() for number in numbers)
-    assert ledger.lines == content.count(b"\n") + (
+    numbers = [number for numbers in line_numbers(ledger).values() for number in numbers]
+    assert ledger.num_in == content.count(b"\n") + (
         not content.endswith((b"\n",)) and content != b""
     )
-    assert ledger.read + len(numbers) == ledger.lines
+    assert ledger.num_out + len(numbers) == ledger.num_in
     assert len(set(numbers)) == len(numbers)
 
 
@@ -347,8 +362,8 @@ def by_decoding(archive, transcripts):
 
 def by_transcripts(archive, transcripts):
     """Do what the account adds that every download and health check ends with."""
-    ledger, _ = pair_folder(transcripts, [archive])
-    return ledger.num_lost > 0
+    pairing, _ = pair_folder(transcripts, [archive])
+    return not pairing.is_clean
 
 
 def by_one_of_these(archive, transcripts):

@@ -142,8 +142,8 @@ def test_subtitles_beside_a_recording_are_found_by_their_name(tmp_path, talk, ca
     rows = list(load(DatasetSpec(str(tmp_path), streaming=streaming)))
     assert [row["text"] for row in rows] == ["whole", "one", "two", "three"]
     assert [row["recording_id"] for row in rows] == [None, "talk", "talk", "talk"]
-    assert "2 clips with text" in caplog.text
-    assert "1 texts without audio (such as orphan.srt)" in caplog.text
+    assert "texts: 3 in = 2 out" in caplog.text
+    assert "1 quarantined (without audio: 1 [orphan.srt]); clips: 2 in = 2 out" in caplog.text
     one = load(DatasetSpec(str(tmp_path / "talk.wav"), streaming=streaming))
     assert list(one) == [row for row in rows if row["recording_id"] == "talk"]
     assert len(list(load(DatasetSpec(str(tmp_path), segment="none", streaming=streaming)))) == 2

@@ -60,8 +60,8 @@ def test_a_download_is_whole_accounted_for_and_not_repeated(run, server, folder,
     server.faults = {TAR: [503, "short"], "/data/002.tar": ["reset"], "/tsv/small.tsv": [500]}
     assert run() == 0
     assert contents(folder) == FILES
-    assert "12 lines, 0 of them about other archives; 12 clips with text" in caplog.text
-    assert json.loads((folder / "small.ledger.json").read_text())["matched"] == 12
+    assert "texts: 12 in = 12 out + 0 dropped + 0 quarantined; clips: 12 in = 12 out" in caplog.text
+    assert json.loads((folder / "small.ledger.json").read_text())["clips"]["out"] == 12
     sums = subprocess.run(
         ["sha256sum", "--check", *(path.name for path in folder.glob("*.sha256"))],
         cwd=folder,
@@ -227,7 +227,8 @@ def test_unpaired_clips_and_texts_are_reported(run, server, folder, caplog):
     server.files["/tsv/small.tsv"] = b"".join(lines[1:]) + b"002/gone.flac\tx\n"
     caplog.set_level(logging.INFO)
     assert run() == 0
-    assert "11 clips with text, 1 texts without audio, 1 clips without text" in caplog.text
+    assert "texts: 12 in = 11 out + 0 dropped + 1 quarantined (without audio: 1 [" in caplog.text
+    assert "clips: 12 in = 11 out + 0 dropped + 1 quarantined (without text: 1 [" in caplog.text
     server.files["/tsv/small.tsv"] = b"zzz/a.flac\tx\n"
     (folder / "small.small.tsv").unlink()
     assert run() == 1
@@ -445,9 +446,9 @@ def test_a_download_streams_with_one_shard_per_archive(loader, downloaded, caplo
     assert rows.num_shards == 3
     assert list(rows) == EXPECTED
     assert [row["name"] for row in rows.shard(3, 1)] == [clip_name(1, i) for i in range(4)]
-    assert "14 lines" not in caplog.text
-    assert "13 lines, 1 of them about other archives; 11 clips with text" in caplog.text
-    assert "1 clips without text, rejected lines: 1 1 column (line 13)" in caplog.text
+    assert "texts: 14 in" not in caplog.text
+    assert "texts: 13 in = 11 out + 1 dropped (of other archives: 1)" in caplog.text
+    assert "quarantined (1 column: 1 [small.small.tsv:13]); clips: 12 in = 11 out" in caplog.text
 
 
 def test_the_cache_knows_when_archives_were_added(loader, downloaded, caplog):

@@ -93,7 +93,7 @@ def test_a_student_follows_its_teacher(distil, place, lessons, frozen):
 
 def test_a_shared_encoder_gives_the_loss_of_two(distil, monkeypatch):
     shared = distil(*ONE_EPOCH, "--freeze_encoder", to="shared")
-    monkeypatch.setattr(step, "_same_weights", lambda *_: False)
+    monkeypatch.setattr(step, "have_same_weights", lambda *_: False)
     assert_close_run(distil(*ONE_EPOCH, "--freeze_encoder", to="two"), shared, 1e-6)
 
 

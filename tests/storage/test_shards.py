@@ -3,7 +3,8 @@ import json
 import pytest
 
 from distillery.storage.files import read_json, replacing, sha256, write_json
-from distillery.storage.shards import Ledger, read_seal, seal_path, write_sealed
+from distillery.storage.ledger import Ledger
+from distillery.storage.shards import read_seal, seal_path, write_sealed
 
 
 def names(folder):
@@ -147,6 +148,21 @@ def test_ledgers_add_up():
     }
     assert sum([LEDGER, LEDGER], Ledger()) + Ledger(1, 1) == total
     assert Ledger.from_dict(json.loads(json.dumps(total.to_dict()))) == total
+
+
+def test_a_ledger_names_the_first_places_of_each_reason():
+    ledger = Ledger(num_in=9, num_out=2)
+    ledger.quarantine("blank", "x.tsv:3")
+    ledger.quarantine("link", *"abcdef")
+    ledger.quarantine("never")
+    assert str(ledger) == (
+        "9 in = 2 out + 0 dropped + 7 quarantined (link: 6 [a, b, c, d, e, …], blank: 1 [x.tsv:3])"
+    )
+    assert ledger.balances
+    assert Ledger.from_dict(json.loads(json.dumps(ledger.to_dict()))) == ledger
+    twice = ledger + ledger
+    assert twice.places == {"blank": ["x.tsv:3"] * 2, "link": list("abcdef") * 2}
+    assert twice.balances
 
 
 def test_a_ledger_reads_as_an_equation():

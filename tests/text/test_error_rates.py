@@ -1,5 +1,6 @@
 import csv
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import jiwer
@@ -106,6 +107,16 @@ def test_score():
         wer_raw=100.0,
         num_rows=5,
         num_empty_references=3,
+    )
+
+
+def test_scores_read_as_a_sentence():
+    scores = Scores(11.98347, 14.46, 20.0, 30.0, num_rows=1203, num_empty_references=3)
+    assert scores.summary() == (
+        "WER 14.5 %, CER 12.0 % over 1,200 clips (3 more have an empty reference)"
+    )
+    assert replace(scores, num_rows=8, num_empty_references=0).summary("recordings") == (
+        "WER 14.5 %, CER 12.0 % over 8 recordings"
     )
 
 

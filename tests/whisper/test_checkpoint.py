@@ -1,4 +1,5 @@
 import json
+import logging
 import shutil
 
 import pytest
@@ -59,9 +60,28 @@ def test_parts_that_do_not_fit_are_named(copied, file, values, message):
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa", "flash_attn"])
-def test_attention(folder, attention):
-    model = checkpoint.load(str(folder), attention=attention).model
-    assert model.config._attn_implementation == {"eager": "eager"}.get(attention, "sdpa")
+def test_attention(folder, attention, caplog):
+    caplog.set_level(logging.INFO)
+    loaded = checkpoint.load(str(folder), attention=attention)
+    ran = {"eager": "eager"}.get(attention, "sdpa")
+    assert loaded.attention == loaded.model.config._attn_implementation == ran
+    said = f"{folder}: attention {attention} runs as {ran}"
+    assert (said in caplog.messages) == (attention != ran)
+
+
+def test_same_weights(folder):
+    model, other = (checkpoint.load(str(folder)).model for _ in range(2))
+    outline = checkpoint.load_outline(str(folder)).model
+    assert checkpoint.have_same_weights(model, other)
+    assert checkpoint.have_same_weights(outline, outline)  # shapes, where there are no numbers
+    assert not checkpoint.have_same_weights(model.model.encoder, model.model.decoder)
+    # Compared in the dtype of the first: bfloat16 has fewer digits than float32.
+    half = checkpoint.load(str(folder), "bfloat16").model
+    assert checkpoint.have_same_weights(half, model)
+    assert not checkpoint.have_same_weights(model, half)
+    with torch.no_grad():
+        next(other.model.encoder.parameters()).flatten()[0] += 1
+    assert not checkpoint.have_same_weights(model, other)
 
 
 def test_names_of_flash_attention():

@@ -126,6 +126,13 @@ def test_prefix_follows_language_and_task(timed, features):
     assert transcribe_windows(timed, features[:1], decoding)[0].ids[:3] == [301, 302, 401]
 
 
+def test_a_decoding_is_fitted_to_its_model(model):
+    assert GREEDY.fitted_to(model) == GREEDY
+    assert replace(GREEDY, max_length=1000).fitted_to(model).max_length == model.max_label_length
+    with pytest.raises(ValueError, match="needs a language"):
+        replace(GREEDY, language=None).fitted_to(model)
+
+
 def test_the_order_of_a_batch_does_not_matter(model, features):
     together = transcribe_windows(model, features, GREEDY)
     backwards = transcribe_windows(model, features.flip(0), GREEDY)[::-1]
