@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 
 from distillery.cli import forecast
-from distillery.cli.arguments import DRY_RUN, at_least, flag, one_of, parse, required
+from distillery.cli.flags import DRY_RUN, at_least, flag, one_of, parse, required
 from distillery.cli.runtime import publish, set_up_logging, stage_run
 from distillery.storage.checkpoints import sealed_folder
 from distillery.storage.runs import Run

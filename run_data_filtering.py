@@ -31,18 +31,8 @@ from tqdm.auto import tqdm
 from distillery.audio.decoding import AudioError, decode_audio
 from distillery.audio.log_mel import LogMel
 from distillery.cli import forecast
-from distillery.cli.arguments import (
-    DataArguments,
-    OutputArguments,
-    RunArguments,
-    at_least,
-    flag,
-    known_language,
-    one_of,
-    parse,
-    plus_list,
-    within,
-)
+from distillery.cli.arguments import DataArguments, OutputArguments, RunArguments, known_language
+from distillery.cli.flags import at_least, flag, one_of, parse, plus_list, within
 from distillery.cli.runtime import make_accelerator, open_run, publish, stage_run
 from distillery.data import column_types, hub_layout, schema, sources
 from distillery.data.filters import TranscriptFilter

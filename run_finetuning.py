@@ -25,11 +25,10 @@ from distillery.cli.arguments import (
     ModelArguments,
     OutputArguments,
     RunArguments,
-    TrainDataArguments,
-    TrainingArguments,
-    parse,
 )
+from distillery.cli.flags import parse
 from distillery.cli.runtime import load_outline, make_accelerator, open_run, publish
+from distillery.cli.training_arguments import TrainDataArguments, TrainingArguments
 from distillery.training.loop import batch_plan, load_student, train, training_run
 from distillery.training.losses import LossWeights
 

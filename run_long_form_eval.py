@@ -39,20 +39,14 @@ from tqdm.auto import tqdm
 
 from distillery.audio.decoding import AudioError, Waveform, decode_audio
 from distillery.audio.loudness import levels_db, silent_frames
-from distillery.cli.arguments import (
-    DataArguments,
-    DecodingArguments,
-    ModelArguments,
-    RunArguments,
-    at_least,
-    flag,
-    parse,
-)
+from distillery.cli.arguments import DataArguments, DecodingArguments, ModelArguments, RunArguments
+from distillery.cli.evaluation_arguments import EvaluationArguments, draft_problems
+from distillery.cli.flags import at_least, flag, parse
 from distillery.cli.runtime import make_accelerator, stage_run
 from distillery.data import schema, sources
 from distillery.data.specs import DatasetSpec
 from distillery.evaluation import evaluations
-from distillery.evaluation.evaluations import Evaluation, EvaluationArguments, Heard
+from distillery.evaluation.evaluations import Evaluation, Heard
 from distillery.evaluation.hallucinations import Hallucinations
 from distillery.storage.files import replacing
 from distillery.text.timestamps import Segment, score_timestamps, segments_of_markup
@@ -110,7 +104,7 @@ class LongFormArguments:
 
     def problems(self) -> list[str]:
         """Return what is wrong with the values."""
-        asked = LongFormArguments.algorithms(self)
+        asked = self.algorithms()
         unknown = [name for name in asked if name not in (SEQUENTIAL, CHUNKED)]
         found = [
             f"--algorithm must be of {SEQUENTIAL}, {CHUNKED}; got {name!r}" for name in unknown
@@ -143,6 +137,17 @@ GROUPS = (
     LongFormArguments,
     RunArguments,
 )
+
+
+def check(
+    model_args: ModelArguments,
+    data_args: DataArguments,
+    decoding_args: DecodingArguments,
+    evaluation_args: EvaluationArguments,
+    *others: Any,
+) -> list[str]:
+    """Return what is wrong with flags of several groups."""
+    return draft_problems(evaluation_args, decoding_args)
 
 
 def main(
@@ -378,4 +383,4 @@ def _transcribe(
 
 
 if __name__ == "__main__":
-    main(*parse(GROUPS, description=__doc__))
+    main(*parse(GROUPS, description=__doc__, check=check))

@@ -37,10 +37,8 @@ from distillery.cli.arguments import (
     ModelArguments,
     OutputArguments,
     RunArguments,
-    at_least,
-    flag,
-    parse,
 )
+from distillery.cli.flags import at_least, flag, parse
 from distillery.cli.runtime import (
     load_model,
     load_outline,

@@ -41,22 +41,19 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from distillery.cli import forecast
-from distillery.cli.arguments import (
-    DataArguments,
-    DecodingArguments,
-    ModelArguments,
+from distillery.cli.arguments import DataArguments, DecodingArguments, ModelArguments, RunArguments
+from distillery.cli.evaluation_arguments import (
+    EvaluationArguments,
     PostprocessingArguments,
-    RunArguments,
-    flag,
-    parse,
-    plus_list,
+    draft_problems,
 )
+from distillery.cli.flags import flag, missing, parse, plus_list
 from distillery.cli.runtime import make_accelerator, stage_run
 from distillery.data import schema, sources
 from distillery.data.collators import PROBLEM, WindowCollator, Windows
 from distillery.data.specs import DatasetSpec
 from distillery.evaluation import evaluations, results, tables
-from distillery.evaluation.evaluations import Evaluation, EvaluationArguments, Heard
+from distillery.evaluation.evaluations import Evaluation, Heard
 from distillery.storage.runs import Run
 from distillery.text.normalizers import raw_text
 from distillery.whisper import checkpoint
@@ -65,6 +62,30 @@ from distillery.whisper.postprocessing import Postprocessor
 from distillery.whisper.windows import transcribe_windows
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class NamedModelArguments(ModelArguments):
+    """The model to run, or the names of those that were run elsewhere."""
+
+    model_name_or_path: str | None = flag(
+        None,
+        "Whisper checkpoint: Hub id or folder; with --predictions_file only a name. Needed unless "
+        "results that are there are only shown.",
+        "-m",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class NamedDataArguments(DataArguments):
+    """One or several datasets to read, or the names of those that were read elsewhere."""
+
+    dataset_name: str | None = flag(
+        None,
+        "Datasets, joined with '+' (see run_pseudo_labelling.py); with --predictions_file only "
+        "names. Needed unless results that are there are only shown.",
+        "-d",
+    )
 
 
 @dataclass(frozen=True)
@@ -95,39 +116,56 @@ class ShortFormArguments:
         "as Markdown; without a model it only prints.",
     )
 
-    @staticmethod
-    def required_flags(values: Any, usual: set[str]) -> set[str]:
-        """Return the names of the flags that must be given."""
-        if values.predictions_file is not None:
-            return {"language"}
-        given = [name for name in usual if getattr(values, name) is not None]
-        only_shows = values.pretty_table or values.html is not None
-        return usual if given or not only_shows else set()
-
     def problems(self) -> list[str]:
         """Return what is wrong with the values."""
-        found = []
+        problems = []
         if self.chunk_length_s is not None and self.chunk_length_s <= 0:
-            found.append(f"--chunk_length_s must be > 0, got {self.chunk_length_s}")
-        if self.predictions_file is not None:
-            model_flags = ("baseline", "chunk_length_s", "assistant_model")
-            given = [f"--{name}" for name in model_flags if getattr(self, name, None) is not None]
-            if given:
-                found.append(f"{', '.join(given)}: for models; leave out --predictions_file")
-            missing = [p for p in plus_list(self.predictions_file) if not Path(p).is_file()]
-            found += [f"--predictions_file {path}: there is no such file" for path in missing]
-        return found
+            problems.append(f"--chunk_length_s must be > 0, got {self.chunk_length_s}")
+        for path in plus_list(self.predictions_file):
+            if not Path(path).is_file():
+                problems.append(f"--predictions_file {path}: there is no such file")
+        return problems
 
 
 GROUPS = (
-    ModelArguments,
-    DataArguments,
+    NamedModelArguments,
+    NamedDataArguments,
     DecodingArguments,
     PostprocessingArguments,
     EvaluationArguments,
     ShortFormArguments,
     RunArguments,
 )
+
+
+def check(
+    model_args: NamedModelArguments,
+    data_args: NamedDataArguments,
+    decoding_args: DecodingArguments,
+    postprocessing_args: PostprocessingArguments,
+    evaluation_args: EvaluationArguments,
+    form_args: ShortFormArguments,
+    run_args: RunArguments,
+) -> list[str]:
+    """Return what is wrong with flags of several groups."""
+    problems = draft_problems(evaluation_args, decoding_args)
+    if form_args.predictions_file is not None:
+        given = {
+            "--baseline": form_args.baseline,
+            "--chunk_length_s": form_args.chunk_length_s,
+            "--assistant_model": evaluation_args.assistant_model,
+        }
+        names = [name for name, value in given.items() if value is not None]
+        problems += missing(decoding_args, "language")
+        if names:
+            problems.append(f"{', '.join(names)}: for models; leave out --predictions_file")
+        if postprocessing_args.stable_ts:
+            problems.append("--stable_ts needs the sound: leave it out with --predictions_file")
+        return problems
+    is_named = model_args.model_name_or_path or data_args.dataset_name
+    if is_named or not (form_args.pretty_table or evaluation_args.html):
+        problems += missing(model_args, "model_name_or_path") + missing(data_args, "dataset_name")
+    return problems
 
 
 def main(
@@ -366,4 +404,4 @@ def _hear(
 
 
 if __name__ == "__main__":
-    main(*parse(GROUPS, description=__doc__))
+    main(*parse(GROUPS, description=__doc__, check=check))

@@ -39,16 +39,8 @@ from accelerate import Accelerator
 
 from distillery.audio.decoding import AudioError, Waveform, decode_audio
 from distillery.cli import forecast
-from distillery.cli.arguments import (
-    DataArguments,
-    DecodingArguments,
-    ModelArguments,
-    RunArguments,
-    at_least,
-    flag,
-    parse,
-    plus_list,
-)
+from distillery.cli.arguments import DataArguments, DecodingArguments, ModelArguments, RunArguments
+from distillery.cli.flags import at_least, flag, parse, plus_list
 from distillery.cli.runtime import make_accelerator, stage_run
 from distillery.data import schema, sources
 from distillery.evaluation import evaluations, results, speed
@@ -72,6 +64,18 @@ COLUMNS = (
 )
 
 
+@dataclass(frozen=True, kw_only=True)
+class SpeedDataArguments(DataArguments):
+    """One or several datasets to read, joined with `+`; without any, sound is made."""
+
+    dataset_name: str | None = flag(
+        None,
+        "Datasets whose recordings are laid end to end, joined with '+' (see "
+        "run_pseudo_labelling.py); default: made sound.",
+        "-d",
+    )
+
+
 @dataclass(frozen=True)
 class SpeedArguments:
     """What only the measurement of speed decides."""
@@ -92,18 +96,9 @@ class SpeedArguments:
         0.05, "Share by which a doubled batch must be faster for a larger one to be tried."
     )
 
-    @staticmethod
-    def required_flags(values: Any, usual: set[str]) -> set[str]:
-        """Return the names of the flags that must be given: a dataset need not be."""
-        return usual - {"dataset_name"}
-
     def problems(self) -> list[str]:
         """Return what is wrong with the values."""
-        # The parser has the flags of all groups checked on one object.
-        models = plus_list(getattr(self, "model_name_or_path", None))
-        has_revision = getattr(self, "model_revision", None) is not None
         return [
-            *(["--model_revision: for one model"] if has_revision and len(models) > 1 else []),
             *_length_problems(self.lengths_s),
             *at_least(self, "num_tokens", 1),
             *at_least(self, "generation_max_length", 8),
@@ -122,7 +117,14 @@ def _length_problems(lengths_s: str) -> list[str]:
     return [f"--lengths_s must be numbers above 0, joined with '+'; got {lengths_s}"]
 
 
-GROUPS = (ModelArguments, DataArguments, DecodingArguments, SpeedArguments, RunArguments)
+GROUPS = (ModelArguments, SpeedDataArguments, DecodingArguments, SpeedArguments, RunArguments)
+
+
+def check(model_args: ModelArguments, *others: Any) -> list[str]:
+    """Return what is wrong with flags of several groups."""
+    if model_args.model_revision is None or len(plus_list(model_args.model_name_or_path)) < 2:
+        return []
+    return ["--model_revision: for one model"]
 
 
 @dataclass(frozen=True)
@@ -493,4 +495,4 @@ def _draw(path: Path, rows: list[results.Row]) -> None:
 
 
 if __name__ == "__main__":
-    main(*parse(GROUPS, description=__doc__))
+    main(*parse(GROUPS, description=__doc__, check=check))

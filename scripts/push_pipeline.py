@@ -19,7 +19,8 @@ from pathlib import Path
 from transformers.dynamic_module_utils import custom_object_save
 
 from distillery.cli import hub
-from distillery.cli.arguments import OutputArguments, flag, parse, required
+from distillery.cli.arguments import OutputArguments
+from distillery.cli.flags import flag, parse, required
 from distillery.cli.runtime import publish, set_up_logging, stage_run
 from distillery.storage.checkpoints import sealed_folder
 from distillery.storage.files import RUN_RECORD, read_json, write_json

@@ -1,10 +1,8 @@
 """Flags: how a stage declares, checks and parses them, and the files that hold them.
 
 A stage's flags are small frozen dataclasses. A group may have a method `problems()` that returns
-one message per wrong value; all messages of all groups are shown together, before anything loads.
-A group whose flags change which others must be given has a static method `required_flags(values,
-usual)`: it takes the values of all flags and the names that are required without it, and returns
-the names that are. In a flag's name, `-` and `_` are the same.
+one message per wrong value; rules across groups are one function `check(*groups)` of the stage. All
+messages are shown together, before anything loads. In a flag's name, `-` and `_` are the same.
 """
 
 import os
@@ -76,6 +74,11 @@ def one_of(group: Any, name: str, choices: Iterable[str]) -> list[str]:
     return [f"--{name} must be one of {', '.join(choices)}; got {value!r}"]
 
 
+def missing(group: Any, *names: str) -> list[str]:
+    """Return a message for each flag that was not given, where a rule demands it."""
+    return [f"--{name} is required" for name in names if getattr(group, name) is None]
+
+
 def same_length(group: Any, *names: str) -> list[str]:
     """Return a message unless all values joined with `+` are as many as the longest, or one."""
     counts = {name: len(plus_list(getattr(group, name))) for name in names}
@@ -116,11 +119,7 @@ def parse(
         argv = sys.argv[1:]
     parser = StageParser(groups, description)
     namespace = parser.collect(argv)
-    required_now = parser.usually_required
-    for group in groups:
-        if hasattr(group, "required_flags"):
-            required_now = group.required_flags(namespace, required_now)
-    parser.note_missing(namespace, required_now)
+    parser.note_missing(namespace)
     # What did not parse has its default here, and what is missing is None: so all that is wrong
     # with the other values is reported too.
     parsed = tuple(

@@ -21,7 +21,7 @@ from accelerate import Accelerator
 from datasets import Dataset, load_dataset_builder
 
 from distillery.audio.decoding import AudioError, decode_audio
-from distillery.cli.arguments import TrainDataArguments, TrainingArguments
+from distillery.cli.training_arguments import TrainDataArguments, TrainingArguments
 from distillery.data import schema, sources
 from distillery.data.archives import is_archive
 from distillery.data.examples import LEARNT

@@ -31,7 +31,6 @@ class StageParser(ArgumentParser):
 
     Attributes:
         faults: what is wrong so far, one message each.
-        usually_required: names of the flags without a default.
     """
 
     def __init__(self, groups: Sequence[type], description: str | None) -> None:
@@ -44,7 +43,8 @@ class StageParser(ArgumentParser):
             allow_abbrev=False,
         )
         self.faults: list[str] = []
-        self.usually_required: set[str] = set()
+        # argparse would stop at a missing flag before it has seen the others.
+        self._required: list[str] = []
         self._by_name: dict[str, Action] = {}
         demanded = self.add_argument_group("required")
         for group in groups:
@@ -64,7 +64,7 @@ class StageParser(ArgumentParser):
         for each in fields(group):
             is_required = each.default is MISSING and each.default_factory is MISSING
             if is_required:
-                self.usually_required.add(each.name)
+                self._required.append(each.name)
             action = (demanded if is_required else heading).add_argument(
                 f"--{each.name}",
                 *each.metadata.get("aliases", ()),
@@ -148,10 +148,10 @@ class StageParser(ArgumentParser):
             nearest = _nearest(name, self._option_string_actions)
             self.faults.append(f"unknown flag {name}{nearest}")
 
-    def note_missing(self, values: Namespace, required_now: Collection[str]) -> None:
+    def note_missing(self, values: Namespace) -> None:
         """Report required flags that neither the command line nor the file gave."""
-        for name in self._by_name:
-            if name in required_now and getattr(values, name) is None:
+        for name in self._required:
+            if getattr(values, name) is None:
                 self.faults.append(f"--{name} is required")
 
     def note_bad_target(self, path: str | None) -> None:

@@ -14,9 +14,9 @@ from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
 
 from distillery.cli import hub
-from distillery.cli.arguments import ModelArguments, RunArguments, flags_of, plus_list
+from distillery.cli.arguments import ModelArguments, RunArguments
 from distillery.cli.config_files import config_text
-from distillery.cli.flags import resumable_flags
+from distillery.cli.flags import flags_of, plus_list, resumable_flags
 from distillery.storage.files import RUN_RECORD
 from distillery.storage.runs import CONFIG, OTHER_FOLDER, STARTED, Run
 from distillery.training.seeding import seed_everything

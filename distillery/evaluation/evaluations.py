@@ -1,7 +1,6 @@
 """What short-form and long-form evaluation share: flags, scores, and the files they leave."""
 
 import hashlib
-import importlib.util
 import json
 import logging
 from collections.abc import Callable, Sequence
@@ -13,15 +12,8 @@ from typing import Any
 from accelerate import Accelerator
 
 from distillery.cli import forecast
-from distillery.cli.arguments import (
-    DataArguments,
-    DecodingArguments,
-    ModelArguments,
-    RunArguments,
-    at_least,
-    flag,
-    one_of,
-)
+from distillery.cli.arguments import DataArguments, DecodingArguments, ModelArguments, RunArguments
+from distillery.cli.evaluation_arguments import EvaluationArguments
 from distillery.cli.runtime import load_model, load_outline
 from distillery.data import schema, sources
 from distillery.data.specs import DatasetSpec
@@ -34,8 +26,7 @@ from distillery.storage.runs import Run
 from distillery.text.bootstrap import rate_intervals
 from distillery.text.error_rates import alignment, word_errors
 from distillery.text.normalizers import (
-    JAPANESE_WORDS_HINT,
-    VARIANTS,
+    WORD_PACKAGES,
     Normalizer,
     japanese_words,
     normalizer_for,
@@ -47,58 +38,6 @@ from distillery.whisper.speculation import DraftedWhisper, with_draft
 from distillery.whisper.windows import Decoding
 
 logger = logging.getLogger(__name__)
-
-WORD_PACKAGES = ("fugashi", "unidic_lite")
-
-
-@dataclass(frozen=True)
-class EvaluationArguments:
-    """What evaluation decides beside the model, the data and the decoding."""
-
-    output_dir: str = flag("eval", "Folder for metrics and predictions.", "-o", resumable=True)
-    per_device_eval_batch_size: int = flag(
-        16, "Windows that are decoded at once.", "-b", "--batch", resumable=True
-    )
-    generation_max_length: int = flag(
-        225, "Most ids of the transcript of one window.", "--max_label_length"
-    )
-    normalizer: str = flag(
-        "auto", f"How texts are normalised before they are scored: {', '.join(VARIANTS)}."
-    )
-    html: str | None = flag(
-        None,
-        "File for a page about all results in --output_dir, such as 'report.html': tables, bars, "
-        "the worst utterances aligned and, where the audio is in local files, heard.",
-    )
-    assistant_model: str | None = flag(
-        None,
-        "Model that drafts for the main model (speculative decoding): Hub id or folder with the "
-        "same vocabulary and features, such as a student of the main model. Transcripts are those "
-        "of greedy search without it; windows are decoded one by one, whatever --batch says. "
-        "Baselines decode without it, and so do windows with a prompt or a temperature.",
-    )
-    japanese_words: bool = flag(
-        False, "Also give the error rate over words as MeCab cuts Japanese text (needs fugashi)."
-    )
-
-    def problems(self) -> list[str]:
-        """Return what is wrong with the values."""
-        # The parser has the flags of all groups checked on one object.
-        num_beams = getattr(self, "generation_num_beams", 1)
-        missing = self.japanese_words and not all(map(importlib.util.find_spec, WORD_PACKAGES))
-        is_folder = self.html is not None and Path(self.html).is_dir()
-        return [
-            *([f"--html {self.html} is a folder: name a file"] if is_folder else []),
-            *([f"--japanese_words: {JAPANESE_WORDS_HINT}"] if missing else []),
-            *(
-                ["--assistant_model: for greedy search; leave out --num_beams"]
-                if self.assistant_model is not None and num_beams > 1
-                else []
-            ),
-            *at_least(self, "per_device_eval_batch_size", 1),
-            *at_least(self, "generation_max_length", 8),
-            *one_of(self, "normalizer", VARIANTS),
-        ]
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,7 @@ MARKED_LANGUAGES = frozenset(
     | {"ln", "yo"}  # Latin with tone marks, most of which have no composed character
 )
 
+WORD_PACKAGES = ("fugashi", "unidic_lite")  # modules
 JAPANESE_WORDS_HINT = (
     "words of Japanese need two packages: pip install fugashi unidic-lite "
     "(the extra 'japanese' of this project)"

@@ -30,10 +30,9 @@ from distillery.cli.arguments import (
     ModelArguments,
     OutputArguments,
     RunArguments,
-    TrainDataArguments,
-    TrainingArguments,
 )
 from distillery.cli.runtime import stage_run
+from distillery.cli.training_arguments import TrainDataArguments, TrainingArguments
 from distillery.data import sources
 from distillery.data.collators import Batch, SpeechCollator
 from distillery.data.examples import StreamedRows, TrainingRows, usable_rows

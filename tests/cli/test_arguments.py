@@ -9,14 +9,12 @@ from distillery.cli.arguments import (
     DecodingArguments,
     ModelArguments,
     OutputArguments,
-    PostprocessingArguments,
     RunArguments,
-    TrainDataArguments,
-    TrainingArguments,
-    parse,
-    plus_list,
 )
+from distillery.cli.evaluation_arguments import PostprocessingArguments
+from distillery.cli.flags import parse, plus_list
 from distillery.cli.parser import StageParser
+from distillery.cli.training_arguments import TrainDataArguments, TrainingArguments
 from distillery.data.specs import DatasetSpec
 from distillery.whisper.pipelines.punctuation import DEFAULT_MODEL
 

@@ -9,7 +9,7 @@ import yaml
 from launching import environment
 
 from distillery.cli.config_files import config_text
-from distillery.cli.flags import flag, flags_of, parse, repeated, required
+from distillery.cli.flags import flag, flags_of, missing, parse, repeated, required
 from distillery.storage.files import write_text
 
 
@@ -96,20 +96,30 @@ def test_a_missing_flag_is_named(capsys):
 
 
 @dataclass(frozen=True)
+class BoughtCake(Cake):
+    """A cake whose flour need not be known."""
+
+    flour_kind: str | None = flag(None, "What it is made of.", "-f")
+
+
+@dataclass(frozen=True)
 class Shop:
     """A group that changes what must be given."""
 
     buy: bool = flag(False, "Buy a cake.")
 
-    @staticmethod
-    def required_flags(values, usual):
-        return {"heat"} if values.buy else usual
 
+def test_a_rule_across_groups_may_demand_a_flag(capsys):
+    def check(cake, shop):
+        assert isinstance(cake, BoughtCake)
+        assert isinstance(shop, Shop)
+        return [] if shop.buy else missing(cake, "flour_kind")
 
-def test_a_group_may_change_what_is_required(capsys):
-    groups = (Cake, Shop)
-    assert complaints(capsys, groups=groups) == ["--flour_kind is required"]
-    assert parse(groups, ["--buy"])[0].flour_kind is None
+    groups = (BoughtCake, Shop)
+    wanted = ["--num_eggs must be >= 0, got -1", "--flour_kind is required"]
+    assert complaints(capsys, "--num_eggs", "-1", groups=groups, check=check) == wanted
+    assert parse(groups, ["--buy"], check=check)[0].flour_kind is None
+    assert parse(groups, ["-f", "rye"], check=check)[0].flour_kind == "rye"
 
 
 def test_values_are_left_as_typed():

@@ -7,8 +7,8 @@ from datasets import Features, Value
 from stage_runs import read_manifest, write_manifest
 
 from distillery.cli import forecast
-from distillery.cli.arguments import TrainingArguments
 from distillery.cli.forecast import disk_line, hours, size, survey
+from distillery.cli.training_arguments import TrainingArguments
 from distillery.data import column_types, hub_layout, schema, segmentation, sources
 from distillery.data.specs import DatasetSpec
 from distillery.whisper import checkpoint

@@ -15,7 +15,8 @@ from accelerate import Accelerator
 from command_lines import SCRIPTS, groups_of
 
 from distillery.cli import runtime
-from distillery.cli.arguments import RunArguments, flag
+from distillery.cli.arguments import RunArguments
+from distillery.cli.flags import flag
 from distillery.cli.runtime import make_accelerator, open_run, stage_run
 from distillery.storage.provenance import versions
 from distillery.storage.stops import stop_request

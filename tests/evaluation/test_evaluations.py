@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from distillery.cli.arguments import DecodingArguments
+from distillery.cli.evaluation_arguments import EvaluationArguments
 from distillery.data.specs import DatasetSpec
 from distillery.evaluation import results
 from distillery.evaluation.evaluations import (
     Evaluation,
-    EvaluationArguments,
     Heard,
     plan_for_file,
     reference_of,

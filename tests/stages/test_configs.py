@@ -16,7 +16,7 @@ from stage_runs import (
 from tiny import load_script, tone_manifest
 from training_runs import assert_same_run, training_log, weights
 
-from distillery.cli.arguments import parse
+from distillery.cli.flags import parse
 from distillery.evaluation import results
 from distillery.storage.files import read_json, write_json
 

@@ -5,14 +5,13 @@ import json
 
 import pytest
 import soundfile
-from command_lines import commands_in, text_of
+from command_lines import commands_in, parsed, text_of
 from corpora import pack, spread
 from datasets import Dataset, DatasetDict
 from loopback import clip_name, flac, tar
 from stage_runs import record, run, split_rows, talkative_model_folder
-from tiny import REPOSITORY, load_script
+from tiny import REPOSITORY
 
-from distillery.cli.arguments import parse
 from distillery.data import hub_layout, reazonspeech, schema, sources
 
 SCRIPT = "run_pseudo_labelling.py"
@@ -95,7 +94,7 @@ def test_the_section_has_a_command_for_each_kind(root):
 @pytest.mark.parametrize("streaming", [False, True])
 @pytest.mark.parametrize("words", COMMANDS, ids=lambda words: words[-1])
 def test_each_command_reads_rows_that_decode(root, words, streaming):
-    groups = parse(load_script(SCRIPT).GROUPS, [*words, "--streaming", str(streaming)])
+    groups = parsed(SCRIPT, [*words, "--streaming", str(streaming)])
     (data_args,) = [group for group in groups if hasattr(group, "specs")]
     specs = data_args.specs()
     named = [sources.with_split(spec, sources.load(spec)) for spec in specs]

@@ -1,11 +1,11 @@
 import numpy as np
 import pytest
 import soundfile
+from command_lines import parsed
 from launching import launch
 from stage_runs import read_manifest, run, snapshot, talkative_model_folder, write_manifest
 from tiny import SAMPLE_RATE, SENTENCES, load_script
 
-from distillery.cli.arguments import parse
 from distillery.evaluation import results
 from distillery.text.timestamps import Segment
 
@@ -171,7 +171,7 @@ def test_chunk_beyond_the_window_is_refused(tmp_path, flags):
 
 def problems(capsys, *argv):
     with pytest.raises(SystemExit):
-        parse(load_script(SCRIPT).GROUPS, ["-m", "m", "-d", "d", *argv])
+        parsed(SCRIPT, ["-m", "m", "-d", "d", *argv])
     return capsys.readouterr().err
 
 

@@ -18,7 +18,9 @@ from stage_runs import run as run_stage
 from stage_runs import split_rows, talkative_model_folder
 from tiny import REPOSITORY, load_script
 
-from distillery.cli.arguments import DataArguments, TrainDataArguments, parse
+from distillery.cli.arguments import DataArguments
+from distillery.cli.flags import parse
+from distillery.cli.training_arguments import TrainDataArguments
 from distillery.data.downloads import CHUNK, Download, ask_sizes, lock_folder
 from distillery.data.sources import load
 

@@ -1,6 +1,7 @@
 import weakref
 
 import pytest
+from command_lines import parsed
 from launching import kill, launch
 from stage_runs import (
     english_only,
@@ -12,13 +13,11 @@ from stage_runs import (
 )
 from tiny import (
     SHARED,
-    load_script,
     tiny_model_folder,
     tiny_punctuator_folder,
     tone_manifest,
 )
 
-from distillery.cli.arguments import parse
 from distillery.cli.runtime import load_model
 from distillery.data.collators import WindowCollator
 from distillery.data.sources import load
@@ -158,7 +157,7 @@ def test_page_shows_earlier_evaluations_and_their_audio(tmp_path, evaluated, fla
 
 def test_page_is_a_file(tmp_path, capsys):
     with pytest.raises(SystemExit):
-        parse(load_script(SCRIPT).GROUPS, ["-o", str(tmp_path), "--html", str(tmp_path)])
+        parsed(SCRIPT, ["-o", str(tmp_path), "--html", str(tmp_path)])
     assert f"--html {tmp_path} is a folder: name a file" in capsys.readouterr().err
 
 
@@ -453,9 +452,9 @@ def test_tables_of_what_is_there_need_no_model(evaluated, model, capsys):
         (
             ["--predictions_file", "none.csv", "-c", "3"],
             [
+                "--predictions_file none.csv: there is no such file",
                 "--language is required",
                 "--chunk_length_s: for models; leave out --predictions_file",
-                "--predictions_file none.csv: there is no such file",
             ],
         ),
         (
@@ -466,7 +465,7 @@ def test_tables_of_what_is_there_need_no_model(evaluated, model, capsys):
 )
 def test_what_must_be_given_is_named(capsys, words, told):
     with pytest.raises(SystemExit):
-        parse(load_script(SCRIPT).GROUPS, words)
+        parsed(SCRIPT, words)
     assert [line.strip() for line in capsys.readouterr().err.splitlines()[1:]] == told
 
 

@@ -5,10 +5,10 @@ import json
 import numpy as np
 import pytest
 import soundfile
+from command_lines import parsed
 from stage_runs import run, snapshot, talkative_model_folder, write_manifest
-from tiny import load_script, tiny_model_folder, tone_manifest
+from tiny import tiny_model_folder, tone_manifest
 
-from distillery.cli.arguments import parse
 from distillery.evaluation import results, speed
 from distillery.whisper import checkpoint, long_form
 
@@ -207,7 +207,7 @@ def test_wrong_flags_are_all_reported(capsys):
         "-1",
     ]
     with pytest.raises(SystemExit):
-        parse(load_script(SCRIPT).GROUPS, argv)
+        parsed(SCRIPT, argv)
     told = capsys.readouterr().err
     assert "--lengths_s must be numbers above 0, joined with '+'; got 10+x" in told
     assert "--model_revision: for one model" in told

@@ -10,7 +10,8 @@ import pytest
 import torch
 from tiny import tiny_model_folder
 
-from distillery.cli.arguments import ModelArguments, TrainingArguments
+from distillery.cli.arguments import ModelArguments
+from distillery.cli.training_arguments import TrainingArguments
 from distillery.data.collators import Batch
 from distillery.data.order import BatchPlan, Order
 from distillery.storage import checkpoints

@@ -1,0 +1,163 @@
+"""The groups of flags of the two stages that train."""
+
+from dataclasses import dataclass
+
+from distillery.cli.arguments import ReadingArguments
+from distillery.cli.flags import at_least, flag, one_of, plus_list, required, same_length, within
+from distillery.data.specs import DatasetSpec, broadcast_specs
+
+METRICS = ("loss", "wer", "cer")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainDataArguments(ReadingArguments):
+    """What is trained and evaluated on."""
+
+    train_dataset_name: str = required("Datasets to train on, joined with '+'.", "-d")
+    train_dataset_config_name: str | None = flag(None, "Configuration of each, joined with '+'.")
+    train_split_name: str | None = flag(None, "Split of each, joined with '+'.")
+    text_column_name: str | None = flag(None, "Column with the reference of each, joined with '+'.")
+    train_dataset_samples: str | None = flag(
+        None, "Weight of each in the mix, joined with '+', such as hours; default: its size."
+    )
+    eval_dataset_name: str | None = flag(None, "Datasets to evaluate on, joined with '+'.")
+    eval_dataset_config_name: str | None = flag(None, "Configuration of each, joined with '+'.")
+    eval_split_name: str | None = flag(None, "Split of each, joined with '+'.")
+    eval_text_column_name: str | None = flag(
+        None, "Column with the reference of each, joined with '+'."
+    )
+    max_train_samples: int | None = flag(None, "Train on at most so many rows of each dataset.")
+    max_eval_samples: int | None = flag(None, "Evaluate on at most so many rows of each dataset.")
+
+    def problems(self) -> list[str]:
+        """Return what is wrong with the values."""
+        names = ["train_dataset_name", "train_dataset_config_name", "train_split_name"]
+        evals = ["eval_dataset_name", "eval_dataset_config_name", "eval_split_name"]
+        return [
+            *same_length(self, *names, "text_column_name", "train_dataset_samples"),
+            *same_length(self, *evals, "eval_text_column_name"),
+            *_weights_problems(self.train_dataset_samples),
+            *at_least(self, "max_train_samples", 1),
+            *at_least(self, "max_eval_samples", 1),
+            *super().problems(),
+        ]
+
+    def train_specs(self) -> list[DatasetSpec]:
+        """Return the datasets to train on."""
+        return broadcast_specs(
+            {
+                "name": plus_list(self.train_dataset_name),
+                "config": plus_list(self.train_dataset_config_name),
+                "split": plus_list(self.train_split_name),
+                "text_column": plus_list(self.text_column_name),
+                "samples": [float(x) for x in plus_list(self.train_dataset_samples)],
+            },
+            max_rows=self.max_train_samples,
+            **self.reading(),
+        )
+
+    def eval_specs(self) -> list[DatasetSpec]:
+        """Return the datasets to evaluate on; none if none is named."""
+        if self.eval_dataset_name is None:
+            return []
+        return broadcast_specs(
+            {
+                "name": plus_list(self.eval_dataset_name),
+                "config": plus_list(self.eval_dataset_config_name),
+                "split": plus_list(self.eval_split_name),
+                "text_column": plus_list(self.eval_text_column_name),
+            },
+            max_rows=self.max_eval_samples,
+            **self.reading(),
+        )
+
+
+def _weights_problems(samples: str | None) -> list[str]:
+    try:
+        wrong = [x for x in plus_list(samples) if not float(x) > 0]
+    except ValueError:
+        wrong = [str(samples)]
+    return [f"--train_dataset_samples must be numbers above 0, got {x}" for x in wrong]
+
+
+@dataclass(frozen=True)
+class TrainingArguments:
+    """How weights are updated, and when the run logs, saves and evaluates."""
+
+    do_train: bool = flag(True, "Train; else only evaluate.")
+    do_eval: bool = flag(False, "Evaluate at the end, and every --eval_steps.")
+    per_device_train_batch_size: int = flag(
+        16, "Rows of a micro-batch of one process.", resumable=True
+    )
+    per_device_eval_batch_size: int = flag(
+        16, "Rows evaluated at once by one process.", resumable=True
+    )
+    gradient_accumulation_steps: int = flag(
+        1, "Micro-batches added up for one update.", resumable=True
+    )
+    max_steps: int = flag(-1, "Updates to make; -1: as --num_train_epochs says.")
+    num_train_epochs: float = flag(3.0, "Times that every row is seen.")
+    learning_rate: float = flag(1e-4, "Highest learning rate.")
+    warmup_steps: int = flag(0, "Updates over which the learning rate rises from 0.")
+    lr_scheduler_type: str = flag(
+        "linear", "Schedule, as transformers names it: linear, constant_with_warmup, cosine, …"
+    )
+    weight_decay: float = flag(0.0, "AdamW's weight decay of matrices.")
+    adam_beta1: float = flag(0.9, "AdamW's first decay rate.")
+    adam_beta2: float = flag(0.999, "AdamW's second decay rate.")
+    max_grad_norm: float = flag(1.0, "Gradients are scaled down to this norm.")
+    save_steps: int = flag(500, "Save a checkpoint after so many updates.", resumable=True)
+    save_total_limit: int | None = flag(
+        None, "Keep so many checkpoints; default: all.", resumable=True
+    )
+    eval_steps: int | None = flag(None, "Evaluate after so many updates; default: at the end.")
+    predict_with_generate: bool = flag(False, "Transcribe the evaluation rows too, and score them.")
+    metric_for_best_model: str | None = flag(
+        None,
+        "Lowest value of what is kept in best/: loss, wer or cer; default: cer with "
+        "--predict_with_generate, else loss.",
+    )
+    gradient_checkpointing: bool = flag(False, "Compute activations twice to save memory.")
+    freeze_encoder: bool = flag(False, "Do not train the encoder.")
+    max_label_length: int = flag(448, "Leave out rows with more label ids than this.")
+    generation_max_length: int = flag(225, "Most ids of a transcript while evaluating.")
+    timestamp_probability: float = flag(
+        0.2, "Share of rows with timestamps that keep them, where labels are built here."
+    )
+    condition_on_prev_probability: float = flag(
+        0.2, "Share of rows that see the window before them, where labels are built here."
+    )
+    wer_threshold: float | None = flag(
+        None, "Leave out pseudo-labelled rows with a higher word error rate, in percent."
+    )
+
+    def problems(self) -> list[str]:
+        """Return what is wrong with the values."""
+        positive = [
+            "per_device_train_batch_size",
+            "per_device_eval_batch_size",
+            "gradient_accumulation_steps",
+            "save_steps",
+            "save_total_limit",
+            "eval_steps",
+        ]
+        found = [problem for name in positive for problem in at_least(self, name, 1)]
+        if self.max_steps == 0 or self.max_steps < -1:
+            found.append(f"--max_steps must be >= 1, or -1 for epochs; got {self.max_steps}")
+        metric = self.metric_for_best_model
+        if self.max_steps == -1 and self.num_train_epochs <= 0:
+            found.append(f"--num_train_epochs must be > 0, got {self.num_train_epochs}")
+        if metric in ("wer", "cer") and not self.predict_with_generate:
+            found.append(f"--metric_for_best_model {metric} needs --predict_with_generate")
+        if self.metric_for_best_model is not None:
+            found += one_of(self, "metric_for_best_model", METRICS)
+        return [
+            *found,
+            *at_least(self, "learning_rate", 0),
+            *at_least(self, "warmup_steps", 0),
+            *at_least(self, "max_label_length", 8),
+            *at_least(self, "generation_max_length", 8),
+            *at_least(self, "wer_threshold", 0),
+            *within(self, "timestamp_probability", 0, 1),
+            *within(self, "condition_on_prev_probability", 0, 1),
+        ]
