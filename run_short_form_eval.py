@@ -73,6 +73,7 @@ class NamedModelArguments(ModelArguments):
         "Whisper checkpoint: Hub id or folder; with --predictions_file only a name. Needed unless "
         "results that are there are only shown.",
         "-m",
+        "--model",
     )
 
 
@@ -85,6 +86,7 @@ class NamedDataArguments(DataArguments):
         "Datasets, joined with '+' (see run_pseudo_labelling.py); with --predictions_file only "
         "names. Needed unless results that are there are only shown.",
         "-d",
+        "--dataset",
     )
 
 

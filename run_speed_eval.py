@@ -73,6 +73,7 @@ class SpeedDataArguments(DataArguments):
         "Datasets whose recordings are laid end to end, joined with '+' (see "
         "run_pseudo_labelling.py); default: made sound.",
         "-d",
+        "--dataset",
     )
 
 

@@ -3,13 +3,16 @@
 The lists are theirs, with their placeholders filled in; each must parse to what it says.
 """
 
+import re
 from pathlib import Path
 
 import pytest
 import tiny
-from command_lines import SCRIPTS, parsed
+from command_lines import SCRIPTS, complaints, groups_of, parsed
 
 from distillery.cli.flags import flags_of
+from distillery.cli.parser import StageParser
+from distillery.cli.seed_flags import SEED_FLAGS
 
 KOTOBA = {
     "run_pseudo_labelling.py": """
@@ -146,6 +149,40 @@ def test_every_flag_means_what_it_says(script, words):
             assert found is (wanted not in ("False",)), typed
         else:
             assert str(found) == wanted or float(found) == float(wanted), typed
+
+
+def spellings(script):
+    return StageParser(groups_of(script), None)._option_string_actions
+
+
+def test_every_stage_of_the_seeds_has_a_table_of_their_flags():
+    assert {f"{stage}.py" for stage in SEED_FLAGS} == set(SCRIPTS) - {
+        "reazonspeech_manual_downloader.py"
+    }
+
+
+@pytest.mark.parametrize("stage", SEED_FLAGS)
+def test_no_flag_that_exists_is_explained_away(stage):
+    known = spellings(f"{stage}.py")
+    names = {name.lstrip("-").replace("-", "_") for name in known}
+    assert not names & SEED_FLAGS[stage].keys()
+    for name, advice in SEED_FLAGS[stage].items():
+        assert set(re.findall(r"--[a-z_]+", advice)) <= known.keys(), name
+        assert all((tiny.REPOSITORY / s).is_file() for s in re.findall(r"\w+\.py", advice)), name
+
+
+@pytest.mark.parametrize(
+    "name", ["--assistant_model_name_or_path", "--assistant-model-name-or-path"]
+)
+def test_a_flag_of_the_seeds_gets_its_replacement(capsys, monkeypatch, tmp_path, name):
+    monkeypatch.setattr("sys.argv", ["./run_long_form_eval.py"])
+    groups = groups_of("run_long_form_eval.py")
+    words = ["-m", "a", "-d", "b", name, "c"]
+    assert complaints(capsys, *words, groups=groups) == [f"unknown flag {name}: use --assistant_model"]
+    (tmp_path / "c.yaml").write_text("assistant_model_name_or_path: c\n")
+    assert complaints(capsys, *words[:4], str(tmp_path / "c.yaml"), groups=groups) == [
+        f"{tmp_path / 'c.yaml'}: unknown key 'assistant_model_name_or_path': use --assistant_model"
+    ]
 
 
 def test_joined_datasets_are_what_the_command_meant():

@@ -120,6 +120,7 @@ class DataArguments(ReadingArguments):
         "manifest; audio file; folder or .tar/.tar.gz of audio, also as LibriSpeech and Common "
         "Voice have it; .py file with one builder. Several are joined with '+'.",
         "-d",
+        "--dataset",
     )
     dataset_config_name: str | None = flag(
         None,
@@ -177,7 +178,7 @@ class DataArguments(ReadingArguments):
 class ModelArguments:
     """The model to run."""
 
-    model_name_or_path: str = required("Whisper checkpoint: Hub id or folder.", "-m")
+    model_name_or_path: str = required("Whisper checkpoint: Hub id or folder.", "-m", "--model")
     model_revision: str | None = flag(None, "Branch, tag or commit of the model on the Hub.")
     cache_dir: str | None = flag(None, "Folder for files fetched from the Hub.", resumable=True)
     dtype: str = flag("float32", f"Dtype to compute in: {', '.join(DTYPES)}.")

@@ -20,10 +20,11 @@ from typing import Any, NoReturn, get_args, get_origin, get_type_hints
 import yaml
 
 from distillery.cli.config_files import SUFFIXES, read_config
+from distillery.cli.seed_flags import SEED_FLAGS
 
 TRUE, FALSE = ("true", "yes", "t", "y", "1"), ("false", "no", "f", "n", "0")
 METAVARS = {int: "N", float: "X", str: "TEXT"}
-CLOSE = 0.75  # share of the letters that a suggestion has in common with what was typed
+CLOSE = 0.82  # share of letters in common, above which a name is taken for mistyped
 
 
 class StageParser(ArgumentParser):
@@ -120,8 +121,8 @@ class StageParser(ArgumentParser):
             return
         for key, value in config.items():
             if key not in self._by_name:
-                nearest = _nearest(key, self._by_name)
-                self.faults.append(f"{path}: unknown key {key!r}{nearest}")
+                advice = self._advice(key, self._by_name)
+                self.faults.append(f"{path}: unknown key {key!r}{advice}")
             elif value is not None:
                 self._take_value(path, self._by_name[key], value)
 
@@ -145,8 +146,17 @@ class StageParser(ArgumentParser):
         """Report flags that no group has."""
         for word in words:
             name = word.split("=")[0]
-            nearest = _nearest(name, self._option_string_actions)
-            self.faults.append(f"unknown flag {name}{nearest}")
+            advice = self._advice(name, self._option_string_actions)
+            self.faults.append(f"unknown flag {name}{advice}")
+
+    def _advice(self, name: str, known: Collection[str]) -> str:
+        """Return what to do about a name that is unknown: a flag of the seeds, or mistyped."""
+        seeds = SEED_FLAGS.get(Path(self.prog).stem, {})
+        advice = seeds.get(name.lstrip("-").replace("-", "_"))
+        if advice is not None:
+            return f": {advice}"
+        close = difflib.get_close_matches(name, known, n=1, cutoff=CLOSE)
+        return f" (did you mean {close[0]}?)" if close else ""
 
     def note_missing(self, values: Namespace) -> None:
         """Report required flags that neither the command line nor the file gave."""
@@ -224,8 +234,3 @@ class _HelpFormatter(RawDescriptionHelpFormatter):
         default = self._get_default_metavar_for_optional(action)
         value = "" if action.nargs == 0 else self._format_args(action, default)
         return f"{spellings} {value}".rstrip()
-
-
-def _nearest(word: str, known: Collection[str]) -> str:
-    close = difflib.get_close_matches(word, known, n=1, cutoff=CLOSE)
-    return f" (did you mean {close[0]}?)" if close else ""

@@ -1,0 +1,150 @@
+"""Flags of distil-whisper's and kotoba-whisper's scripts that have another name here, or none.
+
+By stage and name: what a message says behind the flag, once somebody types it.
+"""
+
+_HUB = {
+    "token": "log in with `hf auth login`, or set HF_TOKEN",
+    "hub_token": "log in with `hf auth login`, or set HF_TOKEN",
+    "subfolder": "fetch the model first, and give the folder to --model_name_or_path",
+    "overwrite_cache": "name a fresh folder: --dataset_cache_dir",
+}
+_MODEL_PARTS = {
+    name: "all parts of a model come from --model_name_or_path"
+    for name in (
+        *("config_name", "tokenizer_name", "feature_extractor_name", "processor_name"),
+        "use_fast_tokenizer",
+    )
+}
+_PREPROCESSING = {
+    name: "rows are prepared while the stage runs, and not before: leave it out"
+    for name in ("preprocessing_only", "preprocessing_batch_size")
+}
+_WANDB = {
+    "wandb_name": "set the environment variable WANDB_NAME",
+    "wandb_dir": "set the environment variable WANDB_DIR",
+    "wandb_job_type": "set the environment variable WANDB_JOB_TYPE",
+}
+_DTYPE = {
+    "fp16": "use --dtype float16",
+    "bf16": "use --dtype bfloat16",
+}
+_TRANSLATION = {
+    "translation_model": "no second model translates; for one that does itself: --task translate",
+}
+
+LABELLING = {
+    **_HUB,
+    **_MODEL_PARTS,
+    **_PREPROCESSING,
+    **_DTYPE,
+    **_WANDB,
+    "concatenate_audio": "clips are not joined: each row is labelled by itself",
+    "max_duration_in_seconds": "longer clips are dropped by run_data_filtering.py",
+    "private_dataset": "uploads are private unless --hub_public is given",
+    "gradient_accumulation_steps": "nothing is trained here: leave it out",
+    "num_chunks": "rows are written in shards, and a killed run goes on: see --rows_per_shard",
+}
+
+FILTERING = {
+    **_HUB,
+    **_MODEL_PARTS,
+    **_PREPROCESSING,
+    "split": "use --dataset_split_name",
+    "model": "use --model_name_or_path",
+    "skip_filtering": "nothing is compared without --wer_threshold and --cer_threshold",
+    "skip_logmel": "features are stored with --vectorize only",
+    "is_english_model": "the model says it itself: --model_name_or_path",
+    "task_filtering": "use --task",
+    "language_filtering": "use --language",
+    "text_column_label": "use --text_column_name",
+    "text_column_prediction": "transcripts are read from the column that labelling writes",
+}
+
+STUDENT = {
+    "subfolder": "fetch the teacher first, and give the folder to --teacher_checkpoint",
+    "decoder_layers_numbers": "layers are taken maximally spaced: give their number as "
+    "--decoder_layers",
+    "token": _HUB["token"],
+}
+
+TRAINING = {
+    **_HUB,
+    **_MODEL_PARTS,
+    **_PREPROCESSING,
+    **_DTYPE,
+    **_WANDB,
+    "freeze_decoder": "the decoder is what is trained; the encoder can be kept: --freeze_encoder",
+    "freeze_embed_positions": "the decoder's positions are trained with it; to keep the encoder's: "
+    "--freeze_encoder",
+    "use_pseudo_labels": "pseudo-labels are taken where the dataset has them: leave it out",
+    "min_duration_in_seconds": "shorter clips are dropped by run_data_filtering.py",
+    "max_duration_in_seconds": "longer clips are dropped by run_data_filtering.py",
+    "save_best_total_limit": "best/ holds one model",
+    "resume_from_checkpoint": "the same command again goes on from the newest checkpoint",
+    "adam_epsilon": "it has torch's default: leave it out",
+    "optim": "the optimiser is AdamW: leave it out",
+    "warmup_ratio": "give a number of updates: --warmup_steps",
+    "dataloader_prefetch_factor": "it has torch's default: leave it out",
+    "dataloader_pin_memory": "memory is pinned where there is a GPU: leave it out",
+    "pad_target_to_multiple_of": "labels are padded to the longest of a batch: leave it out",
+    **{
+        f"dataset_{part}_{number}": "datasets are joined with '+': --train_dataset_name a+b"
+        for number in (1, 2)
+        for part in ("name", "config_name", "split_name", "feature", "language", "task", "kl")
+    },
+}
+
+EVALUATION = {
+    **_HUB,
+    **_MODEL_PARTS,
+    **_PREPROCESSING,
+    **_WANDB,
+    "batch_size": "use --per_device_eval_batch_size",
+    "max_eval_samples": "use --max_samples",
+    "samples_per_dataset": "use --max_samples",
+    "assistant_model_name_or_path": "use --assistant_model",
+    "log_predictions": "predictions are always written beside the metrics: leave it out",
+    "prompt_text": "decoding starts without a prompt: leave it out",
+    "use_pipeline": "windows are decoded without transformers' pipeline: leave it out",
+    "model_variant": "every model is run by transformers: leave it out",
+    "precise_tok_generation": "speed is measured by run_speed_eval.py",
+    "num_batches": "speed is measured by run_speed_eval.py",
+    "logprob_threshold": "it has OpenAI's value: leave it out",
+    "no_speech_threshold": "it has OpenAI's value: leave it out",
+    "compression_ratio_threshold": "it has OpenAI's value: leave it out",
+}
+
+SHORT_FORM = {
+    **EVALUATION,
+    **_TRANSLATION,
+    "only_short_form": "this stage does nothing else: leave it out",
+    "only_long_form": "recordings longer than a window: run_long_form_eval.py",
+    "temperature_fallback": "for long recordings: run_long_form_eval.py",
+    "condition_on_prev_tokens": "for long recordings: run_long_form_eval.py",
+}
+
+LONG_FORM = {
+    **EVALUATION,
+    "only_long_form": "this stage does nothing else: leave it out",
+    "only_short_form": "clips that fit into a window: run_short_form_eval.py",
+}
+
+SPEED = {
+    **_TRANSLATION,
+    "n": "use --num_runs",
+    "duration": "use --lengths_s, joined with '+'",
+    "output": "use --output_dir",
+    "pretty_table": "the table is always printed: leave it out",
+}
+
+SEED_FLAGS = {
+    "run_pseudo_labelling": LABELLING,
+    "run_data_filtering": FILTERING,
+    "create_student_model": STUDENT,
+    "run_distillation": TRAINING,
+    "run_finetuning": TRAINING,
+    "run_short_form_eval": SHORT_FORM,
+    "run_long_form_eval": LONG_FORM,
+    "run_speed_eval": SPEED,
+}
