@@ -178,7 +178,9 @@ def test_a_flag_of_the_seeds_gets_its_replacement(capsys, monkeypatch, tmp_path,
     monkeypatch.setattr("sys.argv", ["./run_long_form_eval.py"])
     groups = groups_of("run_long_form_eval.py")
     words = ["-m", "a", "-d", "b", name, "c"]
-    assert complaints(capsys, *words, groups=groups) == [f"unknown flag {name}: use --assistant_model"]
+    assert complaints(capsys, *words, groups=groups) == [
+        f"unknown flag {name}: use --assistant_model"
+    ]
     (tmp_path / "c.yaml").write_text("assistant_model_name_or_path: c\n")
     assert complaints(capsys, *words[:4], str(tmp_path / "c.yaml"), groups=groups) == [
         f"{tmp_path / 'c.yaml'}: unknown key 'assistant_model_name_or_path': use --assistant_model"

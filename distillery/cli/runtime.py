@@ -1,7 +1,9 @@
 """What surrounds a stage: the accelerator, logging, seeding, the run's record, stopping."""
 
 import logging
+import os
 import shutil
+import sys
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -31,7 +33,7 @@ def make_accelerator(run: RunArguments, output_dir: str, dtype: str) -> Accelera
     Args:
         run: flags of the run.
         output_dir: where a tracker that writes files puts them.
-        dtype: number type of the model's computation; weights that are trained stay float32.
+        dtype: of the model's computation; weights that are trained stay float32.
     """
     mixed_precision = {"float32": "no", "float16": "fp16", "bfloat16": "bf16"}[dtype]
     accelerator = Accelerator(
@@ -43,15 +45,47 @@ def make_accelerator(run: RunArguments, output_dir: str, dtype: str) -> Accelera
         kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(seconds=run.ddp_timeout))],
     )
     set_up_logging(accelerator.is_local_main_process)
+    if accelerator.device.type == "cpu" and launcher_chose_threads():
+        torch.set_num_threads(num_cores_each())
     seed_everything(run.seed)
     return accelerator
 
 
+def launcher_chose_threads() -> bool:
+    """Tell whether a launcher limited this process to some threads, and not its user.
+
+    `accelerate launch` and torchrun set OMP_NUM_THREADS to 1 where it is not set, so that without a
+    GPU all but one core would idle. What the launcher was started with is read from `/proc`; where
+    there is none, the limit stays.
+    """
+    if not {"ACCELERATE_MIXED_PRECISION", "TORCHELASTIC_RUN_ID"} & os.environ.keys():
+        return False
+    launcher = Path("/proc") / str(os.getppid())
+    try:
+        environment = (launcher / "environ").read_bytes().split(b"\0")
+        words = (launcher / "cmdline").read_bytes().replace(b"-", b"_").split(b"\0")
+    except OSError:
+        return False
+    return not any(entry.startswith(b"OMP_NUM_THREADS=") for entry in environment) and not any(
+        word.startswith(b"__num_cpu_threads_per_process") for word in words
+    )
+
+
+def num_cores_each() -> int:
+    """Return how many of this machine's cores each of its processes of this launch can have."""
+    return max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+
+
 def set_up_logging(speaks: bool = True) -> None:
-    """Let the local main process speak, and the others only in an emergency."""
+    """Let the local main process speak, and the others only in an emergency.
+
+    The lines of a script carry its name, which Python calls `__main__`.
+    """
     logging.basicConfig(
         format="%(asctime)s %(levelname)s %(name)s: %(message)s", datefmt="%H:%M:%S", force=True
     )
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(_name_script)
     logging.getLogger().setLevel(logging.INFO if speaks else logging.ERROR)
     for chatty in ("httpx", "httpcore", "urllib3", "fsspec", "accelerate", "datasets", "torch"):
         logging.getLogger(chatty).setLevel(logging.WARNING if speaks else logging.ERROR)
@@ -59,6 +93,12 @@ def set_up_logging(speaks: bool = True) -> None:
     datasets.utils.logging.set_verbosity_error()
     datasets.disable_progress_bars()
     transformers.logging.disable_progress_bar()
+
+
+def _name_script(record: logging.LogRecord) -> bool:
+    if record.name == "__main__":
+        record.name = Path(sys.argv[0]).stem
+    return True
 
 
 def load_model(model_args: ModelArguments, accelerator: Accelerator) -> checkpoint.Whisper:

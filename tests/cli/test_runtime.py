@@ -13,6 +13,7 @@ import tiny
 import torch
 from accelerate import Accelerator
 from command_lines import SCRIPTS, groups_of
+from launching import environment
 
 from distillery.cli import runtime
 from distillery.cli.arguments import RunArguments
@@ -264,6 +265,51 @@ def test_the_main_process_speaks_and_the_others_do_not(capfd):
     assert "quiet" not in err
     assert "emergency" in err
     assert "INFO distillery.x: spoken" in err
+
+
+def test_a_scripts_lines_carry_its_name(capfd, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["/here/run_distillation.py"])
+    runtime.set_up_logging()
+    logging.getLogger("__main__").info("spoken")
+    assert "INFO run_distillation: spoken" in capfd.readouterr().err
+
+
+THREADS = """
+from distillery.cli import runtime
+from distillery.cli.arguments import RunArguments
+import torch
+runtime.num_cores_each = lambda: 3
+runtime.make_accelerator(RunArguments(), "x", "float32")
+print(torch.get_num_threads())
+"""
+
+
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="threads are left alone with a GPU")
+@pytest.mark.parametrize(
+    ("launcher", "chosen", "threads"),
+    [
+        (["accelerate.commands.launch"], {}, 3),
+        (["accelerate.commands.launch"], {"OMP_NUM_THREADS": "1"}, 1),
+        (["accelerate.commands.launch", "--num_cpu_threads_per_process", "1"], {}, 1),
+    ],
+)
+def test_threads_that_only_the_launcher_chose_are_chosen_again(tmp_path, launcher, chosen, threads):
+    (tmp_path / "stage.py").write_text(THREADS)
+    base = {name: value for name, value in environment().items() if name != "OMP_NUM_THREADS"}
+    words = [sys.executable, "-m", *launcher, str(tmp_path / "stage.py")]
+    done = subprocess.run(
+        words, capture_output=True, text=True, check=True, env={**base, **chosen}, cwd=tmp_path
+    )
+    assert done.stdout.split() == [str(threads)]
+
+
+def test_cores_are_shared_by_the_local_processes(monkeypatch):
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(8)))
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    assert runtime.num_cores_each() == 8
+    for num_processes, cores in ((3, 2), (8, 1), (9, 1)):
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", str(num_processes))
+        assert runtime.num_cores_each() == cores
 
 
 def test_importing_a_module_changes_nothing_around_it():
