@@ -339,12 +339,9 @@ def _kept(chunk: Any, work: _Work, ledger: Ledger) -> dict[int, list[int]]:
             truncated=bool(row.get(schema.TRUNCATED)),
         )
         reason = work.filter.reason(
-            reference=row.get(schema.TEXT),
-            transcript=plain_text(labels, work.rule.tokens, work.rule.tokenizer),
-            num_label_tokens=num_text_labels(labels, work.rule.tokens),
-            duration_s=row.get(schema.DURATION),
-            truncated=bool(row.get(schema.TRUNCATED)),
-            avg_logprob=row.get(schema.AVG_LOGPROB),
+            row,
+            plain_text(labels, work.rule.tokens, work.rule.tokenizer),
+            num_text_labels(labels, work.rule.tokens),
         )
         if reason is None:
             kept[place] = labels
