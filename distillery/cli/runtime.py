@@ -218,6 +218,19 @@ def log_end(run: Run, made: str, next_command: str | None) -> None:
         logger.info("next: %s", next_command)
 
 
+def end_stage(accelerator: Accelerator, run: Run, args: Any, repo_type: str) -> None:
+    """Upload what a run made, where its flags ask for it, and let go of trackers and processes.
+
+    Args:
+        accelerator: of this launch.
+        run: the finished run.
+        args, repo_type: as in `publish`.
+    """
+    if accelerator.is_main_process:
+        publish(run, args, repo_type)
+    accelerator.end_training()
+
+
 def publish(run: Run, args: Any, repo_type: str) -> None:
     """Upload what a run made, where its flags ask for it.
 

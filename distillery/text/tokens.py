@@ -26,8 +26,14 @@ class Tokenizer(Protocol):
     def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
         """Return the token ids of a text."""
 
-    def decode(self, ids: list[int], *, skip_special_tokens: bool) -> str:
-        """Return the text of token ids."""
+    def decode(
+        self,
+        ids: list[int],
+        *,
+        skip_special_tokens: bool = False,
+        decode_with_timestamps: bool = False,
+    ) -> str:
+        """Return the text of token ids, with timestamps as `<|0.00|>` where they are asked for."""
 
 
 @dataclass(frozen=True)
