@@ -182,7 +182,7 @@ def main(
         }
         _finish(run, ledgers, data_args.max_bad_fraction, row_filter)
         _track(accelerator, sum(ledgers.values(), Ledger()))
-    end_stage(accelerator, run, output_args, "dataset")
+    end_stage(run, output_args, "dataset", accelerator)
 
 
 def _default_output(dataset_name: str, args: FilterArguments) -> str:

@@ -153,7 +153,7 @@ def main(
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
             _finish(run, splits, teacher, decoding, data_args.max_bad_fraction)
-    end_stage(accelerator, run, output_args, "dataset")
+    end_stage(run, output_args, "dataset", accelerator)
 
 
 def _decoding(

@@ -1,5 +1,6 @@
 """A run of a stage in its output folder, and the record that it leaves there."""
 
+import logging
 import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -8,6 +9,8 @@ from typing import Any
 
 from distillery.storage.files import RUN_RECORD, read_json, write_json, write_text
 from distillery.storage.provenance import code_commit, versions
+
+logger = logging.getLogger(__name__)
 
 CONFIG = "config.yaml"  # what a stage leaves beside its output, to be run again
 STARTED, COMPLETE = "started", "complete"
@@ -72,6 +75,27 @@ class Run:
     def was_completed(self) -> bool:
         """Tell whether the folder holds this run and nothing is left to do."""
         return self.record_path.exists() and read_json(self.record_path)["status"] == COMPLETE
+
+    def was_made(self, flag: str, overwrite: bool = False) -> bool:
+        """Tell whether a folder that is written as a whole holds this very run.
+
+        Args:
+            flag: that names the folder, as users type it.
+            overwrite: another run of this stage is to be replaced.
+
+        Raises:
+            ValueError: the folder holds something else.
+        """
+        if not self.folder.exists() or not any(self.folder.iterdir()):
+            return False
+        if not self.record_path.exists():
+            raise ValueError(f"{flag} {self.folder} is not empty: name another folder")
+        self.refuse_other_stage()
+        if overwrite:
+            return False
+        self.refuse_other_configuration()
+        logger.info("%s is complete: nothing to do", self.folder)
+        return True
 
     def has_work(self) -> bool:
         """Tell whether an earlier run was completed, or left more in the folder than its record."""

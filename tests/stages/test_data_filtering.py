@@ -1,7 +1,15 @@
 import numpy as np
 import pytest
 from launching import kill
-from stage_runs import loaded, record, run, snapshot, split_rows, talkative_model_folder
+from stage_runs import (
+    loaded,
+    record,
+    run,
+    snapshot,
+    split_rows,
+    talkative_model_folder,
+    tracked_scalars,
+)
 from tiny import tone_manifest
 
 from distillery.audio.decoding import decode_audio
@@ -136,6 +144,17 @@ def test_each_reason_is_counted_and_the_cer_keeps_what_is_close(tmp_path, labell
     assert dropped(tmp_path) == {**REASONS, "error_rate": 1}
     assert record(tmp_path)["ledger"]["in"] == len(TEXTS)
     assert "14 in = 4 out + 10 dropped (empty_reference: 2, " in capsys.readouterr().err
+
+
+def test_counts_reach_the_trackers(tmp_path, labelled, capsys):
+    flags = [*LIMITS, "--report_to", "tensorboard", "--cer_threshold", 12.5]
+    run(SCRIPT, "-d", labelled, *flags, "-o", tmp_path)
+    dropped = {f"dropped/{reason}": count for reason, count in REASONS.items()}
+    expected = {"rows/in": 14, "rows/out": 4, **dropped, "dropped/error_rate": 1}
+    found = {name: value for name, ((_, value),) in tracked_scalars(tmp_path).items()}
+    assert found == expected
+    log = capsys.readouterr().err
+    assert "14 rows of " in log and f"-d {tmp_path}\n" in log
 
 
 def test_the_wer_keeps_little_but_what_is_right(tmp_path, labelled):
