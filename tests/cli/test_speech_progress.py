@@ -46,7 +46,7 @@ def test_every_few_batches_there_is_a_line_and_the_trackers_know(clock, caplog):
         "labelling: 600 of 1,100 clips, 0.50 h of audio, RTFx 10.0, 0:03:00 left",
     ]
     assert [step for step, _ in launch.tracked] == [300, 500, 600]
-    step, figures = launch.tracked[0]
+    _, figures = launch.tracked[0]
     assert figures == pytest.approx(
         {"labelling/clips": 300, "labelling/audio_hours": 0.2, "labelling/rtfx": 10.0}
     )
