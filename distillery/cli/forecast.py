@@ -43,7 +43,7 @@ Line = tuple[str, str]  # a subject, and what is said about it
 
 
 def show(accelerator: Accelerator, stage: str, lines: Iterable[Line]) -> None:
-    """Print a forecast, once for all processes, and part with them."""
+    """Print a forecast on the main process, and end the launch."""
     if accelerator.is_main_process:
         sys.stdout.write(text_of(stage, lines))
         sys.stdout.flush()

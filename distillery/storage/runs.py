@@ -28,8 +28,8 @@ class Run:
         inputs: fingerprints of what is read, by name.
         owned: patterns of the names that this stage writes in the folder, beside its record; only
             these are ever deleted.
-        may_change: names of arguments that say how a run is made, not what comes out of it: they
-            may differ between a killed run and the one that goes on with it.
+        may_change: names of arguments that do not affect the result: they may differ between a
+            killed run and the one that goes on with it.
         config: the text of a configuration file that repeats the run.
         remedy: what to do where the folder holds another run.
     """
