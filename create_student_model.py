@@ -1,10 +1,10 @@
-"""Make a small student from some of a teacher's layers.
+r"""Make a small student from some of a teacher's layers.
 
 Reads   a Whisper checkpoint.
 Writes  a Whisper checkpoint with fewer layers, copied maximally spaced from the teacher's.
 
     python create_student_model.py --teacher_checkpoint openai/whisper-large-v3 \
-        --encoder_layers 32 --decoder_layers 2 --save_dir my-student-init
+        --decoder_layers 2 --save_dir my-student-init
 
 On a laptop:
 
@@ -12,23 +12,10 @@ On a laptop:
         --decoder_layers 1 --save_dir my-student-init
 """
 
-import logging
-import sys
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass
 
-import torch
-
-from distillery.cli import forecast
 from distillery.cli.flags import DRY_RUN, at_least, flag, one_of, parse, required
-from distillery.cli.runtime import publish, set_up_logging, stage_run
-from distillery.storage.checkpoints import sealed_folder
-from distillery.storage.runs import Run
-from distillery.whisper import checkpoint
 from distillery.whisper.compute import DTYPES
-from distillery.whisper.student import make_student, spaced_layers
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -62,63 +49,62 @@ class StudentArguments:
 GROUPS = (StudentArguments,)
 
 
+if __name__ == "__main__":
+    # Before what is heavy is imported: --help and wrong flags answer within a second.
+    ARGUMENTS = parse(GROUPS, description=__doc__)
+
+import logging
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from distillery.cli import forecast
+from distillery.cli.runtime import end_stage, log_end, log_start, set_up_logging, stage_run
+from distillery.storage.checkpoints import sealed_folder
+from distillery.storage.runs import Run
+from distillery.whisper import checkpoint
+from distillery.whisper.student import make_student, spaced_layers
+
+logger = logging.getLogger(__name__)
+
+
 def main(args: StudentArguments) -> None:
     """Make the student, check that it runs, and save it."""
     set_up_logging()
-    folder = Path(args.save_dir)
-    teacher_sum = {args.teacher_checkpoint: checkpoint.fingerprint(args.teacher_checkpoint)}
+    teacher_checksum = {args.teacher_checkpoint: checkpoint.fingerprint(args.teacher_checkpoint)}
     run = stage_run(
-        "create_student_model", (args,), folder, teacher_sum, remedy="name another folder"
+        "create_student_model",
+        (args,),
+        Path(args.save_dir),
+        teacher_checksum,
+        remedy="name another folder",
     )
-    is_done = _is_done(run)
+    is_made = run.was_made("--save_dir")
     if args.dry_run:
-        sys.stdout.write(forecast.text_of(run.stage, _forecast(args, run, is_done)))
+        sys.stdout.write(forecast.text_of(run.stage, _forecast(args, run, is_made)))
         return
-    if not is_done:
+    if not is_made:
         teacher = checkpoint.load(args.teacher_checkpoint, args.dtype, cache_dir=args.cache_dir)
         checkpoint.check_finite(teacher.model, args.teacher_checkpoint)
         encoder, decoder = _copied_layers(args, teacher)
+        layers = f"layers {encoder} of the encoder and {decoder} of the decoder"
+        log_start(run, None, args.teacher_checkpoint, args.dtype, layers)
         student = make_student(teacher.model, encoder, decoder)
         _check_forward(student)
-        with sealed_folder(folder) as temporary:
-            checkpoint.save(student, teacher.tokenizer, teacher.feature_extractor, temporary)
-            card = _card(args, encoder, decoder)
-            checkpoint.write_card(temporary, card, title=folder.resolve().name)
-            written = replace(run, folder=temporary)
-            written.write_config()
-            written.finish(
-                encoder_layers=encoder,
-                decoder_layers=decoder,
-                num_parameters=student.num_parameters(),
-            )
-        logger.info(
-            "%s: teacher layers %s (encoder) and %s (decoder); %.1f M parameters, the teacher has "
-            "%.1f M",
-            folder,
-            encoder,
-            decoder,
-            student.num_parameters() / 1e6,
-            teacher.num_parameters / 1e6,
+        _save(student, teacher, run, encoder, decoder)
+        log_end(
+            run,
+            f"a student of {student.num_parameters() / 1e6:.1f} M parameters; its teacher has "
+            f"{teacher.num_parameters / 1e6:.1f} M",
+            f"python run_distillation.py -m {run.folder} --teacher {args.teacher_checkpoint} with "
+            "-d and the folder of run_data_filtering.py",
         )
-    publish(run, args, "model")
+    end_stage(run, args, "model")
 
 
-def _is_done(run: Run) -> bool:
-    """Tell whether the folder holds this very student.
-
-    Raises:
-        ValueError: it holds something else.
-    """
-    if not run.folder.exists() or not any(run.folder.iterdir()):
-        return False
-    if not run.record_path.exists():
-        raise ValueError(f"--save_dir {run.folder} is not empty: name another folder")
-    run.refuse_other_configuration()
-    logger.info("%s is complete: nothing to do", run.folder)
-    return True
-
-
-def _forecast(args: StudentArguments, run: Run, is_done: bool) -> list[forecast.Line]:
+def _forecast(args: StudentArguments, run: Run, is_made: bool) -> list[forecast.Line]:
     """Say what this run would do and take."""
     teacher = checkpoint.load_outline(args.teacher_checkpoint, args.dtype, cache_dir=args.cache_dir)
     encoder, decoder = _copied_layers(args, teacher)
@@ -131,7 +117,7 @@ def _forecast(args: StudentArguments, run: Run, is_done: bool) -> list[forecast.
         ("layers", f"of the teacher: {encoder} of the encoder, {decoder} of the decoder"),
         ("memory", f"{forecast.size(needed + forecast.num_bytes(teacher))} for both models"),
         forecast.disk_line(run.folder, needed, "the student"),
-        ("resume", "complete: nothing to do" if is_done else "nothing is there of an earlier run"),
+        ("resume", "complete: nothing to do" if is_made else "nothing is there of an earlier run"),
     ]
 
 
@@ -152,13 +138,6 @@ def _layers(flag_name: str, num_teacher: int, num_student: int | None) -> list[i
         raise ValueError(f"{flag_name}: {error}") from error
 
 
-def _card(args: StudentArguments, encoder: list[int], decoder: list[int]) -> str:
-    return (
-        f"A student of `{args.teacher_checkpoint}` before training: teacher layers {encoder} of "
-        f"the encoder and {decoder} of the decoder."
-    )
-
-
 @torch.inference_mode()
 def _check_forward(student: checkpoint.WhisperForConditionalGeneration) -> None:
     """Run the student once on silence.
@@ -174,5 +153,29 @@ def _check_forward(student: checkpoint.WhisperForConditionalGeneration) -> None:
         raise ValueError("the student's forward pass gives numbers that are not finite")
 
 
+def _save(
+    student: checkpoint.WhisperForConditionalGeneration,
+    teacher: checkpoint.Whisper,
+    run: Run,
+    encoder: list[int],
+    decoder: list[int],
+) -> None:
+    """Write the checkpoint with its card and its record, all of it or nothing."""
+    card = (
+        f"A student of `{run.arguments['teacher_checkpoint']}` before training: teacher layers "
+        f"{encoder} of the encoder and {decoder} of the decoder."
+    )
+    with sealed_folder(run.folder) as temporary:
+        checkpoint.save(student, teacher.tokenizer, teacher.feature_extractor, temporary)
+        checkpoint.write_card(temporary, card, title=run.folder.resolve().name)
+        written = replace(run, folder=temporary)
+        written.write_config()
+        written.finish(
+            encoder_layers=encoder,
+            decoder_layers=decoder,
+            num_parameters=student.num_parameters(),
+        )
+
+
 if __name__ == "__main__":
-    main(*parse(GROUPS, description=__doc__))
+    main(*ARGUMENTS)

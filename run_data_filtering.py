@@ -1,4 +1,4 @@
-"""Drop pseudo-labelled rows that are not worth learning from, and build the labels of the rest.
+r"""Drop pseudo-labelled rows that are not worth learning from, and build the labels of the rest.
 
 Reads   a dataset written by `run_pseudo_labelling.py` (folder or Hub id).
 Writes  the rows that pass, plus `labels`, in Hub layout; with `--vectorize`, log-mel features
@@ -13,41 +13,12 @@ exact matches):
     python run_data_filtering.py -d labelled --cer_threshold 10 -o filtered
 """
 
-import logging
-import shutil
-from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import partial
-from multiprocessing import get_context
-from pathlib import Path
-from typing import Any
 
-import numpy as np
-from datasets import Dataset, Features, List, Value
-from tqdm.auto import tqdm
-
-from distillery.audio.decoding import AudioError, decode_audio
-from distillery.audio.log_mel import LogMel
-from distillery.cli import forecast
 from distillery.cli.arguments import DataArguments, OutputArguments, RunArguments, known_language
 from distillery.cli.flags import at_least, flag, one_of, parse, plus_list, within
-from distillery.cli.runtime import make_accelerator, open_run, publish, stage_run
-from distillery.data import column_types, hub_layout, schema, sources
-from distillery.data.filters import TranscriptFilter
-from distillery.data.specs import DatasetSpec
-from distillery.storage.ledger import Ledger
-from distillery.storage.runs import Run
-from distillery.storage.shards import read_seal, write_sealed
-from distillery.text.labels import LabelRule, num_text_labels, plain_text
 from distillery.text.normalizers import VARIANTS
 from distillery.text.tokens import TASKS
-from distillery.whisper import checkpoint
-
-logger = logging.getLogger(__name__)
-
-WORK_FOLDER = ".filtered"  # sealed shards, renamed into place when all are there
 
 
 @dataclass(frozen=True)
@@ -129,6 +100,52 @@ class FilterArguments:
 GROUPS = (DataArguments, FilterArguments, FilterOutputArguments, RunArguments)
 
 
+if __name__ == "__main__":
+    # Before what is heavy is imported: --help and wrong flags answer within a second.
+    ARGUMENTS = parse(GROUPS, description=__doc__)
+
+import logging
+import shutil
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import nullcontext
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from accelerate import Accelerator
+from datasets import Dataset, Features
+
+from distillery.audio.log_mel import LogMel
+from distillery.cli import forecast
+from distillery.cli.runtime import (
+    end_stage,
+    log_end,
+    log_start,
+    make_accelerator,
+    open_run,
+    stage_run,
+    start_trackers,
+)
+from distillery.data import hub_layout, schema, sources
+from distillery.data.filters import TranscriptFilter
+from distillery.data.hub_layout import SplitFiles
+from distillery.data.row_filter import RowFilter
+from distillery.data.specs import DatasetSpec
+from distillery.storage.ledger import Ledger
+from distillery.storage.progress import ProgressBar
+from distillery.storage.runs import Run
+from distillery.storage.shards import read_seal, write_sealed
+from distillery.text.labels import LabelRule
+from distillery.whisper import checkpoint
+
+logger = logging.getLogger(__name__)
+
+WORK_FOLDER = ".filtered"  # sealed shards, renamed into place when all are there
+DEFAULT_MODEL = "openai/whisper-large-v3"
+
+
 def main(
     data_args: DataArguments,
     filter_args: FilterArguments,
@@ -148,21 +165,24 @@ def main(
     )
     if run_args.dry_run:
         speech = _survey(specs)
-        work = _work(filter_args, hub_layout.read_run_record(specs[0].name), run_args.seed)
-        forecast.show(accelerator, run.stage, _forecast(run, speech, work))
+        row_filter = _row_filter(filter_args, specs[0], run_args.seed)
+        forecast.show(accelerator, run.stage, _forecast(run, speech, row_filter))
         return
     open_run(accelerator, run, output_args.overwrite_output_dir)
-    if not accelerator.is_main_process:
-        return  # the work is shared out with --preprocessing_num_workers instead
-    if not run.is_complete:
-        splits = _load_splits(specs)  # first: a name that is wrong is told before any model's
-        work = _work(filter_args, hub_layout.read_run_record(specs[0].name), run_args.seed)
+    # The work is shared out with --preprocessing_num_workers, not among launched processes.
+    if accelerator.is_main_process and not run.is_complete:
+        # First: a name that is wrong is told before any model's.
+        splits = sources.load_splits(specs, schema.WHISPER_TRANSCRIPT, "--dataset_name")
+        row_filter = _row_filter(filter_args, specs[0], run_args.seed)
+        start_trackers(accelerator, run, run_args.wandb_project)
+        log_start(run, accelerator, None, None, sources.description(splits))
         ledgers = {
-            spec: _filter_split(spec, rows, work, run, run_args.preprocessing_num_workers)
+            spec: _filter_split(_files(run, spec), rows, row_filter, filter_args, run_args)
             for spec, rows in splits.items()
         }
-        _finish(run, ledgers, data_args.max_bad_fraction, work)
-    publish(run, output_args, "dataset")
+        _finish(run, ledgers, data_args.max_bad_fraction, row_filter)
+        _track(accelerator, sum(ledgers.values(), Ledger()))
+    end_stage(run, output_args, "dataset", accelerator)
 
 
 def _default_output(dataset_name: str, args: FilterArguments) -> str:
@@ -180,58 +200,43 @@ def _default_output(dataset_name: str, args: FilterArguments) -> str:
 
 
 def _survey(specs: list[DatasetSpec]) -> list[forecast.Speech]:
-    """Look at the datasets, and refuse what `_load_splits` would."""
+    """Look at the datasets, and refuse what `load_splits` would."""
     column = schema.WHISPER_TRANSCRIPT
     speech = [forecast.survey(spec, column, "--dataset_name") for spec in specs]
-    hub_layout.refuse_same_split_twice([one.spec for one in speech])
+    hub_layout.refuse_same_split_twice([dataset.spec for dataset in speech])
     return speech
 
 
-def _forecast(run: Run, speech: list[forecast.Speech], work: "_Work") -> list[forecast.Line]:
+def _forecast(
+    run: Run, speech: list[forecast.Speech], row_filter: RowFilter
+) -> list[forecast.Line]:
     """Say what this run would do and take."""
-    most, what = forecast.total_bytes(speech), "audio and labels if all rows pass,"
-    if work.log_mel is not None:
-        most, what = _features_bytes(speech, work.log_mel), "features and labels if all rows pass,"
+    if row_filter.log_mel is None:
+        signal, most = "audio", forecast.total_bytes(speech)
+    else:
+        signal, most = "features", _features_bytes(speech, row_filter.log_mel)
     num_filtered = forecast.sealed_rows(run.folder, f"{WORK_FOLDER}/*/*/*.parquet")
     return [
         *forecast.data_lines(speech),
-        forecast.disk_line(run.folder, most, what),
+        forecast.disk_line(run.folder, most, f"{signal} and labels if all rows pass,"),
         ("resume", run.resume_status(f"{num_filtered:,} rows are filtered")),
     ]
 
 
 def _features_bytes(speech: list[forecast.Speech], log_mel: LogMel) -> float | None:
-    seconds = [one.audio_s for one in speech]
+    seconds = [dataset.audio_s for dataset in speech]
     if None in seconds:
         return None
     frames = sum(s or 0 for s in seconds) * log_mel.num_frames / log_mel.window_s
     return frames * log_mel.num_mels * np.dtype(np.float16).itemsize
 
 
-def _load_splits(specs: list[DatasetSpec]) -> dict[DatasetSpec, sources.Rows]:
-    found = []
-    for spec in specs:
-        rows = sources.load(spec)
-        sources.require_column(rows, spec, schema.WHISPER_TRANSCRIPT, "--dataset_name")
-        found.append((sources.with_split(spec, rows), rows))
-    hub_layout.refuse_same_split_twice([spec for spec, _ in found])
-    return dict(found)
-
-
-@dataclass(frozen=True)
-class _Work:
-    """What is done to each row; small enough to be sent to other processes."""
-
-    rule: LabelRule
-    filter: TranscriptFilter
-    log_mel: LogMel | None  # where features are stored instead of audio
-
-
-def _work(args: FilterArguments, labelled: dict[str, Any], seed: int) -> _Work:
-    """Put rule and filter together; flags go before what the dataset's own record says."""
-    name = args.model_name_or_path or labelled.get("model_name_or_path")
+def _row_filter(args: FilterArguments, spec: DatasetSpec, seed: int) -> RowFilter:
+    """Put rule and filter together; flags override what the dataset's own record says."""
+    labelled = hub_layout.read_run_record(spec.name)
+    name = args.model_name_or_path or labelled.get("model_name_or_path") or DEFAULT_MODEL
     language = args.language or labelled.get("language")
-    processor = checkpoint.load_processor(name or "openai/whisper-large-v3")
+    processor = checkpoint.load_processor(name)
     if args.max_label_length > processor.max_label_length:
         logger.info("labels are limited by the model's %d positions", processor.max_label_length)
     rule = LabelRule(
@@ -247,7 +252,7 @@ def _work(args: FilterArguments, labelled: dict[str, Any], seed: int) -> _Work:
     processor.tokens.prefix(language, rule.task, True)  # fails by name if they do not fit
     normalizer = processor.normalizer(language, rule.task, args.normalizer)
     logger.info("texts are compared under the normaliser %s", normalizer.id)
-    return _Work(
+    return RowFilter(
         rule,
         TranscriptFilter(
             normalizer=normalizer,
@@ -264,30 +269,37 @@ def _work(args: FilterArguments, labelled: dict[str, Any], seed: int) -> _Work:
     )
 
 
+def _files(run: Run, spec: DatasetSpec) -> SplitFiles:
+    return SplitFiles(run.folder, WORK_FOLDER, str(spec.config), str(spec.split))
+
+
 def _filter_split(
-    spec: DatasetSpec, rows: sources.Rows, work: _Work, run: Run, num_workers: int
-) -> list[Ledger]:
-    """Filter one split into sealed shards; return the account of each."""
-    folder = _work_folder(run, spec)
-    features = _features(rows, work)
-    size = run.arguments["rows_per_shard"]
-    filter_chunk = partial(_filter_chunk, folder=folder, work=work, features=features)
-    ledgers = []
-    progress = tqdm(desc=f"filtering {spec.split}", unit=" shards")
-    with _executor(num_workers if isinstance(rows, Dataset) else 1) as executor:
-        chunks = sources.iterate_chunks(rows, size)
+    files: SplitFiles,
+    rows: sources.Rows,
+    row_filter: RowFilter,
+    filter_args: FilterArguments,
+    run_args: RunArguments,
+) -> Ledger:
+    """Filter one split into sealed shards; return its account."""
+    features = row_filter.features(rows.features)
+    filter_chunk = partial(_filter_chunk, files=files, row_filter=row_filter, features=features)
+    ledger = Ledger()
+    progress = ProgressBar(desc=f"filtering {files.split}", unit=" rows", total=_num_rows(rows))
+    num_workers = run_args.preprocessing_num_workers if isinstance(rows, Dataset) else 1
+    with _executor(num_workers) as executor:
+        chunks = sources.iterate_chunks(rows, filter_args.rows_per_shard)
         # Sent one by one, a stream's rows are not all held in memory.
         results = executor.map(filter_chunk, chunks) if executor else map(filter_chunk, chunks)
-        for ledger in results:
-            ledgers.append(ledger)
-            progress.update()
+        for shard in results:
+            ledger += shard
+            progress.update(shard.num_in)
     progress.close()
-    logger.info("%s: %s", spec, sum(ledgers, Ledger()))
-    return ledgers
+    logger.info("%s %s: %s", files.config, files.split, ledger)
+    return ledger
 
 
-def _work_folder(run: Run, spec: DatasetSpec) -> Path:
-    return run.folder / WORK_FOLDER / str(spec.config) / str(spec.split)
+def _num_rows(rows: sources.Rows) -> int | None:
+    return len(rows) if isinstance(rows, Dataset) else None
 
 
 def _executor(num_workers: int) -> Any:
@@ -299,123 +311,59 @@ def _executor(num_workers: int) -> Any:
 
 
 def _filter_chunk(
-    numbered: tuple[int, Any], folder: Path, work: _Work, features: Features
+    numbered: tuple[int, Any], files: SplitFiles, row_filter: RowFilter, features: Features
 ) -> Ledger:
     """Write the rows of one chunk that pass to their sealed shard; return the chunk's account."""
     index, chunk = numbered
-    path = folder / f"{index:05d}.parquet"
+    path = files.sealed(index)
     ledger = read_seal(path)
     if ledger is None:
         ledger = Ledger(num_in=len(chunk))
-        kept = _kept(chunk, work, ledger)
-        rows = list(_output_rows(chunk, kept, work, ledger))
+        rows = list(row_filter.passing_rows(chunk, ledger))
         ledger.num_out = len(rows)
         write_sealed(path, ledger, partial(hub_layout.write_parquet, rows=rows, features=features))
     return ledger
 
 
-def _kept(chunk: Any, work: _Work, ledger: Ledger) -> dict[int, list[int]]:
-    """Return the labels of the rows that pass, by their place in the chunk.
-
-    Only text and metadata are read here; audio is read for the rows that are kept.
-    """
-    slim = chunk.select_columns(_metadata(chunk)) if isinstance(chunk, Dataset) else chunk
-    kept = {}
-    for place, row in enumerate(slim):
-        labels = work.rule(
-            row[schema.ID],
-            row[schema.WHISPER_TRANSCRIPT],
-            row.get(schema.CONDITION_ON_PREV),
-            truncated=bool(row.get(schema.TRUNCATED)),
-        )
-        reason = work.filter.reason(
-            reference=row.get(schema.TEXT),
-            transcript=plain_text(labels, work.rule.tokens, work.rule.tokenizer),
-            num_label_tokens=num_text_labels(labels, work.rule.tokens),
-            duration_s=row.get(schema.DURATION),
-            truncated=bool(row.get(schema.TRUNCATED)),
-            avg_logprob=row.get(schema.AVG_LOGPROB),
-        )
-        if reason is None:
-            kept[place] = labels
-        else:
-            ledger.dropped[reason] += 1
-    return kept
-
-
-def _metadata(chunk: Dataset) -> list[str]:
-    heavy = (schema.AUDIO, schema.INPUT_FEATURES)
-    return [name for name in chunk.column_names if name not in heavy]
-
-
-def _output_rows(
-    chunk: Any, kept: dict[int, list[int]], work: _Work, ledger: Ledger
-) -> Iterator[dict[str, Any]]:
-    rows = chunk.select(list(kept)) if isinstance(chunk, Dataset) else (chunk[i] for i in kept)
-    for row, labels in zip(rows, kept.values(), strict=True):
-        try:
-            signal = _signal(row, work.log_mel)
-        except AudioError as error:
-            logger.warning("clip %s %s", row[schema.ID], error)
-            ledger.quarantined["audio"] += 1
-            continue
-        yield {**row, **signal, schema.LABELS: labels}
-
-
-def _signal(row: dict[str, Any], log_mel: LogMel | None) -> dict[str, Any]:
-    """Return the row's audio, or its features where those are stored."""
-    if log_mel is None:
-        return {schema.AUDIO: hub_layout.embed_audio(row)}
-    wave = decode_audio(row[schema.AUDIO], log_mel.sampling_rate, log_mel.window_s)
-    frames = log_mel.real_frames(wave).numpy().astype(np.float16)
-    return {schema.INPUT_FEATURES: frames.tolist()}
-
-
-def _features(rows: sources.Rows, work: _Work) -> Features:
-    """Return the columns of the output: those of the input, labels, and features for audio."""
-    source = dict(rows.features or column_types.source_features())
-    if work.log_mel is None:
-        source[schema.AUDIO] = column_types.AUDIO_TYPE
-    else:
-        source.pop(schema.AUDIO, None)
-        source[schema.INPUT_FEATURES] = List(List(Value("float16")))
-    return Features({**source, schema.LABELS: column_types.TOKEN_IDS})
-
-
 def _finish(
-    run: Run,
-    ledgers: dict[DatasetSpec, list[Ledger]],
-    max_bad_fraction: float,
-    work: _Work,
+    run: Run, ledgers: dict[DatasetSpec, Ledger], max_bad_fraction: float, row_filter: RowFilter
 ) -> None:
     """Check the account, publish the shards, write card and record, and clear the work folder."""
-    ledger = sum((one for split in ledgers.values() for one in split), Ledger())
+    ledger = sum(ledgers.values(), Ledger())
     ledger.check(max_bad_fraction)
     if ledger.num_out == 0:
         raise ValueError(f"no row passes the filter: {ledger}; loosen its limits")
-    configs: dict[str, list[str]] = {}
-    for spec, shards in ledgers.items():
-        configs.setdefault(str(spec.config), []).append(str(spec.split))
-        _publish(run, spec, len(shards))
-    hub_layout.write_card(run.folder, configs, "Filtered pseudo-labels", f"Rows: {ledger}.")
+    specs = list(ledgers)
+    for spec in specs:
+        _files(run, spec).publish()
+    splits = hub_layout.splits_by_config(specs)
+    hub_layout.write_card(run.folder, splits, "Filtered pseudo-labels", f"Rows: {ledger}.")
     run.finish(
         ledger=ledger.to_dict(),
-        normalizer=work.filter.normalizer.id,
-        language=work.rule.language,
-        task=work.rule.task,
+        normalizer=row_filter.filter.normalizer.id,
+        language=row_filter.rule.language,
+        task=row_filter.rule.task,
     )
     shutil.rmtree(run.folder / WORK_FOLDER)
+    log_end(
+        run,
+        f"{ledger.num_out:,} rows to learn from; rows: {ledger}",
+        "python create_student_model.py for a student, then python run_distillation.py on it with "
+        + hub_layout.flags_naming(run.folder, specs),
+    )
 
 
-def _publish(run: Run, spec: DatasetSpec, num_shards: int) -> None:
-    """Give the shards of a split their final names."""
-    for index in range(num_shards):
-        target = hub_layout.shard_path(
-            run.folder, str(spec.config), str(spec.split), index, num_shards
-        )
-        target.parent.mkdir(parents=True, exist_ok=True)
-        (_work_folder(run, spec) / f"{index:05d}.parquet").replace(target)
+def _track(accelerator: Accelerator, ledger: Ledger) -> None:
+    """Give the trackers the number of rows, dropped and unusable ones by reason."""
+    accelerator.log(
+        {
+            "rows/in": ledger.num_in,
+            "rows/out": ledger.num_out,
+            **{f"dropped/{reason}": count for reason, count in ledger.dropped.items()},
+            **{f"quarantined/{reason}": count for reason, count in ledger.quarantined.items()},
+        }
+    )
 
 
 if __name__ == "__main__":
-    main(*parse(GROUPS, description=__doc__))
+    main(*ARGUMENTS)

@@ -1,36 +1,23 @@
-"""Let a Whisper model transcribe a dataset, and store what it writes beside the audio.
+r"""Let a Whisper model transcribe a dataset, and store what it writes beside the audio.
 
 Reads   any dataset with audio (see `--dataset_name`); a reference text is optional.
 Writes  the same rows in Hub layout, plus `whisper_transcript`, `condition_on_prev`, `avg_logprob`,
         `compression_ratio` and `truncated`; and `run.json`.
 
-    accelerate launch run_pseudo_labelling.py -m openai/whisper-large-v3 -d my-org/my-speech \
+    python run_pseudo_labelling.py -m openai/whisper-large-v3 -d my-org/my-speech \
         --dataset_split_name train --text_column_name transcription --language ja \
         --return_timestamps --dtype bfloat16 --per_device_eval_batch_size 64 -o labelled
 
 On a laptop:
 
-    accelerate launch run_pseudo_labelling.py -m openai/whisper-tiny -d my_speech.jsonl \
+    python run_pseudo_labelling.py -m openai/whisper-tiny -d my_speech.jsonl \
         --language ja --max_samples 20 -o labelled
 
 A killed run goes on where it was when it is started again with the same flags.
 """
 
-import logging
-import shutil
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
-from functools import partial
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass
 
-import pyarrow.parquet as pq
-from accelerate import Accelerator
-from datasets import Features, Value
-from torch.utils.data import DataLoader
-from tqdm.auto import tqdm
-
-from distillery.cli import forecast
 from distillery.cli.arguments import (
     DataArguments,
     DecodingArguments,
@@ -39,30 +26,6 @@ from distillery.cli.arguments import (
     RunArguments,
 )
 from distillery.cli.flags import at_least, flag, parse
-from distillery.cli.runtime import (
-    load_model,
-    load_outline,
-    make_accelerator,
-    open_run,
-    publish,
-    stage_run,
-)
-from distillery.data import column_types, hub_layout, schema, sources
-from distillery.data.collators import PROBLEM, WindowCollator, Windows
-from distillery.data.specs import DatasetSpec
-from distillery.storage.files import remove_leftovers, replacing
-from distillery.storage.ledger import Ledger
-from distillery.storage.runs import Run
-from distillery.storage.shards import read_seal, write_sealed
-from distillery.text import labels
-from distillery.text.compression import compression_ratio
-from distillery.text.error_rates import Scores, score
-from distillery.text.normalizers import raw_text
-from distillery.whisper import checkpoint, windows
-
-logger = logging.getLogger(__name__)
-
-WORK_FOLDER = ".labels"  # sealed shards of labels alone, until the dataset is written
 
 
 @dataclass(frozen=True)
@@ -101,6 +64,53 @@ GROUPS = (
 )
 
 
+if __name__ == "__main__":
+    # Before what is heavy is imported: --help and wrong flags answer within a second.
+    ARGUMENTS = parse(GROUPS, description=__doc__)
+
+import logging
+import shutil
+from collections.abc import Iterator
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+from accelerate import Accelerator
+from torch.utils.data import DataLoader
+
+from distillery.cli import forecast
+from distillery.cli.runtime import (
+    end_stage,
+    load_model,
+    load_outline,
+    log_end,
+    log_start,
+    make_accelerator,
+    open_run,
+    stage_run,
+    start_trackers,
+)
+from distillery.cli.speech_progress import SpeechProgress
+from distillery.data import hub_layout, label_shards, schema, sources
+from distillery.data.collators import PROBLEM, WindowCollator, Windows
+from distillery.data.hub_layout import SplitFiles
+from distillery.data.specs import DatasetSpec
+from distillery.storage.files import remove_leftovers, replacing
+from distillery.storage.ledger import Ledger
+from distillery.storage.runs import Run
+from distillery.storage.shards import read_seal, write_sealed
+from distillery.text import labels
+from distillery.text.error_rates import score
+from distillery.text.normalizers import raw_text
+from distillery.whisper import checkpoint, windows
+
+logger = logging.getLogger(__name__)
+
+WORK_FOLDER = ".labels"  # sealed shards of labels alone, until the dataset is written
+
+
 def main(
     model_args: ModelArguments,
     data_args: DataArguments,
@@ -124,27 +134,43 @@ def main(
     )
     if run_args.dry_run:
         teacher = load_outline(model_args)
-        decoding = _decoding(decoding_args, labelling_args, teacher)
-        lines = _forecast(run, specs, teacher, decoding, labelling_args, accelerator.num_processes)
+        decoding = _decoding(decoding_args, labelling_args.max_label_length, teacher)
+        batch_size = labelling_args.per_device_eval_batch_size
+        lines = _forecast(run, specs, teacher, decoding, batch_size, accelerator.num_processes)
         forecast.show(accelerator, run.stage, lines)
         return
     open_run(accelerator, run, output_args.overwrite_output_dir)
     if not run.is_complete:
         teacher = load_model(model_args, accelerator)
-        decoding = _decoding(decoding_args, labelling_args, teacher)
-        splits = [_Split(spec, sources.load(spec), run.folder) for spec in specs]
-        hub_layout.refuse_same_split_twice([split.spec for split in splits])
-        for split in splits:
-            _label(split, teacher, decoding, labelling_args, run_args, accelerator)
+        decoding = _decoding(decoding_args, labelling_args.max_label_length, teacher)
+        splits = _load_splits(specs, run.folder)
+        start_trackers(accelerator, run, run_args.wandb_project)
+        _log_start(accelerator, run, splits)
+        _label(splits, teacher, decoding, labelling_args, run_args, accelerator)
         accelerator.wait_for_everyone()
         for split in splits:
             _write_dataset(split, teacher, labelling_args.decode_token_ids, accelerator)
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
             _finish(run, splits, teacher, decoding, data_args.max_bad_fraction)
-    if accelerator.is_main_process:
-        publish(run, output_args, "dataset")
-    accelerator.end_training()
+    end_stage(run, output_args, "dataset", accelerator)
+
+
+def _decoding(
+    args: DecodingArguments, max_length: int, teacher: checkpoint.Whisper
+) -> windows.Decoding:
+    if max_length > teacher.max_label_length:
+        raise ValueError(
+            f"--max_label_length {max_length} is more than the model's "
+            f"{teacher.max_label_length} positions"
+        )
+    return windows.Decoding(
+        args.language,
+        args.task,
+        args.return_timestamps,
+        args.generation_num_beams,
+        max_length,
+    ).fitted_to(teacher)
 
 
 def _forecast(
@@ -152,13 +178,12 @@ def _forecast(
     specs: list[DatasetSpec],
     teacher: checkpoint.Whisper,
     decoding: windows.Decoding,
-    own: LabellingArguments,
+    batch_size: int,
     num_processes: int,
 ) -> list[forecast.Line]:
     """Say what this run would do and take."""
-    batch_size = own.per_device_eval_batch_size
     speech = [forecast.survey(spec, schema.AUDIO, "--audio_column_name") for spec in specs]
-    hub_layout.refuse_same_split_twice([one.spec for one in speech])
+    hub_layout.refuse_same_split_twice([dataset.spec for dataset in speech])
     num_labelled = forecast.sealed_rows(run.folder, f"{WORK_FOLDER}/*/*/*.parquet")
     return [
         *forecast.data_lines(speech),
@@ -170,115 +195,87 @@ def _forecast(
     ]
 
 
+@dataclass(frozen=True)
 class _Split:
-    """One split of the input, and where its shards are."""
+    """One split of the input, and its files in the output."""
 
-    def __init__(self, spec: DatasetSpec, rows: sources.Rows, folder: Path) -> None:
-        sources.require_column(rows, spec, schema.AUDIO, "--audio_column_name")
-        self.spec = sources.with_split(spec, rows)
-        self.rows = rows
-        self.folder = folder
-        self.work = folder / WORK_FOLDER / str(self.spec.config) / str(self.spec.split)
-
-    def label_path(self, index: int) -> Path:
-        """Return where the labels of a chunk of rows are sealed."""
-        return self.work / f"{index:05d}.parquet"
-
-    def label_paths(self) -> list[Path]:
-        """Return all sealed label shards, in the order of the rows."""
-        return sorted(self.work.glob("*.parquet"))
-
-    def data_path(self, index: int) -> Path:
-        """Return the dataset's file for a chunk of rows."""
-        count = len(self.label_paths())
-        return hub_layout.shard_path(
-            self.folder, str(self.spec.config), str(self.spec.split), index, count
-        )
+    spec: DatasetSpec
+    rows: sources.Rows
+    files: SplitFiles
 
 
-def _decoding(
-    args: DecodingArguments, own: LabellingArguments, teacher: checkpoint.Whisper
-) -> windows.Decoding:
-    if own.max_label_length > teacher.max_label_length:
-        raise ValueError(
-            f"--max_label_length {own.max_label_length} is more than the model's "
-            f"{teacher.max_label_length} positions"
-        )
-    return windows.Decoding(
-        args.language,
-        args.task,
-        args.return_timestamps,
-        args.generation_num_beams,
-        own.max_label_length,
-    ).fitted_to(teacher)
+def _load_splits(specs: list[DatasetSpec], folder: Path) -> list[_Split]:
+    loaded = sources.load_splits(specs, schema.AUDIO, "--audio_column_name")
+    return [
+        _Split(spec, rows, SplitFiles(folder, WORK_FOLDER, str(spec.config), str(spec.split)))
+        for spec, rows in loaded.items()
+    ]
+
+
+def _log_start(accelerator: Accelerator, run: Run, splits: list[_Split]) -> None:
+    rows = sources.description({split.spec: split.rows for split in splits})
+    flags = run.arguments
+    log_start(run, accelerator, flags["model_name_or_path"], flags["dtype"], rows)
 
 
 # --- labelling: which rows, in which process, until all shards are sealed -----------------------
 
-LABEL_SHARD = Features(
-    {
-        schema.ID: Value("string"),
-        schema.SPEAKER_ID: Value("string"),
-        schema.RECORDING_ID: Value("string"),
-        schema.TEXT: Value("string"),
-        schema.DURATION: Value("float32"),
-        schema.WHISPER_TRANSCRIPT: column_types.TOKEN_IDS,
-        schema.AVG_LOGPROB: Value("float32"),
-        schema.TRUNCATED: Value("bool"),
-        PROBLEM: Value("string"),
-    }
-)
-
 
 def _label(
-    split: _Split,
+    splits: list[_Split],
     teacher: checkpoint.Whisper,
     decoding: windows.Decoding,
-    own: LabellingArguments,
+    labelling_args: LabellingArguments,
     run_args: RunArguments,
     accelerator: Accelerator,
 ) -> None:
-    """Label this process's share: every so-many-th chunk of rows, less those already sealed."""
-    progress = tqdm(
-        desc=f"labelling {split.spec.split}",
-        unit=" clips",
-        total=_num_own_rows(split, own, accelerator),
-        disable=not accelerator.is_local_main_process,
-    )
-    for index, chunk in sources.iterate_chunks(split.rows, own.rows_per_shard):
-        if index % accelerator.num_processes != accelerator.process_index:
-            continue
-        path = split.label_path(index)
-        if read_seal(path) is not None:
-            progress.update(len(chunk))
-            continue
-        labelled = []
-        for batch in _batches(chunk, teacher, own, run_args):
-            labelled += _label_batch(batch, teacher, decoding, accelerator)
-            progress.update(len(batch.rows))
-        ledger = _account(labelled)
-        write_sealed(
-            path, ledger, partial(hub_layout.write_parquet, rows=labelled, features=LABEL_SHARD)
-        )
+    """Label this process's share of the chunks of rows, less those that are sealed already."""
+    size = labelling_args.rows_per_shard
+    num_clips = _num_clips(splits, size, accelerator)
+    progress = SpeechProgress(accelerator, "labelling", num_clips, run_args.logging_steps)
+    for split in splits:
+        for index, chunk in sources.iterate_chunks(split.rows, size):
+            if not _is_mine(index, accelerator):
+                continue
+            path = split.files.sealed(index)
+            if read_seal(path) is not None:
+                progress.skip(len(chunk))
+                continue
+            rows = []
+            for batch in _batches(chunk, teacher, labelling_args, run_args.dataloader_num_workers):
+                rows += _label_batch(batch, teacher, decoding, accelerator)
+                seconds = sum(row.get(schema.DURATION) or 0.0 for row in batch.rows)
+                progress.advance(len(batch.rows), seconds)
+            write = partial(hub_layout.write_parquet, rows=rows, features=label_shards.FEATURES)
+            write_sealed(path, _account(rows), write)
     progress.close()
 
 
-def _num_own_rows(split: _Split, own: LabellingArguments, accelerator: Accelerator) -> int | None:
-    if split.spec.streaming:
+def _is_mine(index: int, accelerator: Accelerator) -> bool:
+    """Tell whether this process makes a chunk: they are dealt out in turn."""
+    return bool(index % accelerator.num_processes == accelerator.process_index)
+
+
+def _num_clips(splits: list[_Split], size: int, accelerator: Accelerator) -> int | None:
+    """Return the number of clips in this process's chunks; None where a stream does not say."""
+    if any(split.spec.streaming for split in splits):
         return None
-    starts = range(0, len(split.rows), own.rows_per_shard)
-    mine = starts[accelerator.process_index :: accelerator.num_processes]
-    return sum(min(own.rows_per_shard, len(split.rows) - start) for start in mine)
+    return sum(
+        min(size, len(split.rows) - start)
+        for split in splits
+        for index, start in enumerate(range(0, len(split.rows), size))
+        if _is_mine(index, accelerator)
+    )
 
 
 def _batches(
-    chunk: Any, teacher: checkpoint.Whisper, own: LabellingArguments, run_args: RunArguments
+    chunk: Any, teacher: checkpoint.Whisper, args: LabellingArguments, num_workers: int
 ) -> Iterator[Windows]:
     return iter(
         DataLoader(
             chunk,
-            batch_size=own.per_device_eval_batch_size,
-            num_workers=run_args.dataloader_num_workers,
+            batch_size=args.per_device_eval_batch_size,
+            num_workers=num_workers,
             collate_fn=WindowCollator(teacher.log_mel),
         )
     )
@@ -294,8 +291,8 @@ def _label_batch(
     if batch.features is not None:
         features = batch.features.to(accelerator.device)
         transcripts = windows.transcribe_windows(teacher, features, decoding)
-    found = iter(transcripts)
-    return [row if row[PROBLEM] else {**row, **_label_columns(next(found))} for row in batch.rows]
+    usable = iter(transcripts)
+    return [row if row[PROBLEM] else {**row, **_label_columns(next(usable))} for row in batch.rows]
 
 
 def _label_columns(transcript: windows.Transcript) -> dict[str, Any]:
@@ -306,14 +303,13 @@ def _label_columns(transcript: windows.Transcript) -> dict[str, Any]:
     }
 
 
-def _account(labelled: list[dict[str, Any]]) -> Ledger:
-    ledger = Ledger(num_in=len(labelled))
-    for row in labelled:
-        if row[PROBLEM]:
-            logger.warning("clip %s %s", row[schema.ID], row[PROBLEM])
-            ledger.quarantined["audio"] += 1
-        else:
-            ledger.num_out += 1
+def _account(rows: list[dict[str, Any]]) -> Ledger:
+    bad = [row for row in rows if row[PROBLEM]]
+    for row in bad:
+        logger.warning("clip %s %s", row[schema.ID], row[PROBLEM])
+    ledger = Ledger(num_in=len(rows), num_out=len(rows) - len(bad))
+    if bad:
+        ledger.quarantined[schema.AUDIO] = len(bad)
     return ledger
 
 
@@ -324,74 +320,19 @@ def _write_dataset(
     split: _Split, teacher: checkpoint.Whisper, decode_token_ids: bool, accelerator: Accelerator
 ) -> None:
     """Write this process's share of the dataset's files; one that is there is whole."""
-    rows_per_shard = _chunk_size(split)
-    for index, chunk in sources.iterate_chunks(split.rows, rows_per_shard):
-        path = split.data_path(index)
-        mine = index % accelerator.num_processes == accelerator.process_index
-        if not mine or path.exists():
-            continue
-        added = {
-            row[schema.ID]: row for row in _contract_rows(split, index, teacher, decode_token_ids)
-        }
-        with replacing(path) as temporary:
-            hub_layout.write_parquet(
-                temporary, _joined(chunk, added, path), _features(split, decode_token_ids)
+    sealed = split.files.all_sealed()
+    # The chunks of the labels, which a run with another --rows_per_shard may have sealed.
+    size = max(1, int(pq.read_metadata(sealed[0]).num_rows))
+    features = label_shards.dataset_features(split.rows.features, decode_token_ids)
+    for index, chunk in sources.iterate_chunks(split.rows, size):
+        path = split.files.published(index, len(sealed))
+        if _is_mine(index, accelerator) and not path.exists():
+            added = label_shards.contract_rows(
+                sealed, index, teacher.tokens, teacher.tokenizer, decode_token_ids
             )
-
-
-def _chunk_size(split: _Split) -> int:
-    return max(1, int(pq.read_metadata(split.label_path(0)).num_rows))
-
-
-def _contract_rows(
-    split: _Split, index: int, teacher: checkpoint.Whisper, decode_token_ids: bool
-) -> Iterator[dict[str, Any]]:
-    """Yield the columns that labelling adds, and the id, for the usable rows of one chunk."""
-    before = _read_labels(split.label_path(index - 1))[-1:] if index else []
-    rows = before + _read_labels(split.label_path(index))
-    texts = [
-        None if row[PROBLEM] else labels.text_ids(row[schema.WHISPER_TRANSCRIPT], teacher.tokens)
-        for row in rows
-    ]
-    places = [(row[schema.RECORDING_ID], row[schema.SPEAKER_ID]) for row in rows]
-    contexts = labels.previous_windows(
-        (recording, speaker, text) for (recording, speaker), text in zip(places, texts, strict=True)
-    )
-    for row, context in list(zip(rows, contexts, strict=True))[len(before) :]:
-        if row[PROBLEM]:
-            continue
-        ids = row[schema.WHISPER_TRANSCRIPT]
-        text = teacher.tokenizer.decode(
-            labels.text_ids(ids, teacher.tokens), decode_with_timestamps=True
-        )
-        yield {
-            **row,
-            schema.WHISPER_TRANSCRIPT: text if decode_token_ids else ids,
-            schema.CONDITION_ON_PREV: context,
-            schema.COMPRESSION_RATIO: compression_ratio(raw_text(text)),
-        }
-
-
-def _read_labels(path: Path) -> list[dict[str, Any]]:
-    return list(pq.read_table(path).to_pylist())
-
-
-def _joined(chunk: Any, added: dict[str, dict[str, Any]], path: Path) -> Iterator[dict[str, Any]]:
-    """Join rows and labels by id; every label finds its row or the file is not written."""
-    left = dict(added)
-    for row in chunk:
-        label = left.pop(row[schema.ID], None)
-        if label is not None:
-            yield {**row, **label, schema.AUDIO: hub_layout.embed_audio(row)}
-    if left:
-        raise ValueError(f"{path}: the input has no longer a row for label {next(iter(left))!r}")
-
-
-def _features(split: _Split, decode_token_ids: bool) -> Features:
-    """Return the columns of the dataset: the contract's, and whatever else the source has."""
-    source = dict(split.rows.features or {})
-    own = {**column_types.source_features(), **column_types.label_features(decode_token_ids)}
-    return Features({**own, **{name: kind for name, kind in source.items() if name not in own}})
+            rows = label_shards.joined(chunk, added, path)
+            with replacing(path) as temporary:
+                hub_layout.write_parquet(temporary, rows, features)
 
 
 def _finish(
@@ -402,24 +343,25 @@ def _finish(
     max_bad_fraction: float,
 ) -> None:
     """Check the account, write card and record, and clear the work folder."""
-    ledger = sum((_ledger(split) for split in splits), Ledger())
-    logger.info("%s", ledger)
+    ledger = _ledger(splits)
     ledger.check(max_bad_fraction)
     scores = {str(split.spec): _scores(split, teacher, decoding) for split in splits}
-    configs: dict[str, list[str]] = {}
-    for split in splits:
-        configs.setdefault(str(split.spec.config), []).append(str(split.spec.split))
-    model = run.arguments["model_name_or_path"]
+    specs = [split.spec for split in splits]
     hub_layout.write_card(
-        run.folder, configs, "Pseudo-labelled speech", f"Transcripts by `{model}`."
+        run.folder,
+        hub_layout.splits_by_config(specs),
+        "Pseudo-labelled speech",
+        f"Transcripts by `{run.arguments['model_name_or_path']}`.",
     )
     remove_leftovers(run.folder)
-    run.finish(ledger=ledger.to_dict(), scores=scores)
+    run.finish(ledger=ledger.to_dict(), scores=scores, attention=teacher.attention)
     shutil.rmtree(run.folder / WORK_FOLDER)
+    next_command = f"python run_data_filtering.py {hub_layout.flags_naming(run.folder, specs)}"
+    log_end(run, f"{ledger.num_out:,} labelled clips; rows: {ledger}", next_command)
 
 
-def _ledger(split: _Split) -> Ledger:
-    seals = [read_seal(path) for path in split.label_paths()]
+def _ledger(splits: list[_Split]) -> Ledger:
+    seals = [read_seal(path) for split in splits for path in split.files.all_sealed()]
     return sum((seal for seal in seals if seal is not None), Ledger())
 
 
@@ -432,8 +374,8 @@ def _scores(
             raw_text(row[schema.TEXT]),
             labels.plain_text(row[schema.WHISPER_TRANSCRIPT], teacher.tokens, teacher.tokenizer),
         )
-        for path in split.label_paths()
-        for row in _read_labels(path)
+        for path in split.files.all_sealed()
+        for row in label_shards.read(path)
         if row[schema.TEXT] and not row[PROBLEM]
     ]
     normalizer = teacher.normalizer(decoding.language, decoding.task)
@@ -441,10 +383,10 @@ def _scores(
     if not comparable or decoding.task != "transcribe":
         return None
     references, transcripts = zip(*pairs, strict=True)
-    scores: Scores = score(list(references), list(transcripts), normalizer)
-    logger.info("%s against the references: %s", split.spec, scores)
+    scores = score(list(references), list(transcripts), normalizer)
+    logger.info("%s against the references: %s", split.spec, scores.summary())
     return asdict(scores)
 
 
 if __name__ == "__main__":
-    main(*parse(GROUPS, description=__doc__))
+    main(*ARGUMENTS)

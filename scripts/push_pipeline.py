@@ -1,7 +1,8 @@
-"""Save a model together with a pipeline that punctuates and fits timestamps to the sound.
+r"""Save a model together with a pipeline that punctuates and fits timestamps to the sound.
 
 Reads   a Whisper checkpoint: a folder, or a model of the Hub.
-Writes  a copy of it with the code of `distillery/pipelines`, which `pipeline(model=…)` then loads.
+Writes  a copy of it with the code of `distillery/whisper/pipelines`, which `pipeline(model=…)` then
+        loads.
 
     python scripts/push_pipeline.py -m my-student -o my-student-v1.1
 
@@ -11,29 +12,10 @@ The same, uploaded; the card then names the repository, which is private without
         --push_to_hub --hub_model_id my-org/my-student-v1.1
 """
 
-import logging
-import shutil
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass
 
-from transformers.dynamic_module_utils import custom_object_save
-
-from distillery.cli import hub
 from distillery.cli.arguments import OutputArguments
 from distillery.cli.flags import flag, parse, required
-from distillery.cli.runtime import publish, set_up_logging, stage_run
-from distillery.storage.checkpoints import sealed_folder
-from distillery.storage.files import RUN_RECORD, read_json, write_json
-from distillery.storage.runs import Run
-from distillery.whisper import checkpoint
-from distillery.whisper.pipelines import recognition
-
-logger = logging.getLogger(__name__)
-
-# A name of its own: `pipeline("automatic-speech-recognition", …)` goes on to load the plain one.
-TASK = "whisper-distillery"
-CARD = "README.md"
-HEADING = "## Punctuation and timestamps"
 
 
 @dataclass(frozen=True)
@@ -47,6 +29,28 @@ class PipelineArguments:
 
 GROUPS = (PipelineArguments, OutputArguments)
 
+if __name__ == "__main__":
+    # Before what is heavy is imported: --help and wrong flags answer within a second.
+    ARGUMENTS = parse(GROUPS, description=__doc__)
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+from transformers.dynamic_module_utils import custom_object_save
+
+from distillery.cli import hub
+from distillery.cli.runtime import end_stage, log_end, log_start, set_up_logging, stage_run
+from distillery.storage.checkpoints import sealed_folder
+from distillery.storage.files import RUN_RECORD, read_json, write_json
+from distillery.whisper import checkpoint
+from distillery.whisper.pipelines import recognition
+
+# A name of its own: `pipeline("automatic-speech-recognition", …)` goes on to load the plain one.
+TASK = "whisper-distillery"
+CARD = "README.md"
+HEADING = "## Punctuation and timestamps"
+
 
 def main(model_args: PipelineArguments, output_args: OutputArguments) -> None:
     """Copy the model, add the pipeline, and upload both where asked to."""
@@ -54,30 +58,13 @@ def main(model_args: PipelineArguments, output_args: OutputArguments) -> None:
     source, folder = _source(model_args), Path(output_args.output_dir)
     inputs = {model_args.model_name_or_path: checkpoint.fingerprint(str(source))}
     run = stage_run("push_pipeline", (model_args, output_args), folder, inputs)
-    if not _is_done(run, output_args.overwrite_output_dir):
+    if not run.was_made("--output_dir", output_args.overwrite_output_dir):
+        log_start(run, None, None, None, f"{model_args.model_name_or_path} with a pipeline")
         with sealed_folder(folder) as temporary:
             save_pipeline(source, temporary, output_args.hub_model_id or folder.resolve().name)
             replace(run, folder=temporary).finish()
-        logger.info("%s: pipeline(model=%r, trust_remote_code=True)", folder, str(folder))
-    publish(run, output_args, "model")
-
-
-def _is_done(run: Run, overwrite: bool) -> bool:
-    """Tell whether the folder holds this very model with its pipeline.
-
-    Raises:
-        ValueError: it holds something else.
-    """
-    if not run.folder.exists() or not any(run.folder.iterdir()):
-        return False
-    if not run.record_path.exists():
-        raise ValueError(f"--output_dir {run.folder} is not empty: name another folder")
-    run.refuse_other_stage()  # the model's own folder, for one
-    if overwrite:
-        return False
-    run.refuse_other_configuration()
-    logger.info("%s is complete: nothing to do", run.folder)
-    return True
+        log_end(run, f"pipeline(model={str(folder)!r}, trust_remote_code=True)", None)
+    end_stage(run, output_args, "model")
 
 
 def _source(args: PipelineArguments) -> Path:
@@ -148,4 +135,4 @@ timestamps out of silence. Both are off by default; the code is in `recognition.
 
 
 if __name__ == "__main__":
-    main(*parse(GROUPS, description=__doc__))
+    main(*ARGUMENTS)

@@ -106,6 +106,18 @@ def record(folder: Path) -> dict[str, Any]:
     return dict(json.loads((folder / "run.json").read_text("utf-8")))
 
 
+def tracked_scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    """Return what a run gave TensorBoard: (step, value) by name."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    scalars: dict[str, list[tuple[int, float]]] = {}
+    for path in folder.rglob("events.*"):
+        events = EventAccumulator(str(path)).Reload()
+        for name in events.Tags()["scalars"]:
+            scalars.setdefault(name, []).extend((e.step, e.value) for e in events.Scalars(name))
+    return scalars
+
+
 def read_manifest(path: Path) -> list[dict[str, Any]]:
     """Return the entries of a manifest."""
     return [json.loads(line) for line in path.read_text("utf-8").splitlines()]

@@ -24,7 +24,7 @@ from distillery.audio.decoding import AudioError, decode_audio
 from distillery.cli.training_arguments import TrainDataArguments, TrainingArguments
 from distillery.data import schema, sources
 from distillery.data.archives import is_archive
-from distillery.data.examples import LEARNT
+from distillery.data.examples import TARGET_COLUMNS
 from distillery.data.order import BatchPlan
 from distillery.data.specs import DatasetSpec
 from distillery.storage import checkpoints
@@ -43,7 +43,7 @@ Line = tuple[str, str]  # a subject, and what is said about it
 
 
 def show(accelerator: Accelerator, stage: str, lines: Iterable[Line]) -> None:
-    """Print a forecast, once for all processes, and part with them."""
+    """Print a forecast on the main process, and end the launch."""
     if accelerator.is_main_process:
         sys.stdout.write(text_of(stage, lines))
         sys.stdout.flush()
@@ -317,11 +317,11 @@ def training_lines(
         data_args, args: the flags.
         plan: how a global batch is cut.
     """
-    flags, learnt = run.arguments, (schema.TEXT, "--text_column_name", *LEARNT)
+    flags, targets = run.arguments, (schema.TEXT, "--text_column_name", *TARGET_COLUMNS)
     student.tokens.prefix(flags["language"], flags["task"], True)  # fails by name if they misfit
-    speech = [survey(spec, *learnt) for spec in data_args.train_specs()]
+    speech = [survey(spec, *targets) for spec in data_args.train_specs()]
     evaluated = data_args.eval_specs() if args.do_eval else []
-    speech_evaluated = [survey(spec, *learnt) for spec in evaluated]
+    speech_evaluated = [survey(spec, *targets) for spec in evaluated]
     num_updates = _num_updates(args, plan, total_rows(speech))
     return [
         *data_lines(speech),

@@ -215,26 +215,24 @@ def start_trackers(accelerator: Accelerator, run: Run, project: str | None) -> N
 
 
 def log_start(
-    run: Run, accelerator: Accelerator, model: str | None, dtype: str | None, rows: str
+    run: Run, accelerator: Accelerator | None, model: str | None, dtype: str | None, rows: str
 ) -> None:
     """Log what a stage is about to do: with which model, on what, and what leaves the machine.
 
     Args:
         run: says where to, and by its flags whether anything is uploaded.
-        accelerator: says on which device, in how many processes.
+        accelerator: says on which device, in how many processes; None for a stage without one.
         model: the model's name, or None for a stage that runs none.
         dtype: what the model computes in.
         rows: what is worked on, in words, such as `12,000 clips of my_speech.jsonl train`.
     """
-    runs = f"{model} in {dtype} on {accelerator.device}, " if model else ""
-    logger.info(
-        "%s%s; processes: %d; to %s; %s",
-        runs,
-        rows,
-        accelerator.num_processes,
-        run.folder,
-        _upload_plan(run),
-    )
+    parts = [rows, f"to {run.folder}", _upload_plan(run)]
+    if accelerator is not None:
+        parts.insert(1, f"processes: {accelerator.num_processes}")
+    if model is not None:
+        device = "" if accelerator is None else f" on {accelerator.device}"
+        parts[0] = f"{model} in {dtype}{device}, {rows}"
+    logger.info("%s", "; ".join(parts))
 
 
 def _upload_plan(run: Run) -> str:
@@ -256,6 +254,20 @@ def log_end(run: Run, made: str, next_command: str | None) -> None:
     logger.info("%s: %s", run.folder, made)
     if next_command:
         logger.info("next: %s", next_command)
+
+
+def end_stage(run: Run, args: Any, repo_type: str, accelerator: Accelerator | None = None) -> None:
+    """Upload what a run made, where its flags ask for it, and let go of trackers and processes.
+
+    Args:
+        run: the finished run.
+        args, repo_type: as in `publish`.
+        accelerator: of this launch; None for a stage that runs in one process without one.
+    """
+    if accelerator is None or accelerator.is_main_process:
+        publish(run, args, repo_type)
+    if accelerator is not None:
+        accelerator.end_training()
 
 
 def publish(run: Run, args: Any, repo_type: str) -> None:

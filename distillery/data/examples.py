@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import count, islice
 from typing import Any
 
@@ -9,16 +10,17 @@ import numpy as np
 import torch
 from datasets import Dataset, IterableDataset, interleave_datasets
 
-from distillery.data import schema, sources
+from distillery.data import hub_layout, schema, sources
 from distillery.data.filters import FilterReason, TranscriptFilter
 from distillery.data.order import BatchPlan
 from distillery.data.specs import DatasetSpec
 from distillery.storage.ledger import Ledger
-from distillery.text.labels import LabelRule, has_timestamps, plain_text
+from distillery.text.labels import LabelRule, has_timestamps, num_text_labels, plain_text
 
 logger = logging.getLogger(__name__)
 
-LEARNT = (schema.LABELS, schema.WHISPER_TRANSCRIPT, schema.TEXT)  # what goes before what
+# What a row's targets are made of: the first of these columns that it has a value in.
+TARGET_COLUMNS = (schema.LABELS, schema.WHISPER_TRANSCRIPT, schema.TEXT)
 SHUFFLED_ROWS = 1000  # a stream is shuffled in blocks of so many rows
 
 
@@ -49,16 +51,16 @@ def labels_of(row: Mapping[str, Any], rule: LabelRule, epoch: int) -> list[int]:
         return list(stored)
     return rule(
         row[schema.ID],
-        _learnt(row),
+        _target(row),
         row.get(schema.CONDITION_ON_PREV),
         truncated=bool(row.get(schema.TRUNCATED)),
         epoch=epoch,
     )
 
 
-def _learnt(row: Mapping[str, Any]) -> Any:
+def _target(row: Mapping[str, Any]) -> Any:
     """Return what a row's labels are made of: the first that is there, an empty one too."""
-    return next((row[name] for name in LEARNT if row.get(name) is not None), None)
+    return next((row[name] for name in TARGET_COLUMNS if row.get(name) is not None), None)
 
 
 def usable_rows(
@@ -73,9 +75,11 @@ def usable_rows(
     """
     rows = sources.load(spec)
     assert isinstance(rows, Dataset)
-    column = next((name for name in LEARNT if name in rows.column_names), None)
+    column = next((name for name in TARGET_COLUMNS if name in rows.column_names), None)
     if column is None:
         sources.require_column(rows, spec, schema.TEXT, "--text_column_name")
+    if column == schema.LABELS:
+        limits = _tightened(limits, spec)
     heavy = (schema.AUDIO, schema.INPUT_FEATURES)
     slim = rows.select_columns([name for name in rows.column_names if name not in heavy])
     ledger = Ledger(num_in=len(rows))
@@ -93,25 +97,43 @@ def usable_rows(
     return rows.select(kept), ledger
 
 
+def _tightened(limits: TranscriptFilter, spec: DatasetSpec) -> TranscriptFilter:
+    """Leave out an error-rate limit that the dataset's own record says it was filtered by."""
+    if limits.wer_threshold is None:
+        return limits
+    filtered = hub_layout.read_run_record(spec.name).get("wer_threshold")
+    if filtered is None or limits.wer_threshold < filtered:
+        return limits
+    return replace(limits, wer_threshold=None)
+
+
 def _reason(row: Mapping[str, Any], rule: LabelRule, limits: TranscriptFilter) -> str | None:
-    learnt = _learnt(row)
-    if learnt is None:
-        return FilterReason.EMPTY_REFERENCE
     stored = row.get(schema.LABELS)
-    if stored is not None and len(stored) - 1 > rule.max_positions:  # prompts cannot be cut here
-        return FilterReason.TOO_LONG_LABELS
-    body = rule.body(learnt)
+    if stored is not None:
+        return _reason_against_labels(stored, row, rule, limits)
+    target = _target(row)
+    if target is None:
+        return FilterReason.EMPTY_REFERENCE
+    body = rule.body(target)
     # At its longest, with all timestamps: whether they are kept is drawn for each epoch.
     timestamps = has_timestamps(body, rule.tokens)
     longest = rule.tokens.prefix(rule.language, rule.task, timestamps) + body
-    return limits.reason(
-        reference=row.get(schema.TEXT),
-        transcript=plain_text(longest, rule.tokens, rule.tokenizer),
-        num_label_tokens=len(longest) + 1,
-        duration_s=row.get(schema.DURATION),
-        # Where labels are stored, the filter has had its say.
-        truncated=bool(row.get(schema.TRUNCATED)) and stored is None,
-    )
+    return limits.reason(row, _text(longest, rule, limits), len(longest) + 1)
+
+
+def _reason_against_labels(
+    stored: Sequence[int], row: Mapping[str, Any], rule: LabelRule, limits: TranscriptFilter
+) -> str | None:
+    """Judge labels as they are stored; whether a cut transcript is kept, the filter has decided."""
+    if len(stored) - 1 > rule.max_positions:  # prompts cannot be cut here
+        return FilterReason.TOO_LONG_LABELS
+    decided = {**row, schema.TRUNCATED: False}
+    return limits.reason(decided, _text(stored, rule, limits), num_text_labels(stored, rule.tokens))
+
+
+def _text(labels: Sequence[int], rule: LabelRule, limits: TranscriptFilter) -> str:
+    """Return the text of labels where a limit reads it: to decode is most of the work."""
+    return plain_text(labels, rule.tokens, rule.tokenizer) if limits.reads_text else ""
 
 
 class StreamedRows(torch.utils.data.IterableDataset[list[dict[str, Any]]]):
@@ -153,9 +175,9 @@ class StreamedRows(torch.utils.data.IterableDataset[list[dict[str, Any]]]):
         """Yield (pass over the streams, row) without end."""
         rows = self._usable()
         for block in count():
-            found = list(islice(rows, SHUFFLED_ROWS))
-            order = np.random.default_rng([self.rule.seed, block]).permutation(len(found))
-            yield from (found[i] for i in order)
+            shuffled = list(islice(rows, SHUFFLED_ROWS))
+            order = np.random.default_rng([self.rule.seed, block]).permutation(len(shuffled))
+            yield from (shuffled[i] for i in order)
 
     def _usable(self) -> Iterator[tuple[int, dict[str, Any]]]:
         for epoch in count():

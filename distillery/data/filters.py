@@ -4,9 +4,12 @@ They read metadata and text only, never audio, so that a whole corpus is filtere
 with several faults is counted under the first that is looked for, and the cheapest come first.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
+from distillery.data import schema
 from distillery.text.compression import compression_ratio
 from distillery.text.error_rates import pair_error_rate
 from distillery.text.normalizers import Normalizer, raw_text
@@ -51,45 +54,41 @@ class TranscriptFilter:
     min_avg_logprob: float | None = None
     max_compression_ratio: float | None = None
 
-    def reason(
-        self,
-        *,
-        reference: str | None,
-        transcript: str,
-        num_label_tokens: int,
-        duration_s: float | None,
-        truncated: bool,
-        avg_logprob: float | None = None,
-    ) -> str | None:
+    @property
+    def reads_text(self) -> bool:
+        """Whether any limit needs to know what was transcribed, beside its length."""
+        limits = (self.wer_threshold, self.cer_threshold, self.max_compression_ratio)
+        return any(limit is not None for limit in limits)
+
+    def reason(self, row: Mapping[str, Any], transcript: str, num_label_tokens: int) -> str | None:
         """Return the first `FilterReason` that the row is dropped for, or None to keep it.
 
         Args:
-            reference: what was said; not looked at unless an error-rate threshold is set.
+            row: with the columns of the contract, as far as the source has them. Its reference is
+                looked at only where an error-rate threshold is set, its compression ratio is
+                computed only where it is not stored.
             transcript: what the teacher wrote, with or without Whisper's markup.
             num_label_tokens: length of the final labels.
-            duration_s: seconds of audio, None where unknown.
-            truncated: whether the teacher ran into its maximum length.
-            avg_logprob: mean log-probability of the teacher's tokens, None where unknown.
         """
-        if self.drop_truncated and truncated:
+        if self.drop_truncated and row.get(schema.TRUNCATED):
             return FilterReason.TRUNCATED
-        if _below(duration_s, self.min_duration_s):
+        if _below(row.get(schema.DURATION), self.min_duration_s):
             return FilterReason.TOO_SHORT
-        if _above(duration_s, self.max_duration_s):
+        if _above(row.get(schema.DURATION), self.max_duration_s):
             return FilterReason.TOO_LONG
         if _above(num_label_tokens, self.max_label_length):
             return FilterReason.TOO_LONG_LABELS
-        return self._confidence_reason(transcript, avg_logprob) or self._error_reason(
-            reference, transcript
-        )
-
-    def _confidence_reason(self, transcript: str, avg_logprob: float | None) -> str | None:
-        if _below(avg_logprob, self.min_avg_logprob):
+        if _below(row.get(schema.AVG_LOGPROB), self.min_avg_logprob):
             return FilterReason.LOW_LOGPROB
-        limit = self.max_compression_ratio
-        if limit is not None and compression_ratio(raw_text(transcript)) > limit:
+        if self._is_repetitive(row.get(schema.COMPRESSION_RATIO), transcript):
             return FilterReason.HIGH_COMPRESSION
-        return None
+        return self._error_reason(row.get(schema.TEXT), transcript)
+
+    def _is_repetitive(self, stored_ratio: float | None, transcript: str) -> bool:
+        if self.max_compression_ratio is None:
+            return False
+        ratio = compression_ratio(raw_text(transcript)) if stored_ratio is None else stored_ratio
+        return ratio > self.max_compression_ratio
 
     def _error_reason(self, reference: str | None, transcript: str) -> str | None:
         if self.wer_threshold is None and self.cer_threshold is None:
@@ -97,19 +96,19 @@ class TranscriptFilter:
         if reference is None:
             return FilterReason.EMPTY_REFERENCE
         expected = _normalized(self.normalizer, reference)
-        found = _normalized(self.normalizer, transcript)
-        if expected == found:  # two empty texts agree as well: silence, labelled as silence
+        written = _normalized(self.normalizer, transcript)
+        if expected == written:  # two empty texts agree as well: silence, labelled as silence
             return None
         if not expected:
             return FilterReason.EMPTY_REFERENCE
         wrong_words = self.wer_threshold is not None and (
-            pair_error_rate(expected, found, "word") > self.wer_threshold
+            pair_error_rate(expected, written, "word") > self.wer_threshold
         )
         wrong_characters = self.cer_threshold is not None and (
-            pair_error_rate(expected, found, "char") > self.cer_threshold
+            pair_error_rate(expected, written, "char") > self.cer_threshold
         )
         if wrong_words or wrong_characters:
-            return FilterReason.ERROR_RATE if found else FilterReason.EMPTY_TRANSCRIPT
+            return FilterReason.ERROR_RATE if written else FilterReason.EMPTY_TRANSCRIPT
         return None
 
 

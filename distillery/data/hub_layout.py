@@ -5,7 +5,9 @@ A folder and a Hub id are therefore interchangeable: `README.md` with the config
 """
 
 import logging
+import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +66,50 @@ def shard_path(folder: Path, config: str, split: str, index: int, count: int) ->
     return folder / config / f"{split}-{index:05d}-of-{count:05d}.parquet"
 
 
+@dataclass(frozen=True)
+class SplitFiles:
+    """The files of one split: sealed shards while a stage works on it, then those of the dataset.
+
+    Attributes:
+        folder: the dataset's.
+        work_folder: name of the folder in it that holds the sealed shards.
+        config, split: names of the configuration and of the split.
+    """
+
+    folder: Path
+    work_folder: str
+    config: str
+    split: str
+
+    def sealed(self, index: int) -> Path:
+        """Return where the shard of one chunk of rows is sealed."""
+        return self.folder / self.work_folder / self.config / self.split / f"{index:05d}.parquet"
+
+    def all_sealed(self) -> list[Path]:
+        """Return the sealed shards, in the order of the rows."""
+        return sorted(self.sealed(0).parent.glob("*.parquet"))
+
+    def published(self, index: int, count: int) -> Path:
+        """Return where the dataset has the rows of one chunk."""
+        return shard_path(self.folder, self.config, self.split, index, count)
+
+    def publish(self) -> None:
+        """Give the sealed shards their names in the dataset."""
+        paths = self.all_sealed()
+        for index, path in enumerate(paths):
+            target = self.published(index, len(paths))
+            target.parent.mkdir(parents=True, exist_ok=True)
+            path.replace(target)
+
+
+def splits_by_config(specs: Iterable[DatasetSpec]) -> dict[str, list[str]]:
+    """Return the names of splits by configuration, as `write_card` takes them."""
+    configs: dict[str, list[str]] = {}
+    for spec in specs:
+        configs.setdefault(str(spec.config), []).append(str(spec.split))
+    return configs
+
+
 def write_card(folder: Path, splits: Mapping[str, Iterable[str]], title: str, body: str) -> None:
     """Write the dataset card, whose header tells `load_dataset` where the files are.
 
@@ -101,6 +147,16 @@ def refuse_same_split_twice(specs: Sequence[DatasetSpec]) -> None:
                 f"two datasets would both be written as split {split!r} of configuration "
                 f"{config!r}: write them to two output folders"
             )
+
+
+def flags_naming(folder: Path, specs: Sequence[DatasetSpec]) -> str:
+    """Return the flags by which a stage reads all splits of a dataset that was written here."""
+    words = ["-d", str(folder)]
+    if any(spec.config != DEFAULT_CONFIG for spec in specs):
+        words += ["--dataset_config_name", "+".join(str(spec.config) for spec in specs)]
+    if len(specs) > 1:
+        words += ["--dataset_split_name", "+".join(str(spec.split) for spec in specs)]
+    return shlex.join(words)
 
 
 def read_run_record(name: str) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import inspect
 import logging
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -34,7 +34,7 @@ from datasets.config import HF_DATASETS_CACHE
 
 from distillery.data import file_trees, folders, manifests, schema, segmentation
 from distillery.data.folders import choose
-from distillery.data.hub_layout import DEFAULT_CONFIG
+from distillery.data.hub_layout import DEFAULT_CONFIG, refuse_same_split_twice
 from distillery.data.manifests import Manifest
 from distillery.data.specs import DatasetSpec
 from distillery.storage.files import RUN_RECORD, sha256
@@ -252,7 +252,8 @@ def _rename_column(rows: Rows, spec: DatasetSpec, name: str, given: str | None, 
         # A dataset that one of our stages wrote has the contract's names already. In another one
         # the name is mistyped, and what happens to have the usual name may be no reference.
         if name in columns and {schema.WHISPER_TRANSCRIPT, schema.LABELS} & set(columns):
-            logger.warning("dataset %s has no column %r: its %r is read", spec, given, name)
+            # Expected: the stages of a recipe are given the names that the source has.
+            logger.info("dataset %s has no column %r: its %r is read", spec, given, name)
             return rows
         raise _missing_column(spec, flag, given, columns)
     if name in columns:
@@ -318,6 +319,34 @@ def require_column(rows: Rows, spec: DatasetSpec, name: str, flag: str) -> None:
     """Raise ValueError if a column that a stage cannot do without is not there."""
     if name not in rows.column_names:
         raise _missing_column(spec, flag, name, list(rows.column_names))
+
+
+def load_splits(specs: Sequence[DatasetSpec], column: str, flag: str) -> dict[DatasetSpec, Rows]:
+    """Load datasets that are written as splits of one; their names are filled in.
+
+    Args:
+        specs: what the flags name.
+        column: that the stage cannot do without.
+        flag: that names this column.
+
+    Raises:
+        ValueError: a dataset lacks the column, or two would be written to the same files.
+    """
+    splits = []
+    for spec in specs:
+        rows = load(spec)
+        require_column(rows, spec, column, flag)
+        splits.append((with_split(spec, rows), rows))
+    refuse_same_split_twice([spec for spec, _ in splits])
+    return dict(splits)
+
+
+def description(splits: Mapping[DatasetSpec, Rows]) -> str:
+    """Say how many rows there are of which datasets, for a line of the log."""
+    return ", ".join(
+        f"{len(rows):,} rows of {spec}" if isinstance(rows, Dataset) else f"{spec}, streamed"
+        for spec, rows in splits.items()
+    )
 
 
 def iterate_chunks(rows: Rows, size: int) -> Iterator[tuple[int, Rows | list[dict[str, Any]]]]:

@@ -11,7 +11,7 @@ from distillery.storage.files import read_json, sha256, sync, write_json
 
 logger = logging.getLogger(__name__)
 
-MANIFEST = "manifest.json"  # SHA-256 sum of every other file; written last
+MANIFEST = "manifest.json"  # SHA-256 checksum of every other file; written last
 OPTIMIZER = "optimizer.pt"
 PROGRESS = "progress.json"
 BEST = "best"
@@ -28,16 +28,16 @@ def sealed_folder(path: Path) -> Iterator[Path]:
     """
     path = path.resolve()  # "." has no name of its own
     temporary, old = path.with_name(path.name + ".tmp"), path.with_name(path.name + ".old")
-    for left in (temporary, old):
-        if left.exists():
-            shutil.rmtree(left)
+    for leftover in (temporary, old):
+        if leftover.exists():
+            shutil.rmtree(leftover)
     temporary.mkdir(parents=True)
     yield temporary
     files = sorted(file for file in temporary.rglob("*") if file.is_file())
     for file in files:
         sync(file)
-    sums = {str(file.relative_to(temporary)): sha256(file) for file in files}
-    write_json(temporary / MANIFEST, sums)
+    checksums = {str(file.relative_to(temporary)): sha256(file) for file in files}
+    write_json(temporary / MANIFEST, checksums)
     if path.exists():
         path.rename(old)
     temporary.rename(path)
@@ -49,15 +49,15 @@ def sealed_folder(path: Path) -> Iterator[Path]:
 def find_damage(folder: Path) -> str | None:
     """Return what is wrong with a sealed folder, or None if it is whole."""
     try:
-        sums = read_json(folder / MANIFEST)
+        checksums = read_json(folder / MANIFEST)
     except (OSError, ValueError) as error:  # bad JSON, or bytes that are no text
         return f"its manifest cannot be read: {error}"
-    if not isinstance(sums, dict) or not sums:
+    if not isinstance(checksums, dict) or not checksums:
         return "its manifest names no files"
-    for name, wanted in sums.items():
+    for name, expected in checksums.items():
         if not (folder / name).is_file():
             return f"{name} is missing"
-        if sha256(folder / name) != wanted:
+        if sha256(folder / name) != expected:
             return f"{name} is damaged"
     return None
 
@@ -73,15 +73,15 @@ def newest_checkpoint(output_dir: Path) -> Path | None:
     Raises:
         ValueError: there are checkpoints, but none of them is whole.
     """
-    found = _checkpoints(output_dir)
-    for path in reversed(found):
+    paths = _checkpoints(output_dir)
+    for path in reversed(paths):
         damage = find_damage(path)
         if damage is None:
             return path
         logger.warning("%s is not used: %s", path, damage)
-    if found:
+    if paths:
         raise ValueError(
-            f"{output_dir}: none of its {len(found)} checkpoints is whole; start over with "
+            f"{output_dir}: none of its {len(paths)} checkpoints is whole; start over with "
             "--overwrite_output_dir"
         )
     return None
@@ -99,10 +99,10 @@ def rotate(output_dir: Path, step: int, keep: int | None) -> None:
         keep: how many stay; None keeps all.
     """
     if keep is not None:
-        found = _checkpoints(output_dir)
-        own = found[: found.index(checkpoint_path(output_dir, step)) + 1]
-        for path in found:
-            if path not in own[-keep:]:
+        paths = _checkpoints(output_dir)
+        of_this_run = paths[: paths.index(checkpoint_path(output_dir, step)) + 1]
+        for path in paths:
+            if path not in of_this_run[-keep:]:
                 shutil.rmtree(path)
 
 

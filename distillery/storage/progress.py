@@ -1,5 +1,6 @@
 """Progress of long work: a bar in a terminal, a line now and then in a log."""
 
+import io
 import logging
 import sys
 from typing import Any
@@ -20,7 +21,10 @@ class ProgressBar(tqdm):  # type: ignore[misc,type-arg]  # tqdm ships no types
     def __init__(self, *args: Any, **options: Any) -> None:
         self._is_drawn = sys.stderr.isatty()
         if not self._is_drawn:
-            options.update(mininterval=LINE_EVERY_S, maxinterval=LINE_EVERY_S)
+            # Lines go to the log; what tqdm itself would write are ends of lines.
+            options.update(
+                mininterval=LINE_EVERY_S, maxinterval=LINE_EVERY_S, file=io.StringIO(), ascii=False
+            )
         super().__init__(*args, **options)
 
     def display(self, msg: str | None = None, pos: int | None = None) -> None:

@@ -10,8 +10,8 @@ _LIBRARIES = ("torch", "transformers", "datasets", "accelerate", "tokenizers", "
 
 def versions() -> dict[str, str]:
     """Return the versions of Python and of the libraries that a result depends on."""
-    found = {name: importlib.metadata.version(name) for name in _LIBRARIES}
-    return {"python": platform.python_version(), **found}
+    libraries = {name: importlib.metadata.version(name) for name in _LIBRARIES}
+    return {"python": platform.python_version(), **libraries}
 
 
 def code_commit() -> str | None:

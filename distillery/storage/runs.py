@@ -1,5 +1,6 @@
 """A run of a stage in its output folder, and the record that it leaves there."""
 
+import logging
 import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -8,6 +9,8 @@ from typing import Any
 
 from distillery.storage.files import RUN_RECORD, read_json, write_json, write_text
 from distillery.storage.provenance import code_commit, versions
+
+logger = logging.getLogger(__name__)
 
 CONFIG = "config.yaml"  # what a stage leaves beside its output, to be run again
 STARTED, COMPLETE = "started", "complete"
@@ -25,8 +28,8 @@ class Run:
         inputs: fingerprints of what is read, by name.
         owned: patterns of the names that this stage writes in the folder, beside its record; only
             these are ever deleted.
-        may_change: names of arguments that say how a run is made, not what comes out of it: they
-            may differ between a killed run and the one that goes on with it.
+        may_change: names of arguments that do not affect the result: they may differ between a
+            killed run and the one that goes on with it.
         config: the text of a configuration file that repeats the run.
         remedy: what to do where the folder holds another run.
     """
@@ -72,6 +75,27 @@ class Run:
     def was_completed(self) -> bool:
         """Tell whether the folder holds this run and nothing is left to do."""
         return self.record_path.exists() and read_json(self.record_path)["status"] == COMPLETE
+
+    def was_made(self, flag: str, overwrite: bool = False) -> bool:
+        """Tell whether a folder that is written as a whole holds this very run.
+
+        Args:
+            flag: that names the folder, as users type it.
+            overwrite: another run of this stage is to be replaced.
+
+        Raises:
+            ValueError: the folder holds something else.
+        """
+        if not self.folder.exists() or not any(self.folder.iterdir()):
+            return False
+        if not self.record_path.exists():
+            raise ValueError(f"{flag} {self.folder} is not empty: name another folder")
+        self.refuse_other_stage()
+        if overwrite:
+            return False
+        self.refuse_other_configuration()
+        logger.info("%s is complete: nothing to do", self.folder)
+        return True
 
     def has_work(self) -> bool:
         """Tell whether an earlier run was completed, or left more in the folder than its record."""

@@ -100,8 +100,8 @@ def normalizer_for(
     code = None if language is None else language_code(language)
     if variant == "auto" and code == "en":
         return _english_normalizer(english_spelling or {})
-    by_language = variant == "auto" and (code is None or code in MARKED_LANGUAGES)
-    if variant == "marks" or by_language:
+    keeps_marks = variant == "auto" and (code is None or code in MARKED_LANGUAGES)
+    if variant == "marks" or keeps_marks:
         plain = Normalizer("marks-kept", (_basic_rules(keep_marks=True),))
     else:
         plain = Normalizer("whisper-basic", (_basic_rules(),))
@@ -113,7 +113,7 @@ def normalizer_for(
 
 
 def raw_text(text: str) -> str:
-    """Return what was said: `text` without Whisper's `<|...|>` markup, stripped."""
+    """Return the spoken words alone: `text` without Whisper's `<|...|>` markup, stripped."""
     return _MARKUP.sub("", text).strip()
 
 

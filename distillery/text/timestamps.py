@@ -44,7 +44,7 @@ def passages(ids: Sequence[int], tokens: SpecialTokens) -> list[Passage]:
         ids: text and timestamps, without prefix and end.
         tokens: of the model.
     """
-    found: list[Passage] = []
+    written: list[Passage] = []
     start: float | None = None
     text: list[int] = []
     for token in ids:
@@ -53,13 +53,13 @@ def passages(ids: Sequence[int], tokens: SpecialTokens) -> list[Passage]:
             continue
         time_s = (token - tokens.timestamp_begin) * TIMESTAMP_STEP_S
         if text:
-            found.append(Passage(start or 0.0, max(time_s, start or 0.0), tuple(text)))
+            written.append(Passage(start or 0.0, max(time_s, start or 0.0), tuple(text)))
             start, text = None, []
         else:
             start = time_s
     if text or start is not None:
-        found.append(Passage(start or 0.0, None, tuple(text)))
-    return found
+        written.append(Passage(start or 0.0, None, tuple(text)))
+    return written
 
 
 def segments_of_markup(text: str) -> list[Segment]:
@@ -68,11 +68,11 @@ def segments_of_markup(text: str) -> list[Segment]:
     A segment without end is left out, and so is text outside two marks.
     """
     parts = split_at_timestamps(text)
-    found = []
-    for (start, said), (end, _) in pairwise(parts):
-        if said.strip():
-            found.append(Segment(start, max(start, end), said.strip()))
-    return found
+    return [
+        Segment(start, max(start, end), spoken.strip())
+        for (start, spoken), (end, _) in pairwise(parts)
+        if spoken.strip()
+    ]
 
 
 @dataclass(frozen=True)
@@ -114,18 +114,18 @@ def score_timestamps(
         raise ValueError(f"{len(references)} references do not fit {len(predictions)} predictions")
     pairs = [
         pair
-        for expected, found in zip(references, predictions, strict=True)
-        for pair in matches(expected, found)
+        for reference, prediction in zip(references, predictions, strict=True)
+        for pair in matches(reference, prediction)
     ]
-    starts = [abs(found.start - expected.start) for expected, found in pairs]
-    ends = [abs(found.end - expected.end) for expected, found in pairs]
-    said = heard = both = 0.0
-    for expected, found in zip(references, predictions, strict=True):
-        spans, found_spans = union(expected), union(found)
-        said += sum(right - left for left, right in spans)
-        heard += sum(right - left for left, right in found_spans)
-        both += shared_s(spans, found_spans)
-    if said == 0:
+    starts = [abs(predicted.start - reference.start) for reference, predicted in pairs]
+    ends = [abs(predicted.end - reference.end) for reference, predicted in pairs]
+    reference_s = predicted_s = both_s = 0.0
+    for reference_segments, predicted_segments in zip(references, predictions, strict=True):
+        spoken, predicted_spans = union(reference_segments), union(predicted_segments)
+        reference_s += sum(end - start for start, end in spoken)
+        predicted_s += sum(end - start for start, end in predicted_spans)
+        both_s += shared_s(spoken, predicted_spans)
+    if reference_s == 0:
         raise ValueError("no reference has a segment that lasts any time: nothing to compare with")
     return TimestampScores(
         num_reference_segments=sum(map(len, references)),
@@ -135,8 +135,8 @@ def score_timestamps(
         start_error_median_s=median(starts) if pairs else None,
         end_error_mean_s=fmean(ends) if pairs else None,
         end_error_median_s=median(ends) if pairs else None,
-        timestamp_coverage=100.0 * both / said,
-        timestamp_overlap=100.0 * both / (said + heard - both),
+        timestamp_coverage=100.0 * both_s / reference_s,
+        timestamp_overlap=100.0 * both_s / (reference_s + predicted_s - both_s),
     )
 
 
@@ -179,18 +179,18 @@ def shared_s(first: Sequence[tuple[float, float]], second: Sequence[tuple[float,
 
 def _overlaps(first: Sequence[Segment], second: Sequence[Segment]) -> list[tuple[int, int, float]]:
     """Return (index, index, seconds) of the pairs that share time; both lists are sorted."""
-    found = []
+    overlaps = []
     # No segment is longer than the longest: what started before that cannot reach this one.
     longest = max((segment.duration for segment in second), default=0.0)
     lowest = 0
-    for i, one in enumerate(first):
-        while lowest < len(second) and second[lowest].start + longest <= one.start:
+    for i, segment in enumerate(first):
+        while lowest < len(second) and second[lowest].start + longest <= segment.start:
             lowest += 1
         for j in range(lowest, len(second)):
             other = second[j]
-            if other.start >= one.end:
+            if other.start >= segment.end:
                 break
-            shared = min(one.end, other.end) - max(one.start, other.start)
+            shared = min(segment.end, other.end) - max(segment.start, other.start)
             if shared > 0:
-                found.append((i, j, shared))
-    return found
+                overlaps.append((i, j, shared))
+    return overlaps

@@ -26,8 +26,14 @@ class Tokenizer(Protocol):
     def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
         """Return the token ids of a text."""
 
-    def decode(self, ids: list[int], *, skip_special_tokens: bool) -> str:
-        """Return the text of token ids."""
+    def decode(
+        self,
+        ids: list[int],
+        *,
+        skip_special_tokens: bool = False,
+        decode_with_timestamps: bool = False,
+    ) -> str:
+        """Return the text of token ids, with timestamps as `<|0.00|>` where they are asked for."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +83,7 @@ class SpecialTokens:
                 raise ValueError(f"the tokenizer has no {token}: it is not a Whisper tokenizer")
             return index
 
-        found = {code: find(f"<|{code}|>") for code in LANGUAGES} if is_multilingual else {}
+        languages = {code: find(f"<|{code}|>") for code in LANGUAGES} if is_multilingual else {}
         return cls(
             start_of_transcript=require("<|startoftranscript|>"),
             end_of_text=require("<|endoftext|>"),
@@ -86,7 +92,7 @@ class SpecialTokens:
             timestamp_begin=require("<|0.00|>"),
             transcribe=require("<|transcribe|>"),
             translate=require("<|translate|>"),
-            languages={code: index for code, index in found.items() if index is not None},
+            languages={code: index for code, index in languages.items() if index is not None},
             no_speech=find("<|nospeech|>") or find("<|nocaptions|>"),  # up to large-v2
         )
 
@@ -138,7 +144,7 @@ class SpecialTokens:
 def split_at_timestamps(text: str) -> list[tuple[float, str]]:
     """Return each timestamp of a text, in seconds, with what stands behind it up to the next."""
     _, *parts = _TIMESTAMP.split(text)
-    return [(float(time), said) for time, said in zip(parts[::2], parts[1::2], strict=True)]
+    return [(float(time), spoken) for time, spoken in zip(parts[::2], parts[1::2], strict=True)]
 
 
 def language_code(language: str) -> str:

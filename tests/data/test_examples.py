@@ -1,3 +1,4 @@
+import json
 import logging
 from dataclasses import replace
 from itertools import islice
@@ -131,6 +132,36 @@ def test_a_threshold_compares_transcript_and_reference(rule, limits):
     assert examples._reason(row, rule, strict) == "error_rate"
     assert examples._reason({**row, "text": "いぬ。"}, rule, strict) is None
     assert examples._reason({**row, "text": None}, rule, strict) == "empty_reference"
+
+
+@pytest.mark.parametrize(("filtered_by", "num_kept"), [(None, 1), (5.0, 2), (10.0, 2), (20.0, 1)])
+def test_stored_labels_are_compared_again_only_by_a_tighter_limit(
+    tmp_path, rule, limits, filtered_by, num_kept
+):
+    folder = tmp_path / "filtered"
+    config = folder / "default"
+    config.mkdir(parents=True)
+    rows = [
+        {"id": text, "audio": None, "text": "ねこ", "labels": rule(text, text)}
+        for text in ("ねこ", "いぬ")
+    ]
+    Dataset.from_list(rows).to_parquet(config / "train-00000-of-00001.parquet")
+    if filtered_by is not None:
+        record = {"arguments": {"wer_threshold": filtered_by}}
+        (folder / "run.json").write_text(json.dumps(record))
+    spec = DatasetSpec(str(folder))
+    kept, ledger = usable_rows(spec, rule, replace(limits, wer_threshold=10.0))
+    assert (len(kept), ledger.num_in, ledger.dropped.total()) == (num_kept, 2, 2 - num_kept)
+
+
+def test_labels_are_decoded_only_where_a_limit_reads_them(rule, limits, monkeypatch):
+    rows = [{"id": "1", "labels": rule("1", "ねこ"), "text": "ねこ"}, {"id": "1", "text": "ねこ"}]
+    strict = replace(limits, wer_threshold=10.0)
+    assert [examples._reason(row, rule, strict) for row in rows] == [None, None]
+    monkeypatch.setattr(examples, "plain_text", None)
+    assert [examples._reason(row, rule, limits) for row in rows] == [None, None]
+    with pytest.raises(TypeError):
+        examples._reason(rows[0], rule, strict)
 
 
 def test_no_usable_row_is_an_error(tmp_path, rule, limits):

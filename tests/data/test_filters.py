@@ -9,17 +9,11 @@ from distillery.text.normalizers import Normalizer, normalizer_for
 
 JAPANESE = normalizer_for("ja")
 ENGLISH = normalizer_for("en")
-ROW = {
-    "reference": "a b c d e f g h i j",
-    "transcript": "a b c d e f g h i j",
-    "num_label_tokens": 12,
-    "duration_s": 3.0,
-    "truncated": False,
-}
+ROW = {"text": "a b c d e f g h i j", "duration": 3.0, "truncated": False}
 
 
-def reason(limits, **row):
-    return limits.reason(**{**ROW, **row})
+def reason(limits, transcript="a b c d e f g h i j", num_label_tokens=12, **row):
+    return limits.reason({**ROW, **row}, transcript, num_label_tokens)
 
 
 def test_a_good_row_passes_every_limit():
@@ -34,15 +28,15 @@ def test_a_good_row_passes_every_limit():
         max_compression_ratio=2.4,
     )
     assert reason(limits, avg_logprob=-1.0) is None
-    assert reason(limits, avg_logprob=None, duration_s=None) is None
+    assert reason(limits, avg_logprob=None, duration=None) is None
 
 
 def test_lengths():
     limits = TranscriptFilter(
         ENGLISH, min_duration_s=1.0, max_duration_s=30.0, max_label_length=448
     )
-    assert reason(limits, duration_s=0.99) == "too_short"
-    assert reason(limits, duration_s=30.01) == "too_long"
+    assert reason(limits, duration=0.99) == "too_short"
+    assert reason(limits, duration=30.01) == "too_long"
     assert reason(limits, num_label_tokens=448) is None
     assert reason(limits, num_label_tokens=449) == "too_long_labels"
 
@@ -61,7 +55,7 @@ def test_wer_threshold_is_the_last_rate_that_passes():
 
 
 def test_either_threshold_drops():
-    row = {"reference": "今日は晴れです", "transcript": "今日は、雨れです"}  # WER 100, CER 14.3
+    row = {"text": "今日は晴れです", "transcript": "今日は、雨れです"}  # WER 100, CER 14.3
     assert reason(TranscriptFilter(JAPANESE, wer_threshold=10.0), **row) == "error_rate"
     assert reason(TranscriptFilter(JAPANESE, cer_threshold=15.0), **row) is None
     assert reason(TranscriptFilter(JAPANESE, cer_threshold=14.0), **row) == "error_rate"
@@ -73,29 +67,29 @@ def test_either_threshold_drops():
 
 def test_markup_does_not_count_as_text():
     limits = TranscriptFilter(JAPANESE, cer_threshold=0.0)
-    assert reason(limits, reference="朝です。", transcript="<|0.00|>朝です<|1.20|>") is None
-    assert reason(limits, reference="", transcript="<|0.00|><|1.20|>") is None
+    assert reason(limits, text="朝です。", transcript="<|0.00|>朝です<|1.20|>") is None
+    assert reason(limits, text="", transcript="<|0.00|><|1.20|>") is None
 
 
 def test_references_are_not_looked_at_without_a_threshold():
     for reference in (None, "", "something else"):
-        assert reason(TranscriptFilter(ENGLISH), reference=reference) is None
+        assert reason(TranscriptFilter(ENGLISH), text=reference) is None
     assert reason(TranscriptFilter(ENGLISH), transcript="") is None
 
 
 @pytest.mark.parametrize("threshold", ["wer_threshold", "cer_threshold"])
 def test_empty_texts(threshold):
     limits = TranscriptFilter(ENGLISH, **{threshold: 10.0})
-    assert reason(limits, reference=None) == "empty_reference"
-    assert reason(limits, reference=None, transcript="") == "empty_reference"
-    assert reason(limits, reference="!?") == "empty_reference"
-    assert reason(limits, reference="!?", transcript="") is None
-    assert reason(limits, reference="", transcript="!") is None
+    assert reason(limits, text=None) == "empty_reference"
+    assert reason(limits, text=None, transcript="") == "empty_reference"
+    assert reason(limits, text="!?") == "empty_reference"
+    assert reason(limits, text="!?", transcript="") is None
+    assert reason(limits, text="", transcript="!") is None
     assert reason(limits, transcript="") == "empty_transcript"
     assert reason(limits, transcript="!?") == "empty_transcript"
     # However lax the threshold, there is nothing to hold the transcript against.
     lax = TranscriptFilter(ENGLISH, **{threshold: 1e9})
-    assert reason(lax, reference="") == "empty_reference"
+    assert reason(lax, text="") == "empty_reference"
 
 
 def test_confidence():
@@ -108,11 +102,27 @@ def test_confidence():
     assert reason(TranscriptFilter(ENGLISH), transcript=looping, avg_logprob=-9.0) is None
 
 
+def test_a_stored_compression_ratio_is_read_and_not_computed_again(monkeypatch):
+    limits = TranscriptFilter(ENGLISH, max_compression_ratio=2.4)
+    assert reason(limits, compression_ratio=None) is None
+    monkeypatch.setattr(filters, "compression_ratio", None)
+    assert reason(limits, compression_ratio=2.4) is None
+    assert reason(limits, compression_ratio=2.41) == "high_compression"
+
+
+@pytest.mark.parametrize(
+    "limits", [{"wer_threshold": 1.0}, {"cer_threshold": 1.0}, {"max_compression_ratio": 2.4}]
+)
+def test_which_limits_read_the_text(limits):
+    assert TranscriptFilter(ENGLISH, **limits).reads_text
+    assert not TranscriptFilter(ENGLISH, max_label_length=9, min_avg_logprob=-1.0).reads_text
+
+
 def test_first_reason_counts():
     limits = TranscriptFilter(ENGLISH, wer_threshold=0.0, min_duration_s=4.0, max_label_length=1)
     assert reason(limits, truncated=True, transcript="x") == "truncated"
     assert reason(limits, transcript="x") == "too_short"
-    assert reason(limits, transcript="x", duration_s=5.0) == "too_long_labels"
+    assert reason(limits, transcript="x", duration=5.0) == "too_long_labels"
 
 
 def test_normaliser_runs_once_per_text():
@@ -125,13 +135,13 @@ def test_normaliser_runs_once_per_text():
     limits = TranscriptFilter(Normalizer("recorded", (record,)), wer_threshold=0, cer_threshold=0)
     filters._normalized.cache_clear()
     for _ in range(3):
-        reason(limits, reference="yes", transcript="no")
-    reason(limits, reference="no", transcript="no")
+        reason(limits, text="yes", transcript="no")
+    reason(limits, text="no", transcript="no")
     assert seen == ["yes", "no"]
 
 
 def test_memory_keeps_normalisers_apart():
-    row = {"reference": "colour", "transcript": "color"}
+    row = {"text": "colour", "transcript": "color"}
     plain = TranscriptFilter(normalizer_for("en", english_spelling={"x": "y"}), wer_threshold=0.0)
     american = TranscriptFilter(
         normalizer_for("en", english_spelling={"colour": "color"}), wer_threshold=0.0

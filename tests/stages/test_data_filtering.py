@@ -1,11 +1,23 @@
 import numpy as np
 import pytest
 from launching import kill
-from stage_runs import loaded, record, run, snapshot, split_rows, talkative_model_folder
-from tiny import load_script, tone_manifest
+from stage_runs import (
+    loaded,
+    record,
+    run,
+    snapshot,
+    split_rows,
+    talkative_model_folder,
+    tracked_scalars,
+)
+from tiny import tone_manifest
 
+from distillery.audio.decoding import decode_audio
 from distillery.data import column_types, hub_layout, schema, sources
 from distillery.storage.files import write_json
+from distillery.text.compression import compression_ratio
+from distillery.text.labels import num_text_labels
+from distillery.text.normalizers import raw_text
 from distillery.whisper import checkpoint
 
 SCRIPT = "run_data_filtering.py"
@@ -85,7 +97,7 @@ def rows(processor, clips):
             schema.WHISPER_TRANSCRIPT: [*ids, tokens.end_of_text],
             schema.CONDITION_ON_PREV: previous,
             schema.AVG_LOGPROB: -0.5,
-            schema.COMPRESSION_RATIO: 1.0,
+            schema.COMPRESSION_RATIO: compression_ratio(raw_text(transcript)),
             schema.TRUNCATED: False,
         }
         made.append({**row, **SPECIAL.get(name, {})})
@@ -132,6 +144,17 @@ def test_each_reason_is_counted_and_the_cer_keeps_what_is_close(tmp_path, labell
     assert dropped(tmp_path) == {**REASONS, "error_rate": 1}
     assert record(tmp_path)["ledger"]["in"] == len(TEXTS)
     assert "14 in = 4 out + 10 dropped (empty_reference: 2, " in capsys.readouterr().err
+
+
+def test_counts_reach_the_trackers(tmp_path, labelled, capsys):
+    flags = [*LIMITS, "--report_to", "tensorboard", "--cer_threshold", 12.5]
+    run(SCRIPT, "-d", labelled, *flags, "-o", tmp_path)
+    dropped = {f"dropped/{reason}": count for reason, count in REASONS.items()}
+    expected = {"rows/in": 14, "rows/out": 4, **dropped, "dropped/error_rate": 1}
+    found = {name: value for name, ((_, value),) in tracked_scalars(tmp_path).items()}
+    assert found == expected
+    log = capsys.readouterr().err
+    assert "14 rows of " in log and f"-d {tmp_path}\n" in log
 
 
 def test_the_wer_keeps_little_but_what_is_right(tmp_path, labelled):
@@ -242,7 +265,7 @@ def test_vectorized_rows_hold_the_features_of_their_audio(tmp_path, labelled, pr
     assert [row["id"] for row in found] == ["right", "one-of-eight", "comma", "silence"]
     for row in found:
         assert "audio" not in row
-        wave = load_script(SCRIPT).decode_audio(audio[row["id"]], 16_000)
+        wave = decode_audio(audio[row["id"]], 16_000)
         frames = np.array(row["input_features"])
         assert frames.shape == (80, (len(wave) + 400) // 160)
         wanted = processor.log_mel.real_frames(wave).numpy()
@@ -251,7 +274,6 @@ def test_vectorized_rows_hold_the_features_of_their_audio(tmp_path, labelled, pr
 
 def test_transcripts_in_words_give_the_same_labels(tmp_path, rows, teacher, processor):
     tokens, decode = processor.tokens, processor.tokenizer.decode
-    names = load_script(SCRIPT)
     texts = [
         {
             **row,
@@ -262,7 +284,7 @@ def test_transcripts_in_words_give_the_same_labels(tmp_path, rows, teacher, proc
         for row in rows[:4]
     ]
     assert texts[0][schema.WHISPER_TRANSCRIPT] == "<|0.00|>ねこがみずをのむ。<|0.40|>"
-    assert names.num_text_labels(rows[0][schema.WHISPER_TRANSCRIPT], tokens) > 0
+    assert num_text_labels(rows[0][schema.WHISPER_TRANSCRIPT], tokens) > 0
     folder = tmp_path / "words"
     path = hub_layout.shard_path(folder, "default", "train", 0, 1)
     path.parent.mkdir(parents=True)

@@ -20,6 +20,7 @@ from stage_runs import (
     snapshot,
     split_rows,
     talkative_model_folder,
+    tracked_scalars,
     write_manifest,
 )
 from tiny import REPOSITORY, SENTENCES, broken_torchcodec, load_script, tone_manifest
@@ -140,6 +141,25 @@ def test_record_holds_flags_counts_and_scores(labelled):
     (scores,) = found["scores"].values()
     assert scores["num_rows"] == NUM_CLIPS
     assert scores["cer_norm"] > 0
+
+
+def test_log_and_trackers_say_what_is_made_how_fast_and_how_well(tmp_path, flags, capsys):
+    tracked = ["--logging_steps", 2, "--report_to", "tensorboard"]
+    run(SCRIPT, *flags, *tracked, "-o", tmp_path)
+    log = capsys.readouterr().err
+    assert f"{NUM_CLIPS} rows of " in log and "nothing is uploaded" in log
+    # Shards of 4, 4 and 2 clips in batches of 2: five batches.
+    reported = re.findall(
+        r"labelling: (\d+) of 10 clips, [\d.]+ h of audio, RTFx [\d.]+, .* left", log
+    )
+    assert reported == ["4", "8", "10"]
+    assert re.search(r"against the references: WER [\d.]+ %, CER [\d.]+ % over 10 clips", log)
+    assert "10 labelled clips; rows: 10 in = 10 out" in log
+    assert f"next: python run_data_filtering.py -d {tmp_path}\n" in log
+    scalars = tracked_scalars(tmp_path)
+    assert scalars["labelling/clips"] == [(4, 4.0), (8, 8.0), (10, 10.0)]
+    assert {"labelling/audio_hours", "labelling/rtfx"} < set(scalars)
+    assert record(tmp_path)["attention"] == "sdpa"
 
 
 def test_second_start_changes_no_file(labelled, flags, capsys):

@@ -119,11 +119,11 @@ def punctuate_by_rules(texts: Sequence[str]) -> list[str]:
     for start, text in zip(starts, texts, strict=False):
         marks.update({start + match.end() - 1: "、" for match in _CLAUSE.finditer(text)})
         marks.update({start + match.end() - 1: "。" for match in _SENTENCE.finditer(text)})
-    said = "".join(texts).rstrip()
-    last = len(said) - 1
+    whole = "".join(texts).rstrip()
+    last = len(whole) - 1
     if marks.get(last) == "、":
         del marks[last]
-    if _LAST_SENTENCE.search(said):
+    if _LAST_SENTENCE.search(whole):
         marks[last] = "。"
     return _with_marks(texts, marks)
 

@@ -20,7 +20,7 @@ from transformers.pipelines.audio_utils import ffmpeg_read
 from .punctuation import Punctuator, load_punctuator
 from .silence import fit_to_silence, load_stable_ts
 
-AUDIO = "audio_of_chunks"  # what was heard, on its way to where timestamps are fixed
+AUDIO = "audio_of_chunks"  # the recording, for the step that fits timestamps to it
 
 
 class RecognitionPipeline(AutomaticSpeechRecognitionPipeline):
@@ -95,12 +95,12 @@ class RecognitionPipeline(AutomaticSpeechRecognitionPipeline):
     ) -> dict[str, Any]:
         """Return `text` and, with timestamps, `chunks` of a recording from all of its windows."""
         audio, *_ = [output.pop(AUDIO, None) for output in model_outputs]
-        found = super().postprocess(model_outputs, **others)
-        timed = "chunks" in found
-        chunks = found["chunks"] if timed else [{"text": found["text"]}]
+        output = super().postprocess(model_outputs, **others)
+        timed = "chunks" in output
+        chunks = output["chunks"] if timed else [{"text": output["text"]}]
         chunks = finish(chunks, punctuator, audio if timed else None)
         text = "".join(chunk["text"] for chunk in chunks)
-        return {**found, "text": text, **({"chunks": chunks} if timed else {})}
+        return {**output, "text": text, **({"chunks": chunks} if timed else {})}
 
 
 def finish(
