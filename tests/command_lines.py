@@ -60,7 +60,7 @@ def commands_in(text: str) -> list[tuple[str, list[str]]]:
     """Return the stage commands in a text: the script, and its words."""
     commands = []
     for line in text.replace("\\\n", " ").splitlines():
-        match = re.search(r"(?:python|accelerate launch|launch)\s+(\w+\.py)\b(.*)", line)
+        match = re.search(r"(?:python|launch)\s[^`|;]*?(\w+\.py)\b(.*)", line)
         if match and match[1] in SCRIPTS:
             commands.append((match[1], shlex.split(match[2].split("`")[0], comments=True)))
     return commands
