@@ -1,8 +1,9 @@
-"""Tables that the documents take from the code: a stage's flags, and what lies in each room.
+"""Tables that the documents take from the code: flags, and what lies in each room.
 
 A page says where a table goes by a comment of its own line; MkDocs fills it in while it builds:
 
     <!-- flags: run_data_filtering.py -->
+    <!-- seed flags -->
     <!-- rooms -->
 """
 
@@ -18,11 +19,13 @@ from pathlib import Path
 from typing import Any
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-MARKER = re.compile(r"^<!-- (?:flags: (?P<script>[\w/.]+)|rooms) -->$", re.MULTILINE)
+MARKER = re.compile(r"^<!-- (?P<table>flags|seed flags|rooms)(?:: (?P<script>[\w/.]+))? -->$", re.M)
 # From left to right, as the import rule has them.
 ROOMS = ("storage", "text", "audio", "data", "whisper", "training", "evaluation", "cli")
 
 sys.path.insert(0, str(REPOSITORY))  # the stages work from a bare clone
+
+from distillery.cli.seed_flags import SEED_FLAGS  # noqa: E402 (after the path)
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
@@ -31,7 +34,9 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
 
 
 def _table(marker: re.Match[str]) -> str:
-    return "\n".join(flag_tables(marker["script"]) if marker["script"] else room_tables())
+    if marker["table"] == "flags":
+        return "\n".join(flag_tables(marker["script"]))
+    return "\n".join(room_tables() if marker["table"] == "rooms" else seed_flag_tables())
 
 
 @cache
@@ -47,7 +52,7 @@ def flag_tables(script: str) -> Iterator[str]:
         yield "| flag | default | meaning |"
         yield "|---|---|---|"
         for each in sorted(fields(group), key=lambda each: not _is_required(each)):
-            yield f"| {_spellings(each)} | {_default(each)} | {_meaning(each)} |"
+            yield f"| {_spellings(each)} | {_default(each)} | {_markdown(each.metadata['help'])} |"
         yield ""
 
 
@@ -71,11 +76,23 @@ def _default(each: Field[Any]) -> str:
     return "" if each.default in (None, MISSING) else f"`{each.default}`"
 
 
-def _meaning(each: Field[Any]) -> str:
-    """Return the help text as Markdown: nothing in it is markup, and flags are code."""
-    text = html.escape(each.metadata["help"], quote=False)
+def _markdown(text: str) -> str:
+    """Return a help text as Markdown: nothing in it is markup, and flags are code."""
+    text = html.escape(text, quote=False)
     escaped = re.sub(r"([|*~])", r"\\\1", text)
     return re.sub(r"(?<![\w`])(--?[a-zA-Z]\w*)", r"`\1`", escaped)
+
+
+def seed_flag_tables() -> Iterator[str]:
+    """Yield the lines of a table for each stage: flags of the ancestors that it does not take."""
+    for stage, answers in SEED_FLAGS.items():
+        yield f"### `{stage}.py`\n"
+        yield "| flag | instead |"
+        yield "|---|---|"
+        for name, answer in sorted(answers.items()):
+            dashes = "--" if len(name) > 1 else "-"
+            yield f"| `{dashes}{name}` | {_markdown(answer)} |"
+        yield ""
 
 
 def room_tables() -> Iterator[str]:
