@@ -10,16 +10,10 @@ from tiny import REPOSITORY, load_script
 
 from distillery.cli.flags import parse
 
-SCRIPTS = (
-    "reazonspeech_manual_downloader.py",
-    "run_pseudo_labelling.py",
-    "run_data_filtering.py",
-    "create_student_model.py",
-    "run_distillation.py",
-    "run_finetuning.py",
-    "run_short_form_eval.py",
-    "run_long_form_eval.py",
-    "run_speed_eval.py",
+SCRIPTS = tuple(
+    path.name
+    for path in sorted(REPOSITORY.glob("*.py"))
+    if "\nGROUPS = (" in path.read_text("utf-8")
 )
 
 

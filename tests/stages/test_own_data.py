@@ -10,10 +10,8 @@ import shutil
 import pytest
 from accelerate.state import AcceleratorState
 from command_lines import commands_in, text_of
-from stage_runs import record, run, talkative_model_folder
+from stage_runs import read_manifest, record, run, talkative_model_folder
 from tiny import tone_manifest
-
-from distillery.evaluation import results
 
 TEACHER = "openai/whisper-large-v3"
 PAGE = text_of("docs/own-data.md")
@@ -66,7 +64,7 @@ def test_the_commands_run_one_after_the_other(text, workplace, capsys):
         run(script, *words, *SMALL[script])
     assert record(workplace / "filtered")["ledger"]["out"] == NUM_CLIPS
     assert record(workplace / "student")["status"] == "complete"
-    rows = results.read_folder(workplace / "eval")
+    rows = read_manifest(workplace / "eval" / "metric.de.transcribe.jsonl")
     assert {row["num_rows"] for row in rows} == {2}
     assert rows[-1]["model"].endswith("student")
     for code in python_blocks(text):
