@@ -4,7 +4,7 @@
 #   ./scripts/distil_whisper_large_v2_hi.sh
 #
 # Published: 20 h of audio labelled in about 20 min and 1,000 updates in about 1 h on one A100,
-# ending at a WER of 31 % (without marks: see the README on normalisers). Needs a GPU, a Hub login
+# ending at a WER of 31 % (without marks: see docs/differences.md). Needs a GPU, a Hub login
 # (`hf auth login`) and access to the dataset. We have not run it.
 set -euo pipefail
 

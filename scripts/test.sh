@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Sets up .venv and runs every check: format, lint, types, tests. Arguments go to pytest.
+# Sets up .venv and runs every check: format, lint, types, documents, tests. Arguments go to pytest.
 #
 #   ./scripts/test.sh
-#   ./scripts/test.sh tests/test_losses.py -k chunk
+#   ./scripts/test.sh tests/training/test_losses.py -k chunk
 set -euo pipefail
 
 . "$(dirname "$0")/environment.sh" requirements-dev.txt
@@ -19,6 +19,8 @@ if [ $# -eq 0 ]; then
   ruff format --check .
   ruff check .
   mypy
+  # Its notice on MkDocs 2 is not about these documents.
+  NO_MKDOCS_2_WARNING=1 mkdocs build --strict --quiet # into site/
   exec pytest -n 2 --dist worksteal
 fi
 exec pytest "$@"

@@ -10,16 +10,10 @@ from tiny import REPOSITORY, load_script
 
 from distillery.cli.flags import parse
 
-SCRIPTS = (
-    "reazonspeech_manual_downloader.py",
-    "run_pseudo_labelling.py",
-    "run_data_filtering.py",
-    "create_student_model.py",
-    "run_distillation.py",
-    "run_finetuning.py",
-    "run_short_form_eval.py",
-    "run_long_form_eval.py",
-    "run_speed_eval.py",
+SCRIPTS = tuple(
+    path.name
+    for path in sorted(REPOSITORY.glob("*.py"))
+    if "\nGROUPS = (" in path.read_text("utf-8")
 )
 
 
@@ -60,7 +54,7 @@ def commands_in(text: str) -> list[tuple[str, list[str]]]:
     """Return the stage commands in a text: the script, and its words."""
     commands = []
     for line in text.replace("\\\n", " ").splitlines():
-        match = re.search(r"(?:python|accelerate launch|launch)\s+(\w+\.py)\b(.*)", line)
+        match = re.search(r"(?:python|launch)\s[^`|;]*?(\w+\.py)\b(.*)", line)
         if match and match[1] in SCRIPTS:
             commands.append((match[1], shlex.split(match[2].split("`")[0], comments=True)))
     return commands

@@ -1,4 +1,4 @@
-"""The README's commands for each kind of input, over data made here with the names that it uses."""
+"""The commands of docs/inputs.md for each kind of input, over data made with the names it uses."""
 
 import io
 import json
@@ -15,14 +15,14 @@ from tiny import REPOSITORY
 from distillery.data import hub_layout, reazonspeech, schema, sources
 
 SCRIPT = "run_pseudo_labelling.py"
-SECTION = text_of("README.md").split("### Each kind of input", 1)[1].split("```")[1]
+SECTION = text_of("docs/inputs.md").split("## A command for each kind", 1)[1].split("```")[1]
 COMMANDS = [words for _, words in commands_in(SECTION)]
 JOINED = next(words for words in COMMANDS if "labelled/joined" in words)
 FIRST = next(words for words in COMMANDS if "labelled/jsonl" in words)
 
 
 def make_sources(root):
-    """Write every source that the README's section names, and a teacher."""
+    """Write every source that the page's section names, and a teacher."""
     talkative_model_folder(root / "teacher")
     lines = [
         {"id": f"a{i}", "audio": f"clips/a{i}.flac", "text": "was gesagt wurde"} for i in range(3)
@@ -75,7 +75,7 @@ def make_reazonspeech(home):
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
-    """Stand where the README's commands are typed: the sources are there, and the scripts."""
+    """Stand where the page's commands are typed: the sources are there, and the scripts."""
     root = tmp_path_factory.mktemp("inputs")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HOME", str(root))

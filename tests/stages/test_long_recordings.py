@@ -1,4 +1,4 @@
-"""The README's commands for long recordings, over made-up ones and with a tiny model."""
+"""The commands of docs/inputs.md for long recordings, over made-up ones and with a tiny model."""
 
 import io
 import shlex
@@ -9,8 +9,9 @@ import imageio_ffmpeg
 import numpy as np
 import pytest
 import soundfile
+from command_lines import text_of
 from stage_runs import record, run, split_rows, talkative_model_folder, write_manifest
-from tiny import REPOSITORY, SPOKEN, spoken
+from tiny import SPOKEN, spoken
 
 from distillery.text import labels
 from distillery.whisper import checkpoint
@@ -34,17 +35,17 @@ def talking():
     return spoken(1, 1, 1, 1)
 
 
-def readme_command(dataset):
-    """Return the script and the words of the README's command that reads a dataset."""
-    text = (REPOSITORY / "README.md").read_text("utf-8").replace("\\\n", " ")
+def page_command(dataset):
+    """Return the script and the words of the page's command that reads a dataset."""
+    text = text_of("docs/inputs.md").replace("\\\n", " ")
     lines = [line for line in text.splitlines() if f"--dataset_name {dataset} " in line]
     assert len(lines) == 1
-    return shlex.split(lines[0])[2:]
+    return shlex.split(lines[0])[1:]
 
 
-def run_readme(dataset, folder, teacher, *more):
+def run_page(dataset, folder, teacher, *more):
     """Run such a command in a folder, with another model."""
-    script, *words = readme_command(dataset)
+    script, *words = page_command(dataset)
     here = {"openai/whisper-large-v3": teacher, dataset: folder / dataset}
     output = folder / words[words.index("--output_dir") + 1]
     words = [here.get(word, output if word == output.name else word) for word in words]
@@ -70,7 +71,7 @@ def test_a_talk_with_subtitles(root, teacher, talking, monkeypatch):
     write_manifest(
         root / "talks.jsonl", [{"id": "talk", "audio": "talk.m4a", "subtitles": "talk.srt"}]
     )
-    labelled = run_readme("talks.jsonl", root, teacher)
+    labelled = run_page("talks.jsonl", root, teacher)
     rows = split_rows(labelled)
     assert [row["text"] for row in rows] == list(SPOKEN)
     assert [(row["start_s"], row["end_s"]) for row in rows] == [
@@ -93,7 +94,7 @@ def test_recordings_without_subtitles(root, teacher, talking):
     entry = {"id": "p/1", "audio": "podcast.ogg", "speaker_id": "anna"}
     write_manifest(root / "podcasts.jsonl", [entry])
     more = ("--segment_max_s", WINDOW_S, "--rows_per_shard", 2)
-    labelled = run_readme("podcasts.jsonl", root, teacher, *more)
+    labelled = run_page("podcasts.jsonl", root, teacher, *more)
     rows = split_rows(labelled)
     for row, (start, end) in zip(rows, spans, strict=True):
         assert (row["start_s"], row["end_s"]) == pytest.approx((start, end), abs=0.4)
@@ -105,5 +106,5 @@ def test_recordings_without_subtitles(root, teacher, talking):
 
     # A run from a stream writes the same.
     shutil.rmtree(labelled)
-    streamed = run_readme("podcasts.jsonl", root, teacher, *more, "--streaming")
+    streamed = run_page("podcasts.jsonl", root, teacher, *more, "--streaming")
     assert split_rows(streamed) == rows

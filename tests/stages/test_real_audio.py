@@ -61,7 +61,7 @@ def teacher(root):
 
 @pytest.fixture(scope="module")
 def chain(root, teacher):
-    """Run every stage once, with the flags that the README gives."""
+    """Run every stage once, with the flags that docs/inputs.md gives."""
     manifest = ["--dataset_name", MANIFEST, "--audio_column_name", "path", "--language", "zh"]
     run(
         "run_pseudo_labelling.py",
