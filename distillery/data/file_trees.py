@@ -17,7 +17,7 @@ from distillery.storage.files import DamagedFileError
 
 AUDIO_SUFFIXES = {
     *(".aac", ".aif", ".aiff", ".flac", ".m4a", ".mka", ".mp3", ".mp4"),
-    *(".oga", ".ogg", ".opus", ".wav", ".webm", ".wma"),
+    *(".oga", ".ogg", ".opus", ".sph", ".wav", ".webm", ".wma"),
 }
 TEXT_SUFFIX, TABLE_SUFFIX = ".txt", ".tsv"
 TEXT_SUFFIXES = (TEXT_SUFFIX, TABLE_SUFFIX, *subtitles.SUFFIXES)
