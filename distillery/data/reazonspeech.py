@@ -17,7 +17,8 @@ from pathlib import Path
 import soundfile
 
 from distillery.data.archives import Rejected, open_archive
-from distillery.data.downloads import Download, is_confirmed_by_source, read_sum, write_sum
+from distillery.data.checksums import is_confirmed_by_source, read_checksum, write_checksum
+from distillery.data.downloads import Download
 from distillery.data.pairing import Pairing
 from distillery.storage.files import DamagedFileError, sha256
 from distillery.storage.ledger import Ledger
@@ -338,7 +339,7 @@ def examine(path: Path, deep: bool = False) -> None:
     Raises:
         DamagedFileError: the file is not what it was, or never was whole.
     """
-    recorded, actual = read_sum(path), sha256(path)
+    recorded, actual = read_checksum(path), sha256(path)
     if recorded not in (None, actual):
         raise DamagedFileError("it differs from its SHA-256 sum")
     if path.suffix == ".tsv":
@@ -350,4 +351,4 @@ def examine(path: Path, deep: bool = False) -> None:
             name, fault = next(iter(faults.items()))
             raise DamagedFileError(f"{len(faults)} clips do not decode, such as {name}: {fault}")
     if recorded is None:
-        write_sum(path, actual)
+        write_checksum(path, actual)
