@@ -11,6 +11,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
@@ -18,18 +19,22 @@ from typing import Any, NamedTuple, TypeAlias
 import pyarrow.compute as compute
 import soxr
 from datasets import Dataset, Features, IterableDataset, Value, concatenate_datasets
-from datasets.arrow_writer import ArrowWriter
 from datasets.config import HF_DATASETS_CACHE
+from datasets.utils import (
+    are_progress_bars_disabled,
+    disable_progress_bars,
+    enable_progress_bars,
+)
 from filelock import FileLock
-from tqdm.auto import tqdm
 
 from distillery.audio.decoding import AudioError, Waveform, decode_at_own_rate, encode_flac
 from distillery.data import column_types, schema, subtitles
 from distillery.data.column_types import Rows
 from distillery.data.specs import NONE, VAD
 from distillery.data.speech import VAD_RATE, speech_finder, speech_windows
-from distillery.storage.files import read_json, replacing, write_json
+from distillery.storage.files import read_json, sync, write_json
 from distillery.storage.ledger import Ledger
+from distillery.storage.progress import ProgressBar
 
 logger = logging.getLogger(__name__)
 
@@ -156,7 +161,7 @@ def _cut_into_cache(
     size = -(-len(rows) // MOST_CACHE_FILES)
     parts: list[Dataset] = []
     cutter, account = _Cutter(cuts), Ledger()
-    for start in tqdm(range(0, len(rows), size), desc="cutting", unit=" files", leave=False):
+    for start in ProgressBar(range(0, len(rows), size), desc="cutting", unit=" files", leave=False):
         lot = rows.select(range(start, min(start + size, len(rows))))
         path = folder / f"{_content_checksum(lot, cuts)}.arrow"
         with FileLock(f"{path}.lock"):  # the first process of a launch cuts, the others wait
@@ -185,20 +190,40 @@ def _report(clips: Dataset, num_recordings: int, account: Ledger) -> None:
 
 
 def _write_clips(path: Path, lot: Dataset, features: Features, cutter: "_Cutter") -> None:
+    """Cut a lot into a file of the datasets library, and then write the account beside it."""
     cutter.account, cutter.undecoded = Ledger(), []
-    with replacing(path) as temporary:
-        with ArrowWriter(features=features, path=str(temporary), writer_batch_size=100) as writer:
-            for row in lot:
-                for clip in cutter.clips(row):
-                    writer.write({name: clip.get(name) for name in features})
-            writer.finalize()
-        account = {"account": cutter.account.to_dict(), "undecoded": cutter.undecoded}
-        write_json(_account_path(path), account)
+    with _without_bars():  # there is one over all lots
+        lot.map(
+            lambda batch: _cut_batch(cutter, batch, features),
+            batched=True,
+            batch_size=1,
+            remove_columns=lot.column_names,
+            features=features,
+            cache_file_name=str(path),
+            load_from_cache_file=False,
+            new_fingerprint=path.stem,
+            writer_batch_size=100,
+        )
+    sync(path)
+    account = {"account": cutter.account.to_dict(), "undecoded": cutter.undecoded}
+    write_json(_account_path(path), account)
+
+
+@contextmanager
+def _without_bars() -> Iterator[None]:
+    are_shown = not are_progress_bars_disabled()
+    disable_progress_bars()
+    try:
+        yield
+    finally:
+        if are_shown:
+            enable_progress_bars()
 
 
 def _is_cut(path: Path) -> bool:
     """Tell whether all was cut: what could not be decoded is tried again, mended perhaps."""
-    return path.exists() and not read_json(_account_path(path))["undecoded"]
+    is_whole = path.exists() and _account_path(path).exists()
+    return is_whole and not read_json(_account_path(path))["undecoded"]
 
 
 def _account_path(path: Path) -> Path:

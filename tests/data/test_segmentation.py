@@ -252,6 +252,15 @@ def test_a_killed_run_leaves_nothing_that_is_taken_for_clips(tmp_path, talk, mon
     assert next(count) == 8  # 3 clips, of the second recording 1 that counted not, and 3
 
 
+def test_clips_without_their_account_are_cut_again(tmp_path, talk, counted):
+    """As a kill between the two leaves them."""
+    first = list(clips_of(tmp_path, talk))
+    for path in segmentation.HF_DATASETS_CACHE.glob("segments/*.json"):
+        path.unlink()
+    assert list(clips_of(tmp_path, talk)) == first
+    assert len(counted) == 2
+
+
 def test_a_hundred_files_hold_any_number_of_recordings(tmp_path, talk, monkeypatch):
     monkeypatch.setattr(segmentation, "MOST_CACHE_FILES", 2)
     rows = [{**talk[index % 2], "id": f"r{index}"} for index in range(5)]
