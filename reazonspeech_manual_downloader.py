@@ -34,17 +34,15 @@ from tqdm import tqdm
 from distillery.cli.config_files import config_text
 from distillery.cli.flags import at_least, flag, one_of, parse, repeated, within
 from distillery.data import reazonspeech
-from distillery.data.downloads import (
-    Download,
-    Policy,
-    ask_sizes,
-    damaged_path,
-    download_all,
-    is_published,
-    lock_folder,
-    set_aside,
+from distillery.data.checksums import damaged_path, is_published, set_aside
+from distillery.data.downloads import Download, Policy, ask_sizes, download_all, lock_folder
+from distillery.storage.files import (
+    DamagedFileError,
+    free_bytes,
+    remove_leftovers,
+    write_json,
+    write_text,
 )
-from distillery.storage.files import DamagedFileError, free_bytes, write_json, write_text
 from distillery.storage.runs import CONFIG
 
 logger = logging.getLogger("reazonspeech_manual_downloader")
@@ -173,6 +171,7 @@ def _locked(arguments: DownloaderArguments) -> int:
     """Check or fetch the files while no other process does."""
     arguments.folder.mkdir(parents=True, exist_ok=True)
     with lock_folder(arguments.folder):
+        remove_leftovers(arguments.folder)
         return check_health(arguments) if arguments.health_check else download(arguments)
 
 

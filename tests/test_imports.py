@@ -37,7 +37,8 @@ HOMONYMS = {
     "loop": {"best"},
     "postprocessing": {"text"},
     "folders": {"text"},
-    "segmentation": {"start", "end", "segments"},
+    "segmentation": {"segments"},
+    "speech": {"start", "end"},
 }
 SPECIAL_TOKEN = re.compile(r"<\|[a-z.0-9]+\|>")
 CHECKPOINT_FOLDER = re.compile(r"checkpoint-(\d|\*|\{|$)|^best$")

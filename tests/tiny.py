@@ -3,9 +3,11 @@
 import importlib.util
 import json
 import sys
+from fractions import Fraction
 from pathlib import Path
 from types import ModuleType
 
+import av
 import numpy as np
 import soundfile
 from transformers import WhisperFeatureExtractor, WhisperTokenizer
@@ -161,6 +163,36 @@ def broken_torchcodec(folder: Path, module: str, error: str) -> Path:
     package.mkdir()
     for name in ("__init__", "decoders", "encoders"):
         (package / f"{name}.py").write_text(f"raise {error}\n" if name == module else "")
+    return folder
+
+
+def write_by_av(
+    path: Path, samples: np.ndarray, codec: str, container: str, rate: int = SAMPLE_RATE, **options
+) -> bytes:
+    """Encode float samples, (frames,) or (frames, channels), as FFmpeg's `codec` in `container`.
+
+    `options` are the container's. Returns the file's content.
+    """
+    channels = np.ascontiguousarray(np.atleast_2d(samples.T), np.float32)
+    layout = "mono" if len(channels) == 1 else "stereo"
+    with av.open(str(path), "w", format=container, options=options) as file:
+        stream = file.add_stream(codec, rate=rate, layout=layout, bit_rate=64_000)
+        frame = av.AudioFrame.from_ndarray(channels, "fltp", layout)
+        frame.sample_rate, frame.pts, frame.time_base = SAMPLE_RATE, 0, Fraction(1, SAMPLE_RATE)
+        sizes = av.AudioResampler(stream.format, layout, rate, stream.frame_size or 1024)
+        for part in (*sizes.resample(frame), *sizes.resample(None)):
+            file.mux(stream.encode(part))
+        file.mux(stream.encode(None))
+    return path.read_bytes()
+
+
+def broken_av(folder: Path, behaviour: str) -> Path:
+    """Write a package `av` whose `open` does something; return what goes on the PYTHONPATH."""
+    (folder / "av.py").write_text(
+        "import os, sys, time\n"
+        "class FFmpegError(Exception):\n    pass\n"
+        f"def open(*args, **options):\n    {behaviour}\n"
+    )
     return folder
 
 

@@ -1,20 +1,18 @@
 """Stored audio, in any format, to samples; and samples to the FLAC of a clip that was cut out.
 
-Three decoders, each for what the one before does not know: libsndfile (WAV, FLAC, OGG, Opus, MP3),
-torchcodec where it is installed and works, and the program `ffmpeg` where there is one (M4A, WebM
-and more). A format is known by its content; the name of a file does not matter.
+Two decoders: libsndfile (WAV, FLAC, OGG, Opus, MP3, NIST Sphere and more), and for what it does not
+know (M4A, MP4, WebM, WMA and more) FFmpeg's libraries, which are in the package `av`. A format is
+known by its content; the name of a file does not matter.
+
+Two checks are our own, because neither library makes them: that the samples of a WAV or AIFF are as
+many as its header says, and whether an MP3 counts its frames.
 """
 
 import functools
 import io
 import re
-import shutil
 import struct
-import subprocess
-import sys
-import tempfile
-import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, TypeAlias
@@ -24,30 +22,26 @@ import soundfile
 import soxr
 from numpy.typing import NDArray
 
+from distillery.audio import ffmpeg
+
 Waveform: TypeAlias = NDArray[np.float32]
 Source: TypeAlias = bytes | Path
 
 LONGEST_S = 24 * 3600  # where the caller sets no limit; a broken header may claim any length
 BLOCK_SAMPLES = 2**20  # of all channels together, decoded at once
-FFMPEG_TIMEOUT_S = 600
 
 UNKNOWN_LENGTH = 2**63 - 1  # frames, as libsndfile gives them; it cannot read such a file
 UNKNOWN_FORMAT = (1, 3)  # libsndfile's codes: format not recognised, encoding not supported
 MISSING_S = 0.1  # encoders count the frames of an MP3 a little differently
-
-# What `ffmpeg` may read: containers of audio. A playlist would make it open other files.
-FFMPEG_FORMATS = (
-    "aac,ac3,aiff,amr,ape,asf,au,avi,caf,dsf,eac3,flac,flv,m4a,matroska,mov,mp3,mp4,mpeg,mpegts,"
-    "ogg,tta,w64,wav,webm,wv"
-)
+NIST_HEADER_BYTES = 1024
 
 
 class AudioError(ValueError):
     """A clip that cannot be used; the message says why, without naming the clip."""
 
 
-class _NotMine(Exception):
-    """The decoder does not know this format, or is not there; the message says which."""
+class _UnknownFormatError(Exception):
+    """The decoder cannot read this format; the message says why."""
 
 
 def decode_audio(
@@ -84,10 +78,10 @@ def decode_at_own_rate(
     """
     source = _source(audio)
     reasons = []
-    for decode in (_by_libsndfile, _by_torchcodec, _by_ffmpeg):
+    for decode in (_by_libsndfile, _by_ffmpeg):
         try:
             samples, rate = decode(source, max_duration_s)
-        except _NotMine as reason:
+        except _UnknownFormatError as reason:
             reasons.append(str(reason))
         except (OSError, MemoryError, struct.error) as error:
             raise AudioError(f"cannot be decoded: {error}") from error
@@ -95,7 +89,7 @@ def decode_at_own_rate(
             if samples.size == 0:
                 raise AudioError("holds no samples")
             return samples, rate
-    raise AudioError(f"cannot be decoded: {'; '.join(reason for reason in reasons if reason)}")
+    raise AudioError(f"cannot be decoded: {'; '.join(reasons)}")
 
 
 def encode_flac(samples: Waveform, rate: int) -> bytes:
@@ -164,7 +158,7 @@ def _by_libsndfile(source: Source, max_duration_s: float | None) -> tuple[Wavefo
         # Its full text names the address of a buffer, which differs from run to run.
         reason = error.error_string.rstrip(".")
         if error.code in UNKNOWN_FORMAT:
-            raise _NotMine(reason) from error
+            raise _UnknownFormatError(reason) from error
         raise AudioError(f"cannot be decoded: {reason}") from error
     if stated is not None and len(samples) < stated - MISSING_S * rate:
         raise _cut_short(stated / rate, len(samples) / rate)
@@ -194,11 +188,22 @@ def _blocks(file: soundfile.SoundFile) -> Iterator[NDArray[np.float32]]:
 
 def _stated_frames(stream: IO[bytes], file: soundfile.SoundFile) -> int | None:
     """Return the number of frames that the header states; None where it is only an estimate."""
-    if file.frames == UNKNOWN_LENGTH:
-        raise _NotMine("does not say how long it is, as a FLAC written to a pipe; encode it again")
+    if file.frames == UNKNOWN_LENGTH:  # a FLAC that was written to a pipe
+        raise _UnknownFormatError("does not say how long it is")
     if file.format == "MP3" and not _has_frame_count(stream):
         return None
+    if file.format == "NIST" and (count := _nist_sample_count(stream)) is not None:
+        return count
     return int(file.frames)
+
+
+def _nist_sample_count(stream: IO[bytes]) -> int | None:
+    """Return the frames that a NIST Sphere file claims: libsndfile counts those that are there."""
+    position = stream.tell()
+    stream.seek(0)
+    field = re.search(rb"^sample_count -i (\d+)", stream.read(NIST_HEADER_BYTES), re.MULTILINE)
+    stream.seek(position)
+    return None if field is None else int(field[1])
 
 
 def _has_frame_count(mp3: IO[bytes]) -> bool:
@@ -230,114 +235,24 @@ def _check_pcm_is_whole(stream: IO[bytes]) -> None:
         size = struct.unpack(f"{order}I", header[4:])[0]
         start = stream.tell()
         if header[:4] == samples_id:
-            there = stream.seek(0, io.SEEK_END) - start
-            if there < size < 0x7FFFF000:
-                raise AudioError(f"is cut short: {there} of {size} bytes of samples are there")
+            present = stream.seek(0, io.SEEK_END) - start
+            if present < size < 0x7FFFF000:
+                raise AudioError(f"is cut short: {present} of {size} bytes of samples are there")
             break
         stream.seek(start + size + size % 2)  # chunks begin at even places
     stream.seek(0)
 
 
-def _cut_short(stated_s: float, found_s: float) -> AudioError:
-    return AudioError(f"is cut short: {found_s:.2f} s of {stated_s:.2f} s are there")
+def _cut_short(stated_s: float, present_s: float) -> AudioError:
+    return AudioError(f"is cut short: {present_s:.2f} s of {stated_s:.2f} s are there")
 
 
-# --- torchcodec ----------------------------------------------------------------------------------
-
-
-def _by_torchcodec(source: Source, max_duration_s: float | None) -> tuple[Waveform, int]:
-    decoder_class = _torchcodec_decoder()
-    if decoder_class is None:
-        raise _NotMine("")
-    try:
-        decoder = decoder_class(source if isinstance(source, bytes) else str(source))
-        most_s = (max_duration_s or LONGEST_S) + 1
-        found = decoder.get_samples_played_in_range(0.0, most_s)
-    except (RuntimeError, ValueError) as error:
-        raise _NotMine(f"torchcodec: {_first_line(str(error))}") from error
-    return _mono([found.data.numpy().T], found.sample_rate, max_duration_s), found.sample_rate
-
-
-@functools.cache
-def _torchcodec_decoder() -> Callable[..., Any] | None:
-    """Return torchcodec's decoder, or None where it is not installed or does not load."""
-    try:
-        from torchcodec.decoders import AudioDecoder
-    except (ImportError, OSError, RuntimeError):  # its wheel may not fit torch, or lack FFmpeg
-        # Half a package would stay behind, which the datasets library takes for a whole one.
-        sys.modules.pop("torchcodec", None)
-        return None
-    return AudioDecoder  # type: ignore[no-any-return]
-
-
-# --- the program ffmpeg --------------------------------------------------------------------------
+# --- FFmpeg --------------------------------------------------------------------------------------
 
 
 def _by_ffmpeg(source: Source, max_duration_s: float | None) -> tuple[Waveform, int]:
-    program = shutil.which("ffmpeg")
-    if program is None:
-        raise _NotMine(
-            "for M4A, WebM and the like install the program ffmpeg (or a torchcodec that fits)"
-        )
-    with tempfile.TemporaryDirectory(prefix="distillery-") as folder:
-        path = source if isinstance(source, Path) else Path(folder) / "clip"
-        if isinstance(source, bytes):
-            path.write_bytes(source)  # an M4A cannot be read from a pipe: its index is at the end
-        with (Path(folder) / "errors").open("w+b") as errors:
-            process = subprocess.Popen(
-                _ffmpeg_command(program, path),
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=errors,
-            )
-            watchdog = threading.Timer(FFMPEG_TIMEOUT_S, process.kill)
-            watchdog.start()
-            try:
-                return _from_ffmpeg(process, errors, path, max_duration_s)
-            finally:
-                watchdog.cancel()
-                process.kill()
-                process.communicate()
-
-
-def _ffmpeg_command(program: str, path: Path) -> list[str]:
-    return [
-        *(program, "-nostdin", "-hide_banner", "-loglevel", "error", "-threads", "1"),
-        *("-xerror", "-err_detect", "crccheck+explode"),  # a damaged file is no clip
-        *("-protocol_whitelist", "file", "-format_whitelist", FFMPEG_FORMATS),
-        *("-i", f"file:{path}", "-map", "0:a:0", "-c:a", "pcm_f32be", "-f", "au", "pipe:1"),
-    ]
-
-
-def _from_ffmpeg(
-    process: subprocess.Popen[bytes], errors: IO[bytes], path: Path, max_duration_s: float | None
-) -> tuple[Waveform, int]:
-    """Read an AU stream of floats; whatever was read counts only where the program ends well."""
-    assert process.stdout is not None
-    header = process.stdout.read(24)
-    if len(header) == 24:
-        _, offset, _, _, rate, channels = struct.unpack(">4s5I", header)
-        process.stdout.read(offset - 24)
-        samples = _mono(_au_blocks(process.stdout, channels), rate, max_duration_s)
-    status = process.wait()
-    if status < 0:
-        raise AudioError(f"cannot be decoded: ffmpeg was stopped by signal {-status}")
-    if status > 0 or len(header) < 24:
-        errors.seek(0)
-        said = errors.read().decode("utf-8", "replace").replace(f"file:{path}: ", "")
-        raise _NotMine(f"ffmpeg: {_first_line(said) or f'exit status {status}'}")
-    return samples, rate
-
-
-def _au_blocks(stream: IO[bytes], channels: int) -> Iterator[NDArray[np.float32]]:
-    frame_bytes = 4 * channels
-    size = max(1, BLOCK_SAMPLES // channels) * frame_bytes
-    while len(block := stream.read(size)) >= frame_bytes:
-        whole = len(block) // frame_bytes * frame_bytes
-        yield np.frombuffer(block[:whole], ">f4").astype(np.float32).reshape(-1, channels)
-
-
-def _first_line(text: str) -> str:
-    """Return where a report of errors begins, without addresses, which differ from run to run."""
-    first = text.strip().partition("\n")[0]
-    return re.sub(r"\[[^\]]* @ 0x[0-9a-f]+\] ", "", first).strip()
+    try:
+        rate, blocks = ffmpeg.decode(source)
+        return _mono(blocks, rate, max_duration_s), rate
+    except ffmpeg.FFmpegError as error:
+        raise _UnknownFormatError(f"FFmpeg: {error}") from error

@@ -1,6 +1,8 @@
 """Types of the columns that every stage agrees on."""
 
-from datasets import Audio, Features, Value
+from typing import TypeAlias
+
+from datasets import Audio, Dataset, Features, IterableDataset, Value
 from datasets.features import List
 
 from distillery.data.schema import (
@@ -16,6 +18,8 @@ from distillery.data.schema import (
     TRUNCATED,
     WHISPER_TRANSCRIPT,
 )
+
+Rows: TypeAlias = Dataset | IterableDataset
 
 AUDIO_TYPE = Audio(decode=False)  # a struct of bytes and path
 

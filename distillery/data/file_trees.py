@@ -4,6 +4,8 @@ Names of files are relative, with forward slashes, and are only keys: no path is
 that an archive holds.
 """
 
+import codecs
+import difflib
 import hashlib
 import os
 import stat
@@ -17,10 +19,11 @@ from distillery.storage.files import DamagedFileError
 
 AUDIO_SUFFIXES = {
     *(".aac", ".aif", ".aiff", ".flac", ".m4a", ".mka", ".mp3", ".mp4"),
-    *(".oga", ".ogg", ".opus", ".wav", ".webm", ".wma"),
+    *(".oga", ".ogg", ".opus", ".sph", ".wav", ".webm", ".wma"),
 }
 TEXT_SUFFIX, TABLE_SUFFIX = ".txt", ".tsv"
 TEXT_SUFFIXES = (TEXT_SUFFIX, TABLE_SUFFIX, *subtitles.SUFFIXES)
+BYTE_ORDER_MARK = codecs.BOM_UTF8  # which some editors write before a text
 MAX_MEMBER_BYTES = 1 << 30  # three hours of uncompressed audio
 _GZIP_TRAILER = 8  # bytes: checksum and length of the content
 
@@ -63,6 +66,16 @@ def stem(name: str) -> str:
     return str(PurePosixPath(name).with_suffix(""))
 
 
+def not_there(name: str | Path) -> str:
+    """Say that a dataset is not there, and what beside it has a name like it."""
+    path = Path(name)
+    names = [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else []
+    related = [name for name in names if name.startswith(path.name) or path.name.startswith(name)]
+    close = dict.fromkeys([*difflib.get_close_matches(path.name, names), *sorted(related)])
+    hint = f" (beside it: {', '.join(close)})" if close else ""
+    return f"dataset {name}: there is no such file or folder{hint}"
+
+
 def file_tree(path: Path) -> FileTree:
     """List the files of a folder or an archive; of one audio file, itself and its texts.
 
@@ -74,7 +87,7 @@ def file_tree(path: Path) -> FileTree:
     if path.is_dir():
         return _folder_tree(path)
     if not path.is_file():
-        raise FileNotFoundError(f"dataset {path}: there is no such file")
+        raise FileNotFoundError(not_there(path))
     if is_archive(path):
         return _archive_tree(path)
     files = [path, *(path.with_suffix(suffix) for suffix in TEXT_SUFFIXES)]
@@ -111,14 +124,14 @@ def _folder_tree(folder: Path) -> FileTree:
     rejected: Rejected = {}
     for name, is_file in _walk(folder):
         try:
-            found = (folder / name).stat()
+            state = (folder / name).stat()
         except FileNotFoundError:
             rejected.setdefault("link to nothing", []).append(name)
             continue
         if not is_file:
             rejected.setdefault("link to a folder", []).append(name)
-        elif stat.S_ISREG(found.st_mode):
-            sizes[name] = found.st_size
+        elif stat.S_ISREG(state.st_mode):
+            sizes[name] = state.st_size
         else:
             rejected.setdefault("special file", []).append(name)
     return FileTree(folder, sizes, rejected)

@@ -19,6 +19,7 @@ from datasets.table import InMemoryTable
 from distillery.data import file_trees, manifests, schema, subtitles
 from distillery.data.archives import is_archive, open_archive
 from distillery.data.file_trees import (
+    BYTE_ORDER_MARK,
     MAX_MEMBER_BYTES,
     TEXT_SUFFIX,
     FileTree,
@@ -27,6 +28,7 @@ from distillery.data.file_trees import (
     stem,
 )
 from distillery.data.pairing import Pairing
+from distillery.data.specs import choose
 from distillery.storage.ledger import Ledger
 
 logger = logging.getLogger(__name__)
@@ -41,8 +43,9 @@ CLIP, SENTENCE, CLIENT = "path", "sentence", "client_id"  # columns of its table
 TABLES_BY_SPLIT = {"validation": "dev"}
 DEFAULT_TABLE = "validated"
 
-WITHOUT_AUDIO, OTHER_SPLITS = "without audio", "of other splits"  # as they are counted
-_BOM = b"\xef\xbb\xbf"
+# As they are counted.
+WITHOUT_AUDIO, OTHER_SPLITS = "without audio", "of other splits"
+NEITHER = "neither audio nor text"
 _ROWS_IN_MEMORY = 20  # of an archive, while they are copied to the cache
 
 
@@ -103,32 +106,14 @@ def load(
 
 def _account_for_files(tree: FileTree, index: Index, clips: Ledger) -> None:
     """Account for all files that are not texts: those of the index become rows."""
-    num_other = sum(not (is_audio(name) or is_text(name)) for name in tree.sizes)
-    num_elsewhere = len(tree.audio) - len(index)
+    others = [name for name in tree.sizes if not (is_audio(name) or is_text(name))]
     clips.num_out = len(index)
-    clips.dropped += Counter({OTHER_SPLITS: num_elsewhere, "neither audio nor text": num_other})
+    clips.dropped += Counter({OTHER_SPLITS: len(tree.audio) - len(index), NEITHER: len(others)})
+    if others:
+        clips.places[NEITHER] = others
     for reason, names in tree.rejected.items():
         clips.quarantine(reason, *names)
-    clips.num_in = len(tree.audio) + num_other + clips.quarantined.total()
-
-
-def choose(
-    what: str, wanted: str | None, names: Sequence[str], preferred: str | None, of: Any
-) -> str:
-    """Return the name that is wanted; where none is, the preferred or the only one there is.
-
-    Raises:
-        ValueError: it is not there, or one must be named; the message lists them.
-    """
-    if wanted is not None:
-        if wanted in names:
-            return wanted
-        raise ValueError(f"dataset {of} has no {what} {wanted!r}: {', '.join(names)}")
-    if preferred is not None and preferred in names:
-        return preferred
-    if len(names) == 1:
-        return names[0]
-    raise ValueError(f"dataset {of} has several {what}s: name one of {', '.join(names)}")
+    clips.num_in = len(tree.audio) + len(others) + clips.quarantined.total()
 
 
 def _index(
@@ -194,7 +179,7 @@ def _refuse_manifest(tree: FileTree) -> None:
 
 def _text_of(tree: FileTree, name: str, pairing: Pairing) -> str | None:
     try:
-        text = tree.read_text(name).removeprefix(_BOM).decode("utf-8").strip()
+        text = tree.read_text(name).removeprefix(BYTE_ORDER_MARK).decode("utf-8").strip()
     except UnicodeDecodeError:
         pairing.texts.quarantine("not UTF-8", name)
         return None
@@ -252,7 +237,7 @@ def _read_chapter(tree: FileTree, name: str, texts: dict[str, str], pairing: Pai
 
 def _lines(tree: FileTree, name: str, pairing: Pairing) -> Iterator[tuple[str, str]]:
     """Yield (place, line) of the lines of a text file that can be read; reject the others."""
-    content = tree.read_text(name).removeprefix(_BOM).removesuffix(b"\n")
+    content = tree.read_text(name).removeprefix(BYTE_ORDER_MARK).removesuffix(b"\n")
     for number, raw in enumerate(content.split(b"\n"), start=1):
         place = f"{name}:{number}"
         pairing.texts.num_in += 1

@@ -23,6 +23,7 @@ from datasets import Dataset, Features, IterableDataset
 from datasets.table import InMemoryTable
 
 from distillery.data import schema
+from distillery.data.file_trees import BYTE_ORDER_MARK, not_there
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +33,6 @@ NEMO_AUDIO = "audio_filepath"  # NeMo's manifests are JSON lines, often with the
 SPLIT = "split"
 BATCH_ROWS = 1000
 MAX_MISSES = 3
-_BOM = b"\xef\xbb\xbf"
 _BLOCK = 1 << 20
 _BETWEEN_ITEMS = re.compile(r"[\s,]*")
 
@@ -60,7 +60,7 @@ class Manifest:
     def _head(self) -> tuple[list[str], bool]:
         """The columns of the first batch, and whether rows in it belong to splits."""
         if not self.path.is_file():
-            raise FileNotFoundError(f"dataset {self.path}: there is no such file")
+            raise FileNotFoundError(not_there(self.path))
         first = list(islice(_entries(self.path), BATCH_ROWS))
         if not first:
             raise ValueError(f"dataset {self.path} has no rows")
@@ -212,12 +212,12 @@ class _AudioFolders:
         candidates = [self._folder / head, *ends]
         place = next((folder for folder in candidates if _is_file(folder / name)), None)
         self._misses[head] += place is None
-        found = str((place or candidates[0]).resolve())
+        located = str((place or candidates[0]).resolve())
         # A file may be missing though its folder is there; a whole folder that is missing must not
         # be looked for a million times.
         if place or self._misses[head] >= MAX_MISSES:
-            self._places[head] = found
-        return found
+            self._places[head] = located
+        return located
 
 
 def _is_file(path: Path) -> bool:
@@ -247,7 +247,7 @@ def _lines(path: Path) -> Iterator[str]:
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             try:
-                yield (line.removeprefix(_BOM) if number == 1 else line).decode("utf-8")
+                yield (line.removeprefix(BYTE_ORDER_MARK) if number == 1 else line).decode("utf-8")
             except UnicodeDecodeError as error:
                 raise ValueError(f"{path}, line {number}: not UTF-8: {error}") from error
 
@@ -286,7 +286,7 @@ def _is_array(path: Path) -> bool:
     if path.suffix != ".json":
         return False
     with path.open("rb") as file:
-        return file.read(_BLOCK).removeprefix(_BOM).lstrip().startswith(b"[")
+        return file.read(_BLOCK).removeprefix(BYTE_ORDER_MARK).lstrip().startswith(b"[")
 
 
 def _array_items(path: Path) -> Iterator[tuple[int, Any]]:

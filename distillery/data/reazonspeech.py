@@ -17,7 +17,9 @@ from pathlib import Path
 import soundfile
 
 from distillery.data.archives import Rejected, open_archive
-from distillery.data.downloads import Download, is_confirmed_by_source, read_sum, write_sum
+from distillery.data.checksums import is_confirmed_by_source, read_checksum, write_checksum
+from distillery.data.downloads import Download
+from distillery.data.file_trees import BYTE_ORDER_MARK
 from distillery.data.pairing import Pairing
 from distillery.storage.files import DamagedFileError, sha256
 from distillery.storage.ledger import Ledger
@@ -29,7 +31,6 @@ BASE_URLS = ("https://corpus.reazon-research.org/reazonspeech-v2",)
 
 MAX_CLIP_BYTES = 64 << 20  # a minute of 16 kHz speech is about 1 MB of FLAC
 ELSEWHERE = "of other archives"  # lines about clips that are not here
-_BOM = b"\xef\xbb\xbf"
 
 
 def default_folder(target: str, suffix: str | None = None) -> Path:
@@ -232,7 +233,7 @@ def check_transcripts(path: Path) -> None:
         DamagedFileError: none of the first 100 lines can be used, or it begins with a tag.
     """
     with path.open("rb") as file:
-        if file.read(1024).removeprefix(_BOM).lstrip().startswith(b"<"):
+        if file.read(1024).removeprefix(BYTE_ORDER_MARK).lstrip().startswith(b"<"):
             raise DamagedFileError("not a transcript file but a page of HTML or XML")
         file.seek(0)
         for line in itertools.islice(file, 100):
@@ -246,7 +247,7 @@ def check_transcripts(path: Path) -> None:
 
 def _parse_line(line: bytes) -> tuple[str, str]:
     """Split a line into clip name and text; raise ValueError with the reason why not."""
-    line = line.removeprefix(_BOM).rstrip(b"\r\n")
+    line = line.removeprefix(BYTE_ORDER_MARK).rstrip(b"\r\n")
     if not line.strip():
         raise ValueError("blank")
     columns = line.count(b"\t") + 1
@@ -262,7 +263,7 @@ def _parse_line(line: bytes) -> tuple[str, str]:
 
 
 def _directory_of_line(line: bytes) -> bytes:
-    name = line.removeprefix(_BOM).partition(b"\t")[0]
+    name = line.removeprefix(BYTE_ORDER_MARK).partition(b"\t")[0]
     return name.removeprefix(b"./").rpartition(b"/")[0]
 
 
@@ -338,7 +339,7 @@ def examine(path: Path, deep: bool = False) -> None:
     Raises:
         DamagedFileError: the file is not what it was, or never was whole.
     """
-    recorded, actual = read_sum(path), sha256(path)
+    recorded, actual = read_checksum(path), sha256(path)
     if recorded not in (None, actual):
         raise DamagedFileError("it differs from its SHA-256 sum")
     if path.suffix == ".tsv":
@@ -350,4 +351,4 @@ def examine(path: Path, deep: bool = False) -> None:
             name, fault = next(iter(faults.items()))
             raise DamagedFileError(f"{len(faults)} clips do not decode, such as {name}: {fault}")
     if recorded is None:
-        write_sum(path, actual)
+        write_checksum(path, actual)

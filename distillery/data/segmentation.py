@@ -7,42 +7,41 @@ memory while it is cut: an hour at 44.1 kHz takes 0.6 GB, twice that at its peak
 as FLAC, because a part of a compressed file cannot be kept as it is.
 """
 
-import functools
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
-import numpy as np
 import pyarrow.compute as compute
 import soxr
-import torch
 from datasets import Dataset, Features, IterableDataset, Value, concatenate_datasets
-from datasets.arrow_writer import ArrowWriter
 from datasets.config import HF_DATASETS_CACHE
+from datasets.utils import (
+    are_progress_bars_disabled,
+    disable_progress_bars,
+    enable_progress_bars,
+)
 from filelock import FileLock
-from tqdm.auto import tqdm
 
 from distillery.audio.decoding import AudioError, Waveform, decode_at_own_rate, encode_flac
 from distillery.data import column_types, schema, subtitles
+from distillery.data.column_types import Rows
 from distillery.data.specs import NONE, VAD
-from distillery.storage.files import read_json, replacing, write_json
+from distillery.data.speech import VAD_RATE, speech_finder, speech_windows
+from distillery.storage.files import read_json, sync, write_json
 from distillery.storage.ledger import Ledger
+from distillery.storage.progress import ProgressBar
 
 logger = logging.getLogger(__name__)
 
-VAD_RATE = 16_000  # Hz, which Silero VAD was trained at
-VAD_PADDING_MS = 200  # kept before and behind speech, so that no soft sound is lost
-MAX_PAUSE_MS = 3000  # a longer one is no part of a clip
-QUIET_MS = 200  # where speech must be cut, the quietest stretch of this length is looked for
 ROUNDING_MS = 100  # a manifest's duration may differ so much from that of the file it names
 MOST_CACHE_FILES = 100
-FORMAT = 1  # of the cache: clips that an older version of this module cut are not taken
+FORMAT = 2  # of the cache: clips that an older version of this module cut are not taken
 
-Rows: TypeAlias = Dataset | IterableDataset
 Row: TypeAlias = dict[str, Any]
 
 
@@ -79,7 +78,7 @@ class Segmentation:
 
 def cut(
     rows: Rows,
-    how: Segmentation,
+    cuts: Segmentation,
     cache_dir: str | None = None,
     max_clips: int | None = None,
 ) -> Rows:
@@ -92,7 +91,7 @@ def cut(
 
     Args:
         rows: recordings, with the columns of the contract.
-        how: what to cut, and where.
+        cuts: what to cut, and where.
         cache_dir: folder for clips of rows that are not streamed, else the library's cache. Clips
             that an earlier run cut from the same content are taken from there.
         max_clips: stop after so many; None for all.
@@ -102,12 +101,12 @@ def cut(
         ValueError: subtitles that cannot be read, an offset that is no number, or a missing
             `silero-vad`.
     """
-    if how.mode == VAD:
-        _speech_finder()  # fails at once where it is missing
+    if cuts.mode == VAD:
+        speech_finder()  # fails at once where it is missing
     features = _clip_features(rows.features)
     if isinstance(rows, Dataset):
-        return _cut_into_cache(rows, features, how, cache_dir, max_clips)
-    cutter = _Cutter(how)
+        return _cut_into_cache(rows, features, cuts, cache_dir, max_clips)
+    cutter = _Cutter(cuts)
     clips = rows.map(
         lambda batch: _cut_batch(cutter, batch, features),
         batched=True,
@@ -132,11 +131,11 @@ def _has_parts(rows: Rows) -> bool:
 def _clip_features(source: Features) -> Features:
     """Return the types of clips: the contract's, the times, and the source's other columns."""
     kept = {k: v for k, v in source.items() if k not in (schema.SUBTITLES, schema.OFFSET)}
-    own = {name: column_types.SOURCE_TYPES[name] for name in (schema.TEXT, schema.RECORDING_ID)}
-    own[schema.DURATION] = column_types.SOURCE_TYPES[schema.DURATION]
+    known = {name: column_types.SOURCE_TYPES[name] for name in (schema.TEXT, schema.RECORDING_ID)}
+    known[schema.DURATION] = column_types.SOURCE_TYPES[schema.DURATION]
     # A plain struct: the library's Audio needs torchcodec to write what is encoded already.
-    own[schema.AUDIO] = {"bytes": Value("binary"), "path": Value("string")}
-    return Features({**kept, **own, schema.START: Value("float64"), schema.END: Value("float64")})
+    known[schema.AUDIO] = {"bytes": Value("binary"), "path": Value("string")}
+    return Features({**kept, **known, schema.START: Value("float64"), schema.END: Value("float64")})
 
 
 def _cut_batch(
@@ -152,7 +151,7 @@ def _cut_batch(
 def _cut_into_cache(
     rows: Dataset,
     features: Features,
-    how: Segmentation,
+    cuts: Segmentation,
     cache_dir: str | None,
     max_clips: int | None,
 ) -> Dataset:
@@ -161,10 +160,10 @@ def _cut_into_cache(
     folder.mkdir(parents=True, exist_ok=True)
     size = -(-len(rows) // MOST_CACHE_FILES)
     parts: list[Dataset] = []
-    cutter, account = _Cutter(how), Ledger()
-    for start in tqdm(range(0, len(rows), size), desc="cutting", unit=" files", leave=False):
+    cutter, account = _Cutter(cuts), Ledger()
+    for start in ProgressBar(range(0, len(rows), size), desc="cutting", unit=" files", leave=False):
         lot = rows.select(range(start, min(start + size, len(rows))))
-        path = folder / f"{_content_sum(lot, how)}.arrow"
+        path = folder / f"{_content_checksum(lot, cuts)}.arrow"
         with FileLock(f"{path}.lock"):  # the first process of a launch cuts, the others wait
             if not _is_cut(path):
                 _write_clips(path, lot, features, cutter)
@@ -191,34 +190,54 @@ def _report(clips: Dataset, num_recordings: int, account: Ledger) -> None:
 
 
 def _write_clips(path: Path, lot: Dataset, features: Features, cutter: "_Cutter") -> None:
+    """Cut a lot into a file of the datasets library, and then write the account beside it."""
     cutter.account, cutter.undecoded = Ledger(), []
-    with replacing(path) as temporary:
-        with ArrowWriter(features=features, path=str(temporary), writer_batch_size=100) as writer:
-            for row in lot:
-                for clip in cutter.clips(row):
-                    writer.write({name: clip.get(name) for name in features})
-            writer.finalize()
-        found = {"account": cutter.account.to_dict(), "undecoded": cutter.undecoded}
-        write_json(_account_path(path), found)
+    with _without_bars():  # there is one over all lots
+        lot.map(
+            lambda batch: _cut_batch(cutter, batch, features),
+            batched=True,
+            batch_size=1,
+            remove_columns=lot.column_names,
+            features=features,
+            cache_file_name=str(path),
+            load_from_cache_file=False,
+            new_fingerprint=path.stem,
+            writer_batch_size=100,
+        )
+    sync(path)
+    account = {"account": cutter.account.to_dict(), "undecoded": cutter.undecoded}
+    write_json(_account_path(path), account)
+
+
+@contextmanager
+def _without_bars() -> Iterator[None]:
+    are_shown = not are_progress_bars_disabled()
+    disable_progress_bars()
+    try:
+        yield
+    finally:
+        if are_shown:
+            enable_progress_bars()
 
 
 def _is_cut(path: Path) -> bool:
-    """Tell whether all was cut; what could not be decoded may be by now, with ffmpeg installed."""
-    return path.exists() and not read_json(_account_path(path))["undecoded"]
+    """Tell whether all was cut: what could not be decoded is tried again, mended perhaps."""
+    is_whole = path.exists() and _account_path(path).exists()
+    return is_whole and not read_json(_account_path(path))["undecoded"]
 
 
 def _account_path(path: Path) -> Path:
     return path.with_suffix(".json")
 
 
-def _content_sum(lot: Dataset, how: Segmentation) -> str:
-    """Return a sum of all that decides about the clips; of files, path, size and time count."""
-    digest = hashlib.sha256(f"{FORMAT} {how} {lot.features}".encode())
+def _content_checksum(lot: Dataset, cuts: Segmentation) -> str:
+    """Return a checksum of what decides about the clips; of files, path, size and time count."""
+    digest = hashlib.sha256(f"{FORMAT} {cuts} {lot.features}".encode())
     for row in lot:
         audio = row.pop(schema.AUDIO) or {}
         digest.update(json.dumps(row, sort_keys=True, default=str).encode())
         digest.update(audio.get("bytes") or b"")
-        for name in (audio.get("path"), how.folder / (row.get(schema.SUBTITLES) or "")):
+        for name in (audio.get("path"), cuts.folder / (row.get(schema.SUBTITLES) or "")):
             path = Path(name or "")
             state = path.stat() if path.is_file() else None
             digest.update(f"{path} {state and (state.st_size, state.st_mtime_ns)}".encode())
@@ -232,7 +251,7 @@ def _content_sum(lot: Dataset, how: Segmentation) -> str:
 class _Cutter:
     """Cuts recordings one after the other, and counts the pieces: cues, parts, speech, rows."""
 
-    how: Segmentation
+    cuts: Segmentation
     account: Ledger = field(default_factory=Ledger)
     undecoded: list[str] = field(default_factory=list)  # ids of recordings
     _last: tuple[Any, tuple[Waveform, int]] | None = None
@@ -261,9 +280,9 @@ class _Cutter:
     def _finder(self, row: Row) -> Callable[[Row, Waveform, int], list[Piece] | None] | None:
         if _is_part(row):
             return self._part
-        if row.get(schema.SUBTITLES) and self.how.mode != NONE:
+        if row.get(schema.SUBTITLES) and self.cuts.mode != NONE:
             return self._cues
-        return self._speech if self.how.mode == VAD else None
+        return self._speech if self.cuts.mode == VAD else None
 
     def _whole(self, row: Row) -> Row:
         self.account.num_in += 1
@@ -284,22 +303,22 @@ class _Cutter:
 
     def _cues(self, row: Row, samples: Waveform, rate: int) -> list[Piece]:
         """Return the cues of the recording's subtitles that can be used."""
-        path = self.how.folder / row[schema.SUBTITLES]
+        path = self.cuts.folder / row[schema.SUBTITLES]
         if not path.is_file():
             raise FileNotFoundError(
                 f"recording {row[schema.ID]}: its subtitles {path} are not there: correct the "
                 "manifest, or leave the recording whole with --segment none"
             )
-        found = subtitles.read_subtitles(path)
-        self.account.num_in += len(found.cues) + len(found.refused)
-        for line, reason in found.refused:
+        read = subtitles.read_subtitles(path)
+        self.account.num_in += len(read.cues) + len(read.refused)
+        for line, reason in read.refused:
             self._drop(row, reason, f"{path.name}, line {line}")
         lasts_ms = len(samples) * 1000 // rate
         kept = []
-        for cue in found.cues:
+        for cue in read.cues:
             if cue.start_ms >= lasts_ms:
                 self._drop(row, "begins after the recording", f"{path.name}, line {cue.line}")
-            elif cue.end_ms - cue.start_ms > self.how.max_s * 1000:
+            elif cue.end_ms - cue.start_ms > self.cuts.max_s * 1000:
                 self._drop(row, "longer than a clip may be", f"{path.name}, line {cue.line}")
             else:
                 kept.append(Piece(cue.start_ms, min(cue.end_ms, lasts_ms), cue.text))
@@ -320,15 +339,15 @@ class _Cutter:
 
     def _speech(self, row: Row, samples: Waveform, rate: int) -> list[Piece] | None:
         """Return where somebody speaks; None for a recording that fits into one clip."""
-        if len(samples) <= self.how.max_s * rate:
+        if len(samples) <= self.cuts.max_s * rate:
             return None
-        found = speech_windows(soxr.resample(samples, rate, VAD_RATE), self.how.max_s)
-        self.account.num_in += max(1, len(found))
-        if not found:
+        windows = speech_windows(soxr.resample(samples, rate, VAD_RATE), self.cuts.max_s)
+        self.account.num_in += max(1, len(windows))
+        if not windows:
             self._drop(row, "no speech", f"{len(samples) / rate:.1f} s")
         if row.get(schema.TEXT):
             logger.warning("recording %s: its text cannot be divided among clips", row[schema.ID])
-        return [Piece(start_ms, end_ms, None) for start_ms, end_ms in found]
+        return [Piece(start_ms, end_ms, None) for start_ms, end_ms in windows]
 
     def _clip(self, row: Row, samples: Waveform, rate: int, piece: Piece) -> Row:
         is_part = _is_part(row)  # then the row's id is the clip's already
@@ -349,7 +368,7 @@ class _Cutter:
     def _file_name(self, row: Row) -> str:
         """Name the recording that a row is a part of, without folders of this machine."""
         path = Path(row[schema.AUDIO].get("path") or row[schema.ID])
-        folder = self.how.folder.resolve()
+        folder = self.cuts.folder.resolve()
         return str(path.relative_to(folder) if path.is_relative_to(folder) else path.name)
 
 
@@ -364,77 +383,3 @@ def _seconds(row: Row, name: str) -> float:
         raise ValueError(
             f"row {row[schema.ID]}: column {name!r} is {row[name]!r}, not a number of seconds"
         ) from error
-
-
-# --- speech --------------------------------------------------------------------------------------
-
-
-def speech_windows(samples: Waveform, max_s: float) -> list[tuple[int, int]]:
-    """Return (start, end) in milliseconds of stretches of speech of at most `max_s` seconds.
-
-    Neighbours are joined as long as the result fits and the pause between is short. Speech without
-    a pause that is longer than `max_s` is cut at the quietest place in the second half of what
-    fits.
-
-    Args:
-        samples: float32 (samples,) at 16 kHz.
-        max_s: length of a model's window, in seconds.
-    """
-    per_ms = VAD_RATE // 1000
-    most = int(max_s * VAD_RATE)
-    windows: list[list[int]] = []
-    for speech in _speech_finder()(samples):
-        for start, end in _fitting(samples, *speech, most):
-            is_near = windows and start - windows[-1][1] <= MAX_PAUSE_MS * per_ms
-            if is_near and end - windows[-1][0] <= most:
-                windows[-1][1] = end
-            else:
-                windows.append([start, end])
-    return [(start // per_ms, end // per_ms) for start, end in windows]
-
-
-def _fitting(samples: Waveform, start: int, end: int, most: int) -> Iterator[tuple[int, int]]:
-    while end - start > most:
-        last = min(start + most, end - most // 4)  # no crumb is left over
-        middle = _quietest(samples, start + most // 2, last)
-        yield start, middle
-        start = middle
-    yield start, end
-
-
-def _quietest(samples: Waveform, start: int, end: int) -> int:
-    """Return the middle of the quietest stretch between two places; all in samples."""
-    step = VAD_RATE // 100
-    frames = samples[start : end - (end - start) % step].reshape(-1, step)
-    energy = (frames.astype(np.float64) ** 2).sum(axis=1)
-    width = min(len(energy), QUIET_MS // 10)
-    smooth = np.convolve(energy, np.ones(width), "valid")
-    return start + (int(smooth.argmin()) * 2 + width) * step // 2
-
-
-@functools.cache
-def _speech_finder() -> Callable[[Waveform], Sequence[tuple[int, int]]]:
-    """Load Silero VAD, whose weights are in its package.
-
-    Raises:
-        ValueError: it is not installed.
-    """
-    threads = torch.get_num_threads()
-    try:
-        from silero_vad import get_speech_timestamps_sequence, load_silero_vad
-
-        # The same numbers as the network that is run frame by frame, several times as fast.
-        model = load_silero_vad(sequence=True)
-    except ImportError as error:
-        raise ValueError(
-            "--segment vad needs silero-vad and onnxruntime: "
-            "pip install 'silero-vad>=6.2.3' onnxruntime"
-        ) from error
-    finally:
-        torch.set_num_threads(threads)  # importing it sets one thread for the whole process
-
-    def find(samples: Waveform) -> list[tuple[int, int]]:
-        found = get_speech_timestamps_sequence(samples, model, speech_pad_ms=VAD_PADDING_MS)
-        return [(speech["start"], speech["end"]) for speech in found]
-
-    return find

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -33,18 +33,16 @@ from datasets import (
 from datasets.config import HF_DATASETS_CACHE
 
 from distillery.data import file_trees, folders, manifests, schema, segmentation
-from distillery.data.folders import choose
+from distillery.data.column_types import Rows as Rows  # what `load` returns
 from distillery.data.hub_layout import DEFAULT_CONFIG, refuse_same_split_twice
 from distillery.data.manifests import Manifest
-from distillery.data.specs import DatasetSpec
+from distillery.data.specs import DatasetSpec, choose
 from distillery.storage.files import RUN_RECORD, sha256
 
 logger = logging.getLogger(__name__)
 
 DATA_FILES = (".parquet", ".arrow", *manifests.SUFFIXES)
 TAIL_BYTES = 2**16
-
-Rows: TypeAlias = Dataset | IterableDataset
 
 
 def load(spec: DatasetSpec) -> Rows:
@@ -59,10 +57,10 @@ def load(spec: DatasetSpec) -> Rows:
     """
     rows = _undecoded(_source(spec), spec)
     rows = _rename_columns(rows, spec)
-    how = segmentation.Segmentation(spec.segment, spec.segment_max_s, Path(spec.name).parent)
-    if how.applies(rows):
+    cuts = segmentation.Segmentation(spec.segment, spec.segment_max_s, Path(spec.name).parent)
+    if cuts.applies(rows):
         _check_ids(rows, spec)
-        rows = segmentation.cut(rows, how, spec.cache_dir, spec.max_rows)
+        rows = segmentation.cut(rows, cuts, spec.cache_dir, spec.max_rows)
     if spec.max_rows is not None:
         rows = rows.take(spec.max_rows)
     _check_ids(rows, spec)
@@ -84,11 +82,12 @@ def _check_ids(rows: Rows, spec: DatasetSpec) -> None:
 
 
 def fingerprint(spec: DatasetSpec) -> str:
-    """Return a sum that changes when the dataset's files do.
+    """Return a checksum that changes when the dataset's files do.
 
     Of a manifest it covers the text; of a folder or an archive of audio the names and sizes of
     the files and the contents of the texts; of a folder in the Hub's layout names, sizes and last
-    bytes, where Parquet keeps its statistics; of a Hub id only the id. A copy has the same sum.
+    bytes, where Parquet keeps its statistics; of a Hub id only the id. A copy has the
+    same checksum.
     """
     path = Path(spec.name)
     digest = hashlib.sha256(str(spec).encode())
@@ -129,8 +128,8 @@ def _source(spec: DatasetSpec) -> Rows:
     looks_local = path.is_absolute() or spec.name.startswith(".")
     if not path.exists() and (looks_local or spec.name.count("/") != 1):
         raise FileNotFoundError(
-            f"dataset {spec.name}: there is no such file or folder, and it is not a Hub id, which "
-            "looks like 'organisation/name'"
+            f"{file_trees.not_there(spec.name)}, and it is no Hub id, which looks like "
+            "'organisation/name'"
         )
     return _from_hub_layout(spec)
 
@@ -185,18 +184,18 @@ def _from_builder(spec: DatasetSpec) -> Rows:
     options: dict[str, Any] = {"hash": sha256(Path(spec.name))}
     if spec.data_dir_suffix:
         options["dataset_dir_suffix"] = spec.data_dir_suffix
-    made = builder(config_name=spec.config, cache_dir=spec.cache_dir, **options)
+    prepared = builder(config_name=spec.config, cache_dir=spec.cache_dir, **options)
     split = spec.split or "train"
     if spec.streaming:
-        return made.as_streaming_dataset(split=split)
-    made.download_and_prepare()
-    return made.as_dataset(split=split)
+        return prepared.as_streaming_dataset(split=split)
+    prepared.download_and_prepare()
+    return prepared.as_dataset(split=split)
 
 
 def _builder_class(path: Path) -> type[DatasetBuilder]:
     """Import a .py file, as the user's own code, and return the one builder in it."""
     if not path.is_file():
-        raise FileNotFoundError(f"dataset {path}: there is no such file")
+        raise FileNotFoundError(file_trees.not_there(path))
     name = f"dataset_builder_{path.stem}"  # never the name of a library
     module_spec = importlib.util.spec_from_file_location(name, path)
     assert module_spec is not None and module_spec.loader is not None
@@ -286,14 +285,27 @@ def _is_meant_as_id(rows: Rows, spec: DatasetSpec) -> bool:
     it may be the id of a sentence that several speakers read, unless it is unique; in a stream
     that cannot be seen, and it is believed.
     """
-    said = spec.id_column is not None or Path(spec.name).suffix in manifests.SUFFIXES
-    if said or schema.WHISPER_TRANSCRIPT in rows.column_names or not isinstance(rows, Dataset):
+    is_certain = spec.id_column is not None or Path(spec.name).suffix in manifests.SUFFIXES
+    if (
+        is_certain
+        or schema.WHISPER_TRANSCRIPT in rows.column_names
+        or not isinstance(rows, Dataset)
+    ):
         return True
     return _id_that_occurs_twice(rows) is None
 
 
 def _add_row_ids(rows: Rows, spec: DatasetSpec) -> Rows:
-    """Name rows by their number: the source's order is then part of what identifies them."""
+    """Name the rows of a manifest by their files, and where that is not unique by their number.
+
+    By number, the source's order is a part of what identifies them. A stream is always numbered:
+    whether its names are unique would be known at its end.
+    """
+    if isinstance(rows, Dataset) and Path(spec.name).suffix in manifests.SUFFIXES:
+        names = _file_names(rows)
+        if pc.count_distinct(names, mode="all").as_py() == len(rows):
+            logger.info("dataset %s has no column of ids: its rows are named by their files", spec)
+            return rows.add_column(schema.ID, names.to_pylist())
     logger.info("dataset %s has no column of unique ids: its rows are named by their number", spec)
     if isinstance(rows, Dataset):
         return rows.add_column(schema.ID, [_row_id(i) for i in range(len(rows))])
@@ -301,6 +313,13 @@ def _add_row_ids(rows: Rows, spec: DatasetSpec) -> Rows:
     return rows.map(
         lambda row, index: {schema.ID: _row_id(index), **row}, with_indices=True, features=features
     )
+
+
+def _file_names(rows: Dataset) -> pa.ChunkedArray:
+    """Return the names of the audio files, without folders and suffixes."""
+    audio = rows.select_columns(schema.AUDIO).with_format("arrow")[:][schema.AUDIO]
+    names = pc.replace_substring_regex(pc.struct_field(audio, "path"), r"^.*/", "")
+    return pc.replace_substring_regex(names, r"\.[^.]+$", "")
 
 
 def _row_id(index: int) -> str:
@@ -312,13 +331,20 @@ def _id_that_occurs_twice(rows: Dataset) -> Any:
     if pc.count_distinct(ids, mode="all").as_py() == len(ids):
         return None
     counts = pc.value_counts(ids)
-    return next(found["values"] for found in counts.to_pylist() if found["counts"] > 1)
+    return next(count["values"] for count in counts.to_pylist() if count["counts"] > 1)
 
 
 def require_column(rows: Rows, spec: DatasetSpec, name: str, flag: str) -> None:
     """Raise ValueError if a column that a stage cannot do without is not there."""
-    if name not in rows.column_names:
-        raise _missing_column(spec, flag, name, list(rows.column_names))
+    if name in rows.column_names:
+        return
+    if name == schema.TEXT and spec.text_column is None:
+        raise ValueError(
+            f"{flag}: dataset {spec} has no column that is known to hold references (such are "
+            f"{', '.join(schema.REFERENCE_NAMES)}): name one of its columns, which are "
+            f"{', '.join(rows.column_names)}"
+        )
+    raise _missing_column(spec, flag, name, list(rows.column_names))
 
 
 def load_splits(specs: Sequence[DatasetSpec], column: str, flag: str) -> dict[DatasetSpec, Rows]:

@@ -1,6 +1,6 @@
 """Which rows of which dataset to read: what the flags of a stage come down to."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,3 +53,22 @@ def broadcast_specs(columns: Mapping[str, list[Any]], **shared: Any) -> list[Dat
         DatasetSpec(**{name: values[i % len(values)] for name, values in given.items()}, **shared)
         for i in range(count)
     ]
+
+
+def choose(
+    what: str, wanted: str | None, names: Sequence[str], preferred: str | None, of: Any
+) -> str:
+    """Return the name that is wanted; where none is, the preferred or the only one there is.
+
+    Raises:
+        ValueError: it is not there, or one must be named; the message lists them.
+    """
+    if wanted is not None:
+        if wanted in names:
+            return wanted
+        raise ValueError(f"dataset {of} has no {what} {wanted!r}: {', '.join(names)}")
+    if preferred is not None and preferred in names:
+        return preferred
+    if len(names) == 1:
+        return names[0]
+    raise ValueError(f"dataset {of} has several {what}s: name one of {', '.join(names)}")

@@ -1,32 +1,29 @@
 import io
 import itertools
 import struct
-import subprocess
-from pathlib import Path
-from types import SimpleNamespace
+import sys
 
-import imageio_ffmpeg
 import numpy as np
 import pytest
 import soundfile
-import torch
 from datasets import Audio, Dataset
-from tiny import SHARED, broken_torchcodec
+from tiny import SHARED, broken_av, broken_torchcodec, write_by_av
 
-from distillery.audio import decoding
+from distillery.audio import decoding, ffmpeg
 from distillery.audio.decoding import AudioError, decode_at_own_rate, decode_audio, encode_flac
 
 RATE = 16_000
-TORCHCODEC_DECODER = decoding._torchcodec_decoder
 MP3S = sorted((SHARED / "data" / "common_voice_zh_tw" / "audios").glob("*.mp3"))
 needs_shared = pytest.mark.skipif(not SHARED.exists(), reason="../shared absent")
 
 
 @pytest.fixture(autouse=True)
-def without_fallbacks(monkeypatch, tmp_path_factory):
-    """Leave libsndfile alone, whatever is installed here; a test adds what it is about."""
-    monkeypatch.setenv("PATH", str(tmp_path_factory.mktemp("no-programs")))
-    monkeypatch.setattr(decoding, "_torchcodec_decoder", lambda: None)
+def helper_of_its_own():
+    """Let a test start its helper in its own environment."""
+    yield
+    for helper in vars(ffmpeg._thread).values():
+        helper.stop()
+    vars(ffmpeg._thread).clear()
 
 
 def noise(num_samples, *channels, seed=0):
@@ -151,7 +148,6 @@ FLIPPED = bytes([*FLAC[:9000], FLAC[9000] ^ 0xFF, *FLAC[9001:]])
         (FLAC[: len(FLAC) // 2], "cannot be decoded"),
         (FLAC[:-10], "cannot be decoded"),
         (FLIPPED, "cannot be decoded"),
-        (claiming(FLAC, 0), "does not say how long it is"),
         (claiming(FLAC, 2**36 - 1), "longer than 24 hours"),
         (claiming(FLAC, 2 * RATE), "cannot be decoded"),
     ],
@@ -262,49 +258,45 @@ def test_an_mp3_that_counts_its_frames_shows_where_it_was_cut(tag):
         decoded(tag + MP3, 3.0)
 
 
-def test_an_mp3_without_a_count_is_measured_while_it_is_decoded(ffmpeg, tmp_path):
+def test_an_mp3_without_a_count_is_measured_while_it_is_decoded():
     """Its first frames are silence, from which libsndfile estimates twice the real length."""
     quiet_then_loud = np.concatenate([np.zeros(5 * RATE), tone(4, RATE) * noise(4 * RATE)])
-    content = by_ffmpeg(tmp_path, quiet_then_loud, "clip.mp3", "-q:a", "4", "-write_xing", "0")
+    counted = encoded(quiet_then_loud, kind="MP3")
+    content = counted[counted.index(b"\xff\xf3", 4) :]  # its first frame holds the count
+    assert b"Xing" not in content
     assert soundfile.info(io.BytesIO(content)).duration > 10
     assert len(decoded(content, 9.5)) == pytest.approx(9 * RATE, abs=2500)
     with pytest.raises(AudioError, match=r"lasts longer than the model's window of 4 s"):
         decoded(content, 4.0)
 
 
-# --- the program ffmpeg --------------------------------------------------------------------------
+def test_a_nist_sphere_file():
+    content = encoded(noise(RATE), kind="NIST")
+    np.testing.assert_allclose(decoded(content), noise(RATE), atol=1 / 32768)
+    with pytest.raises(AudioError, match=r"is cut short: 0\.48 s of 1\.00 s are there"):
+        decoded(content[: len(content) // 2])
 
 
-@pytest.fixture
-def ffmpeg(tmp_path_factory, monkeypatch):
-    """Put the program of imageio-ffmpeg on the PATH; return where it is."""
-    folder = tmp_path_factory.mktemp("bin")
-    (folder / "ffmpeg").symlink_to(imageio_ffmpeg.get_ffmpeg_exe())
-    monkeypatch.setenv("PATH", str(folder))
-    return folder / "ffmpeg"
-
-
-def by_ffmpeg(folder: Path, samples, name: str, *flags: str) -> bytes:
-    """Encode samples as the real program does, and return the file's content."""
-    soundfile.write(folder / "source.wav", samples, RATE)
-    given = ["ffmpeg", "-y", "-loglevel", "error", "-i", str(folder / "source.wav")]
-    subprocess.run([*given, *flags, str(folder / name)], check=True)
-    return (folder / name).read_bytes()
-
+# --- FFmpeg --------------------------------------------------------------------------------------
 
 FORMATS = {
-    "clip.m4a": ["-c:a", "aac"],
-    "clip.mp4": ["-c:a", "aac", "-movflags", "+faststart"],
-    "clip.webm": ["-c:a", "libopus"],
-    "clip.mka": ["-c:a", "libvorbis"],
-    "clip.wma": [],
-    "clip.aac": [],
+    "clip.m4a": ("aac", "ipod"),
+    "clip.mp4": ("aac", "mp4"),
+    "clip.webm": ("libopus", "webm"),
+    "clip.mka": ("flac", "matroska"),
+    "clip.wma": ("wmav2", "asf"),
+    "clip.aac": ("aac", "adts"),
 }
 
 
+def by_av(folder, samples, name, **options):
+    faststart = {"movflags": "+faststart"} if name == "clip.mp4" else {}
+    return write_by_av(folder / name, samples, *FORMATS[name], **faststart, **options)
+
+
 @pytest.mark.parametrize("name", FORMATS)
-def test_what_libsndfile_does_not_know_is_read_by_ffmpeg(ffmpeg, tmp_path, name):
-    content = by_ffmpeg(tmp_path, tone(1, RATE), name, *FORMATS[name])
+def test_what_libsndfile_does_not_know_is_read_by_ffmpeg(tmp_path, name):
+    content = by_av(tmp_path, tone(1, RATE), name)
     with pytest.raises(soundfile.LibsndfileError):
         soundfile.info(io.BytesIO(content))
     wave = decoded(content, 30.0)
@@ -315,45 +307,46 @@ def test_what_libsndfile_does_not_know_is_read_by_ffmpeg(ffmpeg, tmp_path, name)
     np.testing.assert_array_equal(decode_audio({"path": str(tmp_path / "clip.wav")}, RATE), wave)
 
 
-def test_channels_and_rate_of_an_m4a(ffmpeg, tmp_path):
+def test_no_program_is_needed(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert decoded(by_av(tmp_path, tone(1, RATE), "clip.m4a")).shape == (RATE,)
+
+
+def test_channels_and_rate_of_an_m4a(tmp_path):
     left = tone(1, RATE)
-    content = by_ffmpeg(tmp_path, np.stack([left, 0 * left], 1), "a.m4a", "-ar", "44100")
+    content = by_av(tmp_path, np.stack([left, 0 * left], 1), "clip.m4a", rate=44_100)
     samples, rate = decode_at_own_rate({"bytes": content})
     assert (rate, len(samples)) == (44_100, 44_100)
     assert np.abs(samples[5000:-5000]).max() == pytest.approx(0.25, abs=0.02)
 
 
-def test_a_flac_that_was_written_to_a_pipe_needs_ffmpeg(ffmpeg, monkeypatch):
-    with pytest.raises(AudioError, match="does not say how long"):
-        monkeypatch.setenv("PATH", "")
-        decoded(claiming(FLAC, 0))
-    monkeypatch.setenv("PATH", str(ffmpeg.parent))
-    assert decoded(claiming(FLAC, 0)).shape == (RATE,)
-    with pytest.raises(AudioError, match="ffmpeg: "):
+def test_a_flac_that_was_written_to_a_pipe():
+    np.testing.assert_array_equal(decoded(claiming(FLAC, 0)), decoded(FLAC))
+    with pytest.raises(AudioError, match="does not say how long it is; FFmpeg: "):
         decoded(claiming(FLAC, 0)[:9000])
 
 
-def test_ffmpeg_stops_at_the_limit(ffmpeg, tmp_path, monkeypatch):
-    content = by_ffmpeg(tmp_path, np.zeros(3600 * RATE // 4), "hour.m4a", "-b:a", "16k")
-    read = []
-    blocks = decoding._au_blocks
+def test_ffmpeg_stops_at_the_limit(tmp_path, monkeypatch):
+    content = by_av(tmp_path, np.zeros(3600 * RATE // 4), "clip.m4a")
+    num_read = []
+    decode = ffmpeg.decode
 
-    def counted(*args):
-        for block in blocks(*args):
-            read.append(len(block))
-            yield block
+    def counted(source):
+        rate, blocks = decode(source)
+        return rate, (num_read.append(len(block)) or block for block in blocks)
 
-    monkeypatch.setattr(decoding, "_au_blocks", counted)
+    monkeypatch.setattr(ffmpeg, "decode", counted)
     with pytest.raises(AudioError, match="lasts longer than the model's window of 30 s"):
         decoded(content, 30.0)
-    assert read == [2**20]  # of 14 million samples
+    assert 30 * RATE < sum(num_read) < 60 * RATE  # of 14 million samples
+    assert decoded(by_av(tmp_path, tone(1, RATE), "clip.m4a")).shape == (RATE,)
 
 
-@pytest.mark.parametrize("name", ["clip.m4a", "clip.mp4", "clip.aac"])
-def test_damage_that_ffmpeg_finds(ffmpeg, tmp_path, name):
-    content = by_ffmpeg(tmp_path, noise(RATE), name, *FORMATS[name])
+@pytest.mark.parametrize("name", FORMATS)
+def test_damage_that_ffmpeg_finds(tmp_path, name):
+    content = by_av(tmp_path, noise(RATE), name)
     broken = content[: len(content) // 2]
-    with pytest.raises(AudioError, match="cannot be decoded: Format not recognised; ffmpeg: ") as e:
+    with pytest.raises(AudioError, match="cannot be decoded: Format not recognised; FFmpeg: ") as e:
         decoded(broken)
     assert " 0x" not in str(e.value)
     assert str(tmp_path) not in str(e.value)
@@ -369,79 +362,89 @@ def test_damage_that_ffmpeg_finds(ffmpeg, tmp_path, name):
     ],
     ids=["a playlist", "a list of files", "a web page", "zeros"],
 )
-def test_ffmpeg_reads_audio_and_nothing_else(ffmpeg, tmp_path, content):
-    (tmp_path / "clip.aac").write_bytes(by_ffmpeg(tmp_path, tone(1, RATE), "clip.aac"))
-    with pytest.raises(AudioError, match="cannot be decoded: Format not recognised; ffmpeg: "):
+def test_ffmpeg_reads_audio_and_nothing_else(tmp_path, content):
+    by_av(tmp_path, tone(1, RATE), "clip.aac")
+    with pytest.raises(AudioError, match="cannot be decoded: Format not recognised; FFmpeg: "):
         decoded(content.replace(b"{clip}", bytes(tmp_path / "clip.aac")))
 
 
 @pytest.mark.parametrize(
     ("behaviour", "reason"),
     [
-        ("kill -9 $$", "ffmpeg was stopped by signal 9"),
-        ("kill -11 $$", "ffmpeg was stopped by signal 11"),
-        ("echo 'something broke' >&2; exit 3", "ffmpeg: something broke"),
-        ("exit 3", "ffmpeg: exit status 3"),
-        ("exit 0", "ffmpeg: exit status 0"),
-        ("printf '.snd'; exit 0", "ffmpeg: exit status 0"),
-        (r"printf '.snd\0\0\0\30\0\0\0\0\0\0\0\6\0\0\76\200\0\0\0\1'", "holds no samples"),
-        (r"printf '.snd\0\0\0\30\0\0\0\0\0\0\0\6\0\0\0\0\0\0\0\1abcd'", "rate of 0 Hz"),
-        ("exec sleep 60", "ffmpeg was stopped by signal 9"),
+        ("os.kill(os.getpid(), 9)", "FFmpeg: stopped by signal 9"),
+        ("os.kill(os.getpid(), 11)", "FFmpeg: stopped by signal 11"),
+        ("sys.exit(3)", "FFmpeg: exit status 3"),
+        ("time.sleep(60)", "FFmpeg: not done after 1 s"),
+    ],
+)
+def test_an_ffmpeg_that_crashes_or_hangs_costs_one_clip(tmp_path, monkeypatch, behaviour, reason):
+    with monkeypatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(broken_av(tmp_path, behaviour)))
+        patch.setattr(ffmpeg, "TIMEOUT_S", 1)
+        with pytest.raises(AudioError, match=reason):
+            decoded(b"some format")
+    assert decoded(by_av(tmp_path, tone(1, RATE), "clip.m4a")).shape == (RATE,)
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "reason"),
+    [
+        ("send('something broke')", "FFmpeg: something broke"),
+        ("pass", "FFmpeg: exit status 0"),
+        ("send(16000)", "FFmpeg: exit status 0"),
+        ("send(16000); send(None)", "holds no samples"),
+        ("send(0); send(numpy.zeros((9, 1))); send(None)", "rate of 0 Hz"),
     ],
 )
 def test_an_ffmpeg_that_fails_gives_a_reason(tmp_path, monkeypatch, behaviour, reason):
-    program = tmp_path / "ffmpeg"
-    program.write_text(f"#!/bin/sh\n{behaviour}\n")
-    program.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}:/bin:/usr/bin")
-    monkeypatch.setattr(decoding, "FFMPEG_TIMEOUT_S", 1)
+    program = tmp_path / "helper.py"
+    program.write_text(
+        "import sys, numpy\n"
+        "from multiprocessing.connection import Connection\n"
+        "connection = Connection(int(sys.argv[1]))\n"
+        "connection.recv()\n"
+        "send = connection.send\n"
+        f"{behaviour}\n"
+    )
+    monkeypatch.setattr(ffmpeg, "__file__", str(program))
     with pytest.raises(AudioError, match=reason):
         decoded(b"some format")
 
 
-def test_without_a_fallback_the_message_says_what_to_install():
-    with pytest.raises(AudioError, match=r"Format not recognised; for M4A.* install .* ffmpeg"):
+def test_without_the_package_the_message_says_what_to_install(tmp_path, monkeypatch):
+    (tmp_path / "av.py").write_text("raise ImportError('no libavutil')\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with pytest.raises(AudioError, match=r"Format not recognised; .*no libavutil.*pip install av"):
         decoded(b"some format")
 
 
-# --- torchcodec ----------------------------------------------------------------------------------
-
-
-class FakeDecoder:
-    """What is used of torchcodec 0.17's AudioDecoder; the real one loads on few machines."""
-
-    def __init__(self, source):
-        if b"torchcodec" not in (
-            source if isinstance(source, bytes) else Path(source).read_bytes()
-        ):
-            raise ValueError("No audio stream found\nsecond line")
-
-    def get_samples_played_in_range(self, start_s, stop_s):
-        samples = torch.from_numpy(noise(2, min(int(stop_s * RATE), 40 * RATE)))
-        return SimpleNamespace(data=samples, sample_rate=RATE)
-
-
-def test_torchcodec_is_asked_before_ffmpeg(monkeypatch, tmp_path):
-    monkeypatch.setattr(decoding, "_torchcodec_decoder", lambda: FakeDecoder)
-    (tmp_path / "clip").write_bytes(b"for torchcodec")
-    wave = decode_audio({"path": str(tmp_path / "clip")}, RATE)
-    np.testing.assert_allclose(wave, noise(2, 40 * RATE).mean(axis=0), atol=1e-7)
-    with pytest.raises(AudioError, match="lasts longer than the model's window of 30 s"):
-        decoded(b"for torchcodec", 30.0)
-    with pytest.raises(AudioError, match="torchcodec: No audio stream found; for M4A"):
+def test_a_helper_serves_many_clips_and_no_forked_process(tmp_path, monkeypatch):
+    content = by_av(tmp_path, tone(1, RATE), "clip.m4a")
+    decoded(content)
+    first = ffmpeg._helper()
+    with pytest.raises(AudioError, match="FFmpeg"):
         decoded(b"some format")
+    decoded(content)
+    assert ffmpeg._helper() is first
+    monkeypatch.setattr(first, "owner", -1)
+    decoded(content)
+    assert ffmpeg._helper() is not first
+    assert first.stop() == 0
+
+
+# --- torchcodec, which nothing needs -------------------------------------------------------------
 
 
 @pytest.mark.parametrize("error", ["OSError('no libavutil')", "RuntimeError('no')", "ImportError"])
 @pytest.mark.parametrize("module", ["__init__", "decoders"])
-def test_a_torchcodec_that_does_not_load_is_not_there(tmp_path, monkeypatch, error, module):
+def test_a_torchcodec_that_does_not_load_is_not_asked(tmp_path, monkeypatch, error, module):
     monkeypatch.syspath_prepend(broken_torchcodec(tmp_path, module, error))
-    assert TORCHCODEC_DECODER.__wrapped__() is None
     # The datasets library takes half a package for a whole one.
     monkeypatch.setattr("datasets.config.TORCHCODEC_AVAILABLE", True)
     rows = Dataset.from_list([{"id": "a", "audio": {"bytes": FLAC, "path": "a.flac"}}])
     rows = rows.cast_column("audio", Audio(decode=False)).map(lambda row: {"again": row["id"]})
     assert decode_audio(rows[0]["audio"], RATE).shape == (RATE,)
+    assert "torchcodec" not in sys.modules
 
 
 # --- clips that were cut out ---------------------------------------------------------------------

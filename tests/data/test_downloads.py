@@ -13,17 +13,10 @@ from types import SimpleNamespace
 import pytest
 from loopback import SELF_SIGNED, FaultServer
 
-from distillery.data import downloads
-from distillery.data.downloads import (
-    Download,
-    DownloadError,
-    Policy,
-    Progress,
-    download_all,
-    is_confirmed_by_source,
-    lock_folder,
-    set_aside,
-)
+from distillery.data import downloads, responses
+from distillery.data.checksums import is_confirmed_by_source, set_aside
+from distillery.data.download_progress import DownloadProgress
+from distillery.data.downloads import Download, DownloadError, Policy, download_all, lock_folder
 from distillery.storage.files import DamagedFileError
 
 CONTENT = bytes(range(256)) * 4096  # 1 MiB
@@ -194,7 +187,7 @@ def test_a_batch_that_ends_asks_no_other_mirror_and_keeps_its_bytes(server, tmp_
     with FaultServer({"/a": OTHER}) as mirror:
         server.delay_s = 0.01
         wanted = Download((f"{server.url}/a", f"{mirror.url}/a"), path, accept)
-        with Progress([path], show=False) as progress:
+        with DownloadProgress([path], show=False) as progress:
             batch = downloads._Batch(PATIENT, progress, stop)
             threading.Timer(0.2, stop.set).start()
             assert batch.fetch(wanted) == (path, "stopped")
@@ -308,7 +301,7 @@ def test_a_disk_that_is_too_small_is_told_before_the_first_byte(server, tmp_path
 
 def test_the_forecast_goes_by_kind_counts_what_is_there_and_becomes_exact(tmp_path):
     texts, *clips = (tmp_path / name for name in ("x.tsv", "a.tar", "b.tar", "c.tar", "d.tar"))
-    with Progress([texts, *clips], show=False) as progress:
+    with DownloadProgress([texts, *clips], show=False) as progress:
         progress.begin(texts, 0, 1000)
         assert progress._bar.total == 1000
         progress.begin(clips[0], 40, 100)
@@ -323,7 +316,7 @@ def test_the_forecast_goes_by_kind_counts_what_is_there_and_becomes_exact(tmp_pa
 
 
 def test_the_rate_counts_only_bytes_that_came_now(tmp_path):
-    with Progress([tmp_path / "a", tmp_path / "b"]) as progress:
+    with DownloadProgress([tmp_path / "a", tmp_path / "b"]) as progress:
         progress.begin(tmp_path / "a", 600, 1000)
         progress.advance(tmp_path / "a", 100)
         progress.begin(tmp_path / "b", 500, 1000)
@@ -340,7 +333,7 @@ def test_a_full_disk_ends_the_batch_and_keeps_what_is_there(server, tmp_path, mo
     def no_space(self, path, num_bytes):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Progress, "advance", no_space)
+    monkeypatch.setattr(DownloadProgress, "advance", no_space)
     with pytest.raises(OSError, match="No space left"):
         fetch(server, tmp_path / "a.bin")
     assert len(server.requests) == 1
@@ -369,10 +362,13 @@ def test_a_file_has_a_deadline(server, tmp_path):
 
 
 def test_retry_after_is_seconds_or_a_date_and_is_bounded(server, tmp_path):
-    assert downloads._retry_after_s("7") == 7
-    assert downloads._retry_after_s(None) == downloads._retry_after_s("soon") == 0
+    def wait_s(**headers):
+        return responses._retry_after_s(SimpleNamespace(headers=headers))
+
+    assert wait_s(**{"Retry-After": "7"}) == 7
+    assert wait_s() == wait_s(**{"Retry-After": "soon"}) == 0
     date = datetime.now(timezone.utc) + timedelta(seconds=100)
-    assert 98 < downloads._retry_after_s(format_datetime(date, usegmt=True)) <= 100
+    assert 98 < wait_s(**{"Retry-After": format_datetime(date, usegmt=True)}) <= 100
     server.faults["/a"], server.retry_after = [429], "0.5"  # no whole number: not understood
     assert fetch(server, tmp_path / "a.bin") == {}
 

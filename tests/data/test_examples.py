@@ -172,7 +172,7 @@ def test_no_usable_row_is_an_error(tmp_path, rule, limits):
 
 def test_nothing_to_learn_from_is_an_error(tmp_path, rule, limits):
     spec = spec_of(tmp_path, [{"id": "1", "audio": "a.wav", "note": "ねこ"}])
-    with pytest.raises(ValueError, match=r"--text_column_name: .* no column 'text'.*note"):
+    with pytest.raises(ValueError, match=r"no column that .* references.*note"):
         usable_rows(spec, rule, limits)
 
 

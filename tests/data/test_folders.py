@@ -267,7 +267,7 @@ def test_texts_that_cannot_be_used_are_counted(tmp_path, caplog):
         logging.WARNING,
         "texts: 4 in = 1 out + 0 dropped + 3 quarantined (empty: 1 [empty.txt], "
         "not UTF-8: 1 [sjis.txt], without audio: 1 [lonely.txt]); "
-        "clips: 5 in = 4 out + 1 dropped (neither audio nor text: 1) + 0 quarantined, "
+        "clips: 5 in = 4 out + 1 dropped (neither audio nor text: 1 [cover.jpg]) + 0 quarantined, "
         "3 of them without a text [empty.wav, none.wav, sjis.wav]",
     )
 

@@ -467,3 +467,30 @@ def test_what_is_no_name_of_a_file_is_left_to_the_decoder(tmp_path):
     long = "x" * 5000
     (row,) = loaded(written(tmp_path / "m.csv", f"audio\n{long}\n"))
     assert row["audio"]["path"] == str(tmp_path / long)
+
+
+def test_rows_without_ids_are_named_by_their_files_where_those_are_unique(tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    named = [{"audio": "day/a.b.wav"}, {"audio": "c"}, {"audio": "night/d.flac"}]
+    assert loaded(manifest(tmp_path / "m.jsonl", named))["id"][:] == ["a.b", "c", "d"]
+    assert "named by their files" in caplog.text
+    twice = [*named, {"audio": "night/a.b.mp3"}]
+    rows = loaded(manifest(tmp_path / "twice.jsonl", twice))
+    assert rows["id"][:] == [f"row-00000000{index}" for index in range(4)]
+    streamed = loaded(manifest(tmp_path / "m.jsonl", named), streaming=True)
+    assert [row["id"] for row in streamed] == [f"row-00000000{index}" for index in range(3)]
+
+
+@pytest.mark.parametrize("name", ["wer_10.0.vectorized", "wer_10", "wer_1O.0"])
+def test_what_lies_beside_a_missing_dataset_is_named(tmp_path, name):
+    for other in ("wer_10.0", "something else"):
+        (tmp_path / other).mkdir()
+    with pytest.raises(
+        FileNotFoundError, match=r"no such file or folder \(beside it: wer_10\.0\),"
+    ):
+        loaded(tmp_path / name)
+    (tmp_path / "train.jsonl").write_text("{}")
+    with pytest.raises(
+        FileNotFoundError, match=r"no such file or folder \(beside it: train\.jsonl"
+    ):
+        loaded(tmp_path / "trian.jsonl")

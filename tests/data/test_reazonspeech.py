@@ -8,7 +8,7 @@ from corpora import member_header
 from loopback import clip_name, flac, tar
 
 from distillery.data import reazonspeech
-from distillery.data.downloads import read_sum, set_aside, write_sum
+from distillery.data.checksums import read_checksum, set_aside, write_checksum
 from distillery.data.reazonspeech import (
     ELSEWHERE,
     check_transcripts,
@@ -249,7 +249,7 @@ def test_a_clip_that_is_too_large_is_refused(archive):
 
 def test_a_check_records_a_sum_and_then_holds_the_file_to_it(archive):
     examine(archive)
-    assert read_sum(archive) is not None
+    assert read_checksum(archive) is not None
     flipped = bytearray(WHOLE)
     flipped[-1] ^= 1
     archive.write_bytes(flipped)
@@ -261,7 +261,7 @@ def test_a_clip_that_came_broken_twice_is_left_to_the_stages(archive):
     broken = WHOLE.replace(CLIPS[clip_name(0, 1)][-40:], bytes(40))
     for is_first in (True, False):
         archive.write_bytes(broken)
-        write_sum(archive, reazonspeech.sha256(archive))
+        write_checksum(archive, reazonspeech.sha256(archive))
         if is_first:
             with pytest.raises(
                 DamagedFileError, match=f"1 clips do not decode, such as {clip_name(0, 1)}"

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from loopback import HTML, clip_name, corpus, flac, tar
 
 from distillery.data import archives, reazonspeech
-from distillery.data.downloads import write_sum
+from distillery.data.checksums import write_checksum
 from distillery.data.reazonspeech import (
     ArchiveScan,
     check_archive,
@@ -414,7 +414,7 @@ def test_every_damaged_archive_is_found(tmp_path, check, damage):
     for seed in range(NUM_ARCHIVES):
         archive, transcripts, content = write(tmp_path, clips_of(seed % 25))
         if check is by_sum:
-            write_sum(archive, reazonspeech.sha256(archive))
+            write_checksum(archive, reazonspeech.sha256(archive))
         damaged = damage(content, chooser)
         assert damaged != content
         archive.write_bytes(damaged)
@@ -449,7 +449,7 @@ def test_no_healthy_archive_is_accused(tmp_path):
         clips = clips_of(1000 + seed)
         archive, transcripts, _ = write(tmp_path, clips)
         archive.write_bytes(healthy(clips, chooser))
-        write_sum(archive, reazonspeech.sha256(archive))
+        write_checksum(archive, reazonspeech.sha256(archive))
         assert [check.__name__ for check in FOUND_BY if check(archive, transcripts)] == []
         assert dict(read_clips(archive)) == clips
 

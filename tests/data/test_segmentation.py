@@ -12,10 +12,10 @@ from stage_runs import write_manifest
 from tiny import SHARED, spoken
 
 from distillery.audio.decoding import AudioError, decode_audio
-from distillery.data import segmentation
-from distillery.data.segmentation import speech_windows
+from distillery.data import segmentation, speech
 from distillery.data.sources import fingerprint, load
 from distillery.data.specs import DatasetSpec
+from distillery.data.speech import speech_windows
 
 RATE = 16_000
 
@@ -186,11 +186,11 @@ def test_a_recording_that_cannot_be_decoded_is_left_to_the_stage(tmp_path, talk,
 
 
 def test_what_can_be_decoded_later_is_cut_then(tmp_path, talk, monkeypatch):
-    def without_ffmpeg(audio):
-        raise AudioError("cannot be decoded: install ffmpeg")
+    def failing(audio):
+        raise AudioError("cannot be decoded: FFmpeg: not done after 600 s")
 
     with monkeypatch.context() as patch:
-        patch.setattr(segmentation, "decode_at_own_rate", without_ffmpeg)
+        patch.setattr(segmentation, "decode_at_own_rate", failing)
         assert clips_of(tmp_path, talk)["id"][:] == ["talk", "short"]
     assert len(clips_of(tmp_path, talk)) == 4
 
@@ -250,6 +250,15 @@ def test_a_killed_run_leaves_nothing_that_is_taken_for_clips(tmp_path, talk, mon
     clips = clips_of(tmp_path, [talk[0], second])
     assert len(set(clips["id"][:])) == len(clips) == 6
     assert next(count) == 8  # 3 clips, of the second recording 1 that counted not, and 3
+
+
+def test_clips_without_their_account_are_cut_again(tmp_path, talk, counted):
+    """As a kill between the two leaves them."""
+    first = list(clips_of(tmp_path, talk))
+    for path in segmentation.HF_DATASETS_CACHE.glob("segments/*.json"):
+        path.unlink()
+    assert list(clips_of(tmp_path, talk)) == first
+    assert len(counted) == 2
 
 
 def test_a_hundred_files_hold_any_number_of_recordings(tmp_path, talk, monkeypatch):
@@ -328,15 +337,15 @@ def talking():
 def test_speech_is_found_and_neighbours_are_joined(talking):
     samples, spans = talking
     wanted = [(spans[0][0], spans[1][1]), spans[2]]  # the pause of 5 s is too long
-    for found, speech in zip(speech_windows(samples, 30.0), wanted, strict=True):
-        assert found == pytest.approx(speech, abs=400)
+    for found, said in zip(speech_windows(samples, 30.0), wanted, strict=True):
+        assert found == pytest.approx(said, abs=400)
 
 
 def test_no_window_is_longer_than_asked_for(talking):
     samples, spans = talking
     found = speech_windows(samples, 4.0)
-    for window, speech in zip(found, spans, strict=True):
-        assert window == pytest.approx(speech, abs=400)
+    for window, said in zip(found, spans, strict=True):
+        assert window == pytest.approx(said, abs=400)
     for max_s in (0.5, 1, 2, 3):
         found = speech_windows(samples, max_s)
         assert all(max_s * 250 <= end - start <= max_s * 1000 for start, end in found if max_s < 2)
@@ -351,7 +360,7 @@ def test_speech_without_a_pause_is_cut_where_it_is_quietest(monkeypatch):
     for place in (5, 25, 45, 70):  # that at 5 s is in the first half of what fits
         loud[int((place - 0.1) * RATE) : int((place + 0.1) * RATE)] *= 0.1
     whole = [(0, len(loud))]
-    monkeypatch.setattr(segmentation, "_speech_finder", lambda: lambda samples: whole)
+    monkeypatch.setattr(speech, "speech_finder", lambda: lambda samples: whole)
     ends = [end for _, end in speech_windows(loud, 30.0)]
     assert ends == pytest.approx([25_000, 45_000, 70_000, 100_000], abs=20)
 
@@ -401,7 +410,7 @@ def test_a_clip_of_exactly_one_window_fits_into_it(tmp_path, rate):
 
 
 def test_without_silero_vad_the_message_says_what_to_install(tmp_path, talk, monkeypatch):
-    segmentation._speech_finder.cache_clear()
+    speech.speech_finder.cache_clear()
     monkeypatch.setitem(sys.modules, "silero_vad", None)
     with pytest.raises(ValueError, match=r"--segment vad needs silero-vad.*: pip install 'silero"):
         clips_of(tmp_path, talk, segment="vad")
@@ -411,6 +420,6 @@ def test_loading_the_network_leaves_the_number_of_threads_alone(monkeypatch):
     monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
     set_to = []
     monkeypatch.setattr(torch, "set_num_threads", set_to.append)
-    segmentation._speech_finder.cache_clear()
-    segmentation._speech_finder()
+    speech.speech_finder.cache_clear()
+    speech.speech_finder()
     assert set_to[-1] == 3

@@ -3,15 +3,13 @@
 import io
 import shlex
 import shutil
-import subprocess
 
-import imageio_ffmpeg
 import numpy as np
 import pytest
 import soundfile
 from command_lines import text_of
 from stage_runs import record, run, split_rows, talkative_model_folder, write_manifest
-from tiny import SPOKEN, spoken
+from tiny import SPOKEN, spoken, write_by_av
 
 from distillery.text import labels
 from distillery.whisper import checkpoint
@@ -53,15 +51,9 @@ def run_page(dataset, folder, teacher, *more):
     return output
 
 
-def test_a_talk_with_subtitles(root, teacher, talking, monkeypatch):
+def test_a_talk_with_subtitles(root, teacher, talking):
     samples, spans = talking
-    (root / "bin").mkdir()
-    (root / "bin" / "ffmpeg").symlink_to(imageio_ffmpeg.get_ffmpeg_exe())
-    monkeypatch.setenv("PATH", str(root / "bin"), prepend=":")
-    soundfile.write(root / "talk.wav", samples, RATE)
-    subprocess.run(
-        ["ffmpeg", "-loglevel", "error", "-i", root / "talk.wav", root / "talk.m4a"], check=True
-    )
+    write_by_av(root / "talk.m4a", samples, "aac", "ipod", RATE)
     (root / "talk.srt").write_text(
         "".join(
             f"1\n00:00:{start:06.3f} --> 00:00:{end:06.3f}\n{text}\n\n"

@@ -1,6 +1,5 @@
 import io
 import json
-import os
 import re
 import shutil
 from pathlib import Path
@@ -23,7 +22,14 @@ from stage_runs import (
     tracked_scalars,
     write_manifest,
 )
-from tiny import REPOSITORY, SENTENCES, broken_torchcodec, load_script, tone_manifest
+from tiny import (
+    REPOSITORY,
+    SENTENCES,
+    broken_av,
+    broken_torchcodec,
+    load_script,
+    tone_manifest,
+)
 
 from distillery.data import schema
 from distillery.text import labels
@@ -440,7 +446,7 @@ def wav(samples, rate, **options):
 
 
 def test_every_kind_of_bad_clip_is_alone_in_being_left_out(tmp_path, flags, manifest, labelled):
-    """With a torchcodec that does not load and an ffmpeg that crashes, as users meet them."""
+    """With a torchcodec that does not load and an FFmpeg that crashes, as users meet them."""
     clips = tmp_path / "clips"
     shutil.copytree(manifest.parent, clips)
     entries = read_manifest(manifest)
@@ -458,25 +464,20 @@ def test_every_kind_of_bad_clip_is_alone_in_being_left_out(tmp_path, flags, mani
         "NaN.wav": (wav(samples * np.nan, rate, subtype="FLOAT"), "holds NaN or infinite samples"),
         "cut short.wav": (wav(samples, rate)[:9000], "is cut short: 8956 of "),
         "hours of silence.flac": (silence.getvalue(), "lasts 10800.00 s, longer than the model's"),
-        "crash.m4a": (b"no format that libsndfile knows", "ffmpeg was stopped by signal 11"),
+        "crash.m4a": (b"no format that libsndfile knows", "FFmpeg: stopped by signal 11"),
     }
     for name, content in {**good, **{name: content for name, (content, _) in bad.items()}}.items():
         (clips / name).write_bytes(content)
         entries.insert(2 * len(entries) % 7, {"id": name, "audio": name})
-    (tmp_path / "bin").mkdir()
-    (tmp_path / "bin" / "ffmpeg").write_text("#!/bin/sh\nkill -11 $$\n")
-    (tmp_path / "bin" / "ffmpeg").chmod(0o755)
     broken = broken_torchcodec(tmp_path, "decoders", "OSError('libavutil is missing')")
+    broken_av(broken, "os.kill(os.getpid(), 11)")
 
     done = launch(
         SCRIPT,
         *flags,
         *("-d", write_manifest(clips / "all.jsonl", entries)),
         *("-o", tmp_path / "out", "--max_bad_fraction", 0.5),
-        env={
-            "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}",
-            "PYTHONPATH": f"{broken}:{REPOSITORY}",
-        },
+        env={"PYTHONPATH": f"{broken}:{REPOSITORY}"},
     )
     for name, (_, reason) in bad.items():
         assert re.search(f"clip {name} .*{reason}", done.stdout), done.stdout
