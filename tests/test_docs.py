@@ -17,11 +17,7 @@ PAGES = [str(path.relative_to(REPOSITORY)) for path in sorted(REPOSITORY.glob("d
 READ_ON_GITHUB = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "benchmarks/README.md"]
 PROSE = [*READ_ON_GITHUB, *PAGES]
 RECIPES = [str(path.relative_to(REPOSITORY)) for path in sorted(REPOSITORY.glob("scripts/*.sh"))]
-WRITTEN = {
-    "results.md",
-    "config.yaml",
-    "distil.yaml",
-}  # by the quickstart, by every stage, by a run
+WRITTEN = {"results.md", "config.yaml", "distil.yaml", "merges.txt"}  # by the stages
 
 
 def spellings(script: str) -> set[str]:
