@@ -2,13 +2,8 @@
 
 from accelerate import Accelerator
 
-from distillery.cli.arguments import (
-    DecodingArguments,
-    ModelArguments,
-    RunArguments,
-    TrainDataArguments,
-    TrainingArguments,
-)
+from distillery.cli.arguments import DecodingArguments, ModelArguments, RunArguments
+from distillery.cli.training_arguments import TrainDataArguments, TrainingArguments
 from distillery.data.collators import SpeechCollator
 from distillery.data.order import BatchPlan
 from distillery.storage.checkpoints import newest_checkpoint
