@@ -168,7 +168,12 @@ class Learner:
 
 
 def set_prompt(student: Whisper, language: str | None, task: str) -> None:
-    """Let the student write the language that it is trained on, where it is run without any."""
+    """Let the student write the language that it is trained on, where it is run without any.
+
+    Raises:
+        ValueError: language and student do not fit each other.
+    """
+    student.tokens.prefix(language, task, timestamps=True)
     if student.tokens.is_multilingual:
         student.model.generation_config.language = language_code(str(language))
         student.model.generation_config.task = task
