@@ -62,9 +62,10 @@ class LossWindow:
 
     def __init__(self, accelerator: Accelerator, sums: Sequence[float]) -> None:
         """Begin with the sums over all processes that a checkpoint kept: the main process's now."""
-        own = torch.tensor(sums, dtype=torch.float64)
         self.accelerator = accelerator
-        self.sums = (own if accelerator.is_main_process else own.zero_()).to(accelerator.device)
+        self.sums = torch.tensor(sums, dtype=torch.float64, device=accelerator.device)
+        if not accelerator.is_main_process:
+            self.sums.zero_()
 
     def means(self) -> dict[str, float] | None:
         """Return loss, CE, KL for each token of all processes, and tokens; None without any."""
@@ -144,7 +145,7 @@ class LossMonitor:
         )
 
     def _time_left(self, step: int) -> timedelta:
-        """Return how long the rest takes if it goes on as since this start."""
+        """Return the time that the updates left take, at the pace since this start."""
         per_update = (time.monotonic() - self._started) / (step - self._first_step)
         return timedelta(seconds=round(per_update * (self.num_updates - step)))
 
@@ -193,7 +194,7 @@ class Evaluator:
         accelerator: of this launch.
         learner: as it is trained.
         sets: what to evaluate on; none evaluates nothing.
-        settings: how and when.
+        settings: when, and with what.
         loader: makes batches.
         folder: of the run.
         reported: what was logged of clips that cannot be used: no clip is named twice.

@@ -12,8 +12,8 @@ from distillery.data import sources
 from distillery.data.specs import DatasetSpec
 from distillery.storage import checkpoints
 from distillery.storage.files import RUN_RECORD, read_json, replacing, write_json
+from distillery.storage.ledger import Ledger
 from distillery.storage.runs import Run
-from distillery.storage.shards import Ledger
 from distillery.training.loop import Progress, Trainer
 from distillery.training.monitor import LOSS_LOG, LossWindow
 from distillery.training.settings import Saving

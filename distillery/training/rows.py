@@ -12,7 +12,7 @@ from distillery.data.examples import StreamedRows, TrainingRows, usable_rows
 from distillery.data.filters import TranscriptFilter
 from distillery.data.order import BatchPlan, Order
 from distillery.data.specs import DatasetSpec
-from distillery.storage.shards import Ledger
+from distillery.storage.ledger import Ledger
 from distillery.text.labels import LabelRule
 from distillery.training.settings import LabelSettings, Length
 from distillery.whisper.checkpoint import Processor
