@@ -418,3 +418,39 @@ def test_a_clip_that_only_one_process_cannot_decode_fails_both(runs, tmp_path, c
     assert said.count("1 of 2 clips could not be decoded") == 2
     assert codes == [1, 1]
     assert record(tmp_path / "run")["status"] == "started"
+
+
+# --- clips that cannot be used --------------------------------------------------------------------
+
+CLIPS, EPOCHS = 4, 4
+
+
+def with_a_bad_clip(tmp_path, row):
+    """Return flags of a run with one clip for each update and process, and the bad one's report."""
+    model = model_folder(tmp_path / "model")
+    rows = manifest(tmp_path / "rows.jsonl", CLIPS)
+    (tmp_path / f"rows-{row:04d}.flac").write_bytes(b"no sound")
+    args = ["-m", model, "-d", rows, "--language", "ja", "-o", tmp_path / "run"]
+    args += ["--num_train_epochs", EPOCHS, "--per_device_train_batch_size", 1]
+    return [*args, "--max_bad_fraction", 1 / CLIPS], f"clip rows-{row:04d} cannot be decoded"
+
+
+def test_a_bad_clip_is_reported_and_counted_once_though_the_run_was_killed(tmp_path, capfd):
+    args, report = with_a_bad_clip(tmp_path, 2)
+    args += ["--save_steps", CLIPS]
+    update = "distillery.training.loop:_update"
+    assert run_in_child(FINETUNING, update, 2 * CLIPS + 2, KILL, *args) == -KILL
+    assert steps_of(tmp_path / "run") == [CLIPS, 2 * CLIPS]
+    run(FINETUNING, *args)
+    assert capfd.readouterr().err.count(report) == 1
+    assert record(tmp_path / "run")["num_bad"] == 1
+
+
+def test_a_bad_clip_that_two_processes_met_is_one_clip(tmp_path, capfd):
+    order = [row for row, _ in Order((CLIPS,), None, 42)[0 : CLIPS * EPOCHS]]
+    met_by_both = sorted({*order[::2]} & {*order[1::2]})
+    args, report = with_a_bad_clip(tmp_path, met_by_both[0])
+    codes = run_in_two(FINETUNING, "distillery.training.loop:_update", NEVER, KILL, *args)
+    assert codes == [0, 0]
+    assert capfd.readouterr().err.count(report) == 1
+    assert record(tmp_path / "run")["num_bad"] == 1
