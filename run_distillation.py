@@ -30,7 +30,11 @@ from distillery.cli.arguments import (
     RunArguments,
 )
 from distillery.cli.flags import at_least, flag, parse, required
-from distillery.cli.training_arguments import TrainDataArguments, TrainingArguments
+from distillery.cli.training_arguments import (
+    TrainDataArguments,
+    TrainingArguments,
+    training_problems,
+)
 
 
 @dataclass(frozen=True)
@@ -60,9 +64,23 @@ GROUPS = (
     RunArguments,
 )
 
+
+def check(
+    model_args: ModelArguments,
+    distillation_args: DistillationArguments,
+    data_args: TrainDataArguments,
+    decoding_args: DecodingArguments,
+    training_args: TrainingArguments,
+    output_args: OutputArguments,
+    run_args: RunArguments,
+) -> list[str]:
+    """Return what is wrong with flags of several groups."""
+    return training_problems(data_args, training_args)
+
+
 if __name__ == "__main__":
     # Before what is heavy is imported: --help and wrong flags answer within a second.
-    ARGUMENTS = parse(GROUPS, description=__doc__)
+    ARGUMENTS = parse(GROUPS, description=__doc__, check=check)
 
 from contextlib import closing
 from pathlib import Path

@@ -467,12 +467,18 @@ def run_into_nan(flags):
     [
         (["--streaming"], "--streaming needs --max_steps"),
         (["--do_eval", "--max_steps", 1], "--do_eval needs --eval_dataset_name"),
-        (["--audio_column_name", "sound"], "--audio_column_name: .*'sound'; its columns are id,"),
     ],
 )
-def test_flags_that_do_not_fit_are_named(finetune, flags, message):
-    with pytest.raises(ValueError, match=message):
+def test_flags_that_do_not_fit_are_named_before_anything_loads(finetune, capsys, flags, message):
+    with pytest.raises(SystemExit):
         finetune(*flags)
+    assert message in capsys.readouterr().err
+
+
+def test_a_column_that_is_not_there_is_named(finetune):
+    message = "--audio_column_name: .*'sound'; its columns are id,"
+    with pytest.raises(ValueError, match=message):
+        finetune("--audio_column_name", "sound")
 
 
 def test_a_dataset_without_text_names_its_columns(finetune, tmp_path):
