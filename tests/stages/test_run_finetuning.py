@@ -485,9 +485,11 @@ def test_a_dataset_without_text_names_its_columns(finetune, tmp_path):
     rows = tone_manifest(tmp_path / "n.jsonl", 2)
     entries = [{k: v for k, v in row.items() if k != "text"} for row in read_manifest(rows)]
     write_manifest(rows, entries)
-    for flags, name in (([], "text"), (["--text_column_name", "words"], "words")):
-        with pytest.raises(ValueError, match=f"no column '{name}'; its columns are .*speaker_id"):
-            finetune(*flags, rows=rows, to=name)
+    missing = "no column that is known to hold references .* its columns, which are .*speaker_id"
+    with pytest.raises(ValueError, match=missing):
+        finetune(rows=rows)
+    with pytest.raises(ValueError, match="no column 'words'; its columns are .*speaker_id"):
+        finetune("--text_column_name", "words", rows=rows)
 
 
 def test_no_rows_is_an_error(finetune, tmp_path):
