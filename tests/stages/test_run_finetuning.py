@@ -488,7 +488,7 @@ def test_a_dataset_without_text_names_its_columns(finetune, tmp_path):
     missing = "no column that is known to hold references .* its columns, which are .*speaker_id"
     with pytest.raises(ValueError, match=missing):
         finetune(rows=rows)
-    with pytest.raises(ValueError, match="no column 'words'; its columns are .*speaker_id"):
+    with pytest.raises(ValueError, match=r"no column 'words'; its columns are .*speaker_id"):
         finetune("--text_column_name", "words", rows=rows)
 
 
