@@ -26,23 +26,25 @@ WEIGHTS = LossWeights()
 NUM_RUNS = 5
 
 
-def plain(student: Tensor, head: Tensor, targets: Tensor, teacher: Tensor, other: Tensor) -> Tensor:
+def plain(
+    student: Tensor, head: Tensor, targets: Tensor, teacher: Tensor, teacher_head: Tensor
+) -> Tensor:
     """Return the loss by the formula as the paper writes it."""
-    logits, wanted = student @ head.T, teacher @ other.T
+    logits, teacher_logits = student @ head.T, teacher @ teacher_head.T
     valid = (targets != IGNORED).float()
     ce = functional.cross_entropy(logits, targets, ignore_index=IGNORED, reduction="sum")
     log_q = functional.log_softmax(logits / WEIGHTS.temperature, dim=-1)
-    t = functional.softmax(wanted / WEIGHTS.temperature, dim=-1)
+    t = functional.softmax(teacher_logits / WEIGHTS.temperature, dim=-1)
     divergence = functional.kl_div(log_q, t, reduction="none").sum(-1)
     kl = (divergence * valid).sum() * WEIGHTS.temperature**2
     return WEIGHTS.ce * ce + WEIGHTS.kl * kl
 
 
 def chunked(
-    student: Tensor, head: Tensor, targets: Tensor, teacher: Tensor, other: Tensor
+    student: Tensor, head: Tensor, targets: Tensor, teacher: Tensor, teacher_head: Tensor
 ) -> Tensor:
-    """Return ours."""
-    return distillation_loss(student, head, targets, WEIGHTS, teacher, other).total
+    """Return the loss as this package computes it."""
+    return distillation_loss(student, head, targets, WEIGHTS, teacher, teacher_head).total
 
 
 def make_inputs(args: argparse.Namespace) -> tuple[Tensor, ...]:
@@ -112,8 +114,8 @@ def main() -> None:
     inputs = make_inputs(args)
     _, *expected = run(plain, inputs)
     expected = [gradient.clone() for gradient in expected]
-    _, *found = run(chunked, inputs)
-    for name, want, got in zip(("states", "head"), expected, found, strict=True):
+    _, *gradients = run(chunked, inputs)
+    for name, want, got in zip(("states", "head"), expected, gradients, strict=True):
         worst = float((want - got).abs().max() / want.abs().max())
         print(f"gradient of {name}: largest difference {worst:.1e} of the largest entry")
         assert worst < 1e-5, "the two do not agree: their times mean nothing"

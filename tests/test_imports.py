@@ -34,7 +34,7 @@ HOMONYMS = {
     "filters": {"truncated"},
     "run_pseudo_labelling": {"audio"},
     "run_data_filtering": {"audio"},
-    "loop": {"best"},
+    "resume": {"best"},
     "postprocessing": {"text"},
     "folders": {"text"},
     "segmentation": {"segments"},

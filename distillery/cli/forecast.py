@@ -21,6 +21,7 @@ from accelerate import Accelerator
 from datasets import Dataset, load_dataset_builder
 
 from distillery.audio.decoding import AudioError, decode_audio
+from distillery.cli import training
 from distillery.cli.training_arguments import TrainDataArguments, TrainingArguments
 from distillery.data import schema, sources
 from distillery.data.archives import is_archive
@@ -31,7 +32,6 @@ from distillery.storage import checkpoints
 from distillery.storage.files import free_bytes
 from distillery.storage.runs import Run
 from distillery.storage.shards import read_seal
-from distillery.training import loop
 from distillery.whisper import checkpoint
 
 FIRST_ROWS = 16
@@ -312,7 +312,7 @@ def training_lines(
 
     Args:
         run: as `open_run` would take it.
-        student: an outline, in the number type of the computation.
+        student: an outline, in the dtype of the computation.
         teacher: an outline; None for plain fine-tuning.
         data_args, args: the flags.
         plan: how a global batch is cut.
@@ -333,14 +333,14 @@ def training_lines(
         disk_line(
             run.folder, checkpoint_bytes(student, args, num_updates), "checkpoints and model"
         ),
-        ("resume", _training_outlook(run)),
+        ("resume", _training_resume_status(run)),
     ]
 
 
 def _num_updates(args: TrainingArguments, plan: BatchPlan, num_rows: int | None) -> int | None:
     if num_rows is None and args.max_steps < 0:
         return None
-    return loop.length(args, plan, num_rows)[1]
+    return training.length(args).count(plan, num_rows)[1]
 
 
 def _steps(args: TrainingArguments, plan: BatchPlan, num_updates: int | None) -> str:
@@ -378,8 +378,8 @@ def training_memory(
     listed = " + ".join(f"{size(value)} {name}" for name, value in parts.items() if value)
     return (
         f"{size(sum(parts.values()))} at least: {listed}; leaves out what layers hold beside their "
-        "inputs (little with --gradient_checkpointing), copies of the weights in another number "
-        "type, and the libraries"
+        "inputs (little with --gradient_checkpointing), copies of the weights in another "
+        "dtype, and the libraries"
     )
 
 
@@ -407,7 +407,7 @@ def checkpoint_bytes(
     return kept * (weights + _num_trained(student, args) * ADAMW) + models * weights
 
 
-def _training_outlook(run: Run) -> str:
+def _training_resume_status(run: Run) -> str:
     if run.arguments["overwrite_output_dir"]:
         return run.resume_status()
     newest = checkpoints.newest_checkpoint(run.folder)

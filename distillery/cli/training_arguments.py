@@ -161,3 +161,13 @@ class TrainingArguments:
             *within(self, "timestamp_probability", 0, 1),
             *within(self, "condition_on_prev_probability", 0, 1),
         ]
+
+
+def training_problems(data_args: TrainDataArguments, args: TrainingArguments) -> list[str]:
+    """Return which flags of a training stage's data and of its training do not fit together."""
+    problems = []
+    if args.do_eval and data_args.eval_dataset_name is None:
+        problems.append("--do_eval needs --eval_dataset_name")
+    if args.do_train and data_args.streaming and args.max_steps == -1:
+        problems.append("--streaming needs --max_steps: a stream does not say how long it is")
+    return problems

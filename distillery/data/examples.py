@@ -151,6 +151,7 @@ class StreamedRows(torch.utils.data.IterableDataset[list[dict[str, Any]]]):
         limits: TranscriptFilter,
     ) -> None:
         """Keep the streams and what decides about their rows."""
+        self.rows_per_pass: int | None = None  # unknown before the end of the first pass
         self.streams = list(streams)
         self.weights = weights
         self.rule = rule
@@ -188,7 +189,9 @@ class StreamedRows(torch.utils.data.IterableDataset[list[dict[str, Any]]]):
                     yield epoch, row
                 else:
                     dropped += 1
-            logger.info("pass %d over the stream: %d rows used, %d dropped", epoch, kept, dropped)
+            if epoch == 0:  # the others drop the same
+                self.rows_per_pass = kept
+                logger.info("one pass over the stream: %d rows used, %d dropped", kept, dropped)
             if not kept:
                 raise ValueError("the stream has no row to learn from")
 

@@ -42,6 +42,14 @@ class Order:
             found.append((int(row), epoch))
         return found
 
+    def num_distinct(self, stop: int) -> int:
+        """Return how many different rows there are at the positions before `stop`."""
+        is_there = np.zeros(self.rows_per_epoch, dtype=bool)
+        for epoch, start in enumerate(range(0, stop, self.rows_per_epoch)):
+            rows = _epoch(self.sizes, self.weights, self.seed, epoch)
+            is_there[rows[: stop - start]] = True
+        return int(is_there.sum())
+
 
 @lru_cache(maxsize=2)
 def _epoch(

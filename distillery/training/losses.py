@@ -40,6 +40,11 @@ class LossSums:
     kl: Tensor
     num_tokens: int
 
+    def to_tensor(self) -> Tensor:
+        """Return total, CE, KL and tokens without their gradient, float64 (4,)."""
+        sums = torch.stack([self.total.detach(), self.ce, self.kl]).double()
+        return functional.pad(sums, (0, 1), value=self.num_tokens)
+
 
 def distillation_loss(
     student_hidden: Tensor,
@@ -67,11 +72,17 @@ def distillation_loss(
     """
     valid = targets.reshape(-1) != IGNORED
     rows = student_hidden.reshape(-1, student_hidden.shape[-1])[valid]
-    taught = None
+    teacher_rows = None
     if teacher_hidden is not None:
-        taught = teacher_hidden.reshape(-1, teacher_hidden.shape[-1])[valid].detach()
+        teacher_rows = teacher_hidden.reshape(-1, teacher_hidden.shape[-1])[valid].detach()
     total, ce, kl = _ChunkedLoss.apply(  # type: ignore[no-untyped-call]  # torch's own
-        rows, student_head, targets.reshape(-1)[valid], taught, teacher_head, weights, chunk_rows
+        rows,
+        student_head,
+        targets.reshape(-1)[valid],
+        teacher_rows,
+        teacher_head,
+        weights,
+        chunk_rows,
     )
     return LossSums(total, ce, kl, int(valid.sum()))
 
@@ -80,7 +91,7 @@ class _ChunkedLoss(torch.autograd.Function):
     """Sum the losses over rows chunk by chunk and keep only the gradients of the inputs."""
 
     @staticmethod
-    def forward(ctx, rows, head, targets, taught, teacher_head, weights, chunk_rows):  # type: ignore[no-untyped-def]
+    def forward(ctx, rows, head, targets, teacher_rows, teacher_head, weights, chunk_rows):  # type: ignore[no-untyped-def]
         sums = torch.zeros(3, dtype=torch.float32, device=rows.device)
         grad_rows = torch.zeros_like(rows) if ctx.needs_input_grad[0] else None
         # Summed over many chunks, so kept in float32 whatever the computation's dtype.
@@ -89,11 +100,10 @@ class _ChunkedLoss(torch.autograd.Function):
         with torch.autocast(rows.device.type, enabled=False):
             for start in range(0, rows.shape[0], chunk_rows):
                 part = slice(start, start + chunk_rows)
-                teacher_logits = (
-                    None
-                    if taught is None
-                    else (taught[part] @ teacher_head.to(taught.dtype).T).float()
-                )
+                teacher_logits = None
+                if teacher_rows is not None:
+                    compute_teacher_head = teacher_head.to(teacher_rows.dtype)
+                    teacher_logits = (teacher_rows[part] @ compute_teacher_head.T).float()
                 logits = (rows[part] @ compute_head.T).float()
                 losses, grad = _losses_and_gradient(logits, targets[part], teacher_logits, weights)
                 sums += losses

@@ -5,10 +5,10 @@ from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
 from transformers import get_scheduler
 
+from distillery.training.settings import Optimization
 
-def make_optimizer(
-    model: nn.Module, learning_rate: float, weight_decay: float, betas: tuple[float, float]
-) -> torch.optim.AdamW:
+
+def make_optimizer(model: nn.Module, settings: Optimization) -> torch.optim.AdamW:
     """Return AdamW over the trainable parameters; biases and layer norms do not decay."""
     decayed: list[nn.Parameter] = []
     plain: list[nn.Parameter] = []
@@ -16,18 +16,20 @@ def make_optimizer(
         if parameter.requires_grad:
             (decayed if parameter.dim() > 1 else plain).append(parameter)
     groups = [
-        {"params": decayed, "weight_decay": weight_decay},
+        {"params": decayed, "weight_decay": settings.weight_decay},
         {"params": plain, "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups, lr=learning_rate, betas=betas)
+    return torch.optim.AdamW(groups, lr=settings.learning_rate, betas=settings.betas)
 
 
 def make_schedule(
-    optimizer: torch.optim.Optimizer, name: str, num_warmup_steps: int, num_steps: int
+    optimizer: torch.optim.Optimizer, settings: Optimization, num_updates: int
 ) -> LRScheduler:
     """Return a schedule that is stepped once per optimiser update, on every process alike.
 
     It is not handed to accelerate, whose prepared schedulers step once per process.
     """
-    schedule: LRScheduler = get_scheduler(name, optimizer, num_warmup_steps, num_steps)
+    schedule: LRScheduler = get_scheduler(
+        settings.schedule, optimizer, settings.warmup_steps, num_updates
+    )
     return schedule

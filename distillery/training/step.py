@@ -1,18 +1,23 @@
 """One training step of a student: which parts of teacher and student run, and once."""
 
+import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from transformers import WhisperForConditionalGeneration
 
+from distillery.data.collators import Batch
+from distillery.text.labels import IGNORED
+from distillery.text.tokens import language_code
 from distillery.training.losses import LossSums, LossWeights, distillation_loss
-from distillery.whisper.checkpoint import have_same_weights
+from distillery.whisper.checkpoint import Whisper, have_same_weights
 
 
 @dataclass(frozen=True)
-class Lesson:
-    """What a teacher says about one batch.
+class TeacherOutputs:
+    """What a teacher's stacks put out for one batch.
 
     decoder_states: float (batch, tokens, width), its last decoder states for the batch's decoder
     inputs; head: its output embedding, (vocabulary, width); encoder_states: float (batch,
@@ -47,7 +52,7 @@ class Teacher:
         )
 
     @torch.no_grad()
-    def __call__(self, input_features: Tensor, decoder_input_ids: Tensor) -> Lesson:
+    def __call__(self, input_features: Tensor, decoder_input_ids: Tensor) -> TeacherOutputs:
         """Run encoder and decoder.
 
         input_features: float (batch, mels, frames); decoder_input_ids: int64 (batch, tokens).
@@ -57,7 +62,8 @@ class Teacher:
         hidden = decoder(
             input_ids=decoder_input_ids, encoder_hidden_states=states, use_cache=False
         ).last_hidden_state
-        return Lesson(hidden, self.model.proj_out.weight, states if self.shares_encoder else None)
+        shared = states if self.shares_encoder else None
+        return TeacherOutputs(hidden, self.model.proj_out.weight, shared)
 
 
 def _check_fit(
@@ -65,10 +71,10 @@ def _check_fit(
 ) -> None:
     """Raise ValueError unless both take the same features and speak the same tokens."""
     for name in ("vocab_size", "num_mel_bins", "max_source_positions", "decoder_start_token_id"):
-        wanted, found = getattr(teacher.config, name), getattr(student.config, name)
-        if wanted != found:
+        theirs, ours = getattr(teacher.config, name), getattr(student.config, name)
+        if theirs != ours:
             raise ValueError(
-                f"teacher and student do not fit: {name} is {wanted} in the teacher and {found} in "
+                f"teacher and student do not fit: {name} is {theirs} in the teacher and {ours} in "
                 "the student; make the student with create_student_model.py from this teacher"
             )
     if teacher.config.max_target_positions < student.config.max_target_positions:
@@ -97,25 +103,88 @@ class StudentStep(nn.Module):
         input_features: Tensor,
         decoder_input_ids: Tensor,
         targets: Tensor,
-        lesson: Lesson | None = None,
+        teacher: TeacherOutputs | None = None,
     ) -> LossSums:
-        """Return the summed loss of a batch; without a lesson it is the cross-entropy.
+        """Return the summed loss of a batch; without a teacher it is the cross-entropy.
 
         Args:
             input_features: float (batch, mels, frames).
             decoder_input_ids: int64 (batch, tokens).
             targets: int64 (batch, tokens), `IGNORED` where nothing is learnt.
-            lesson: what the teacher says about the same batch.
+            teacher: its outputs for the same batch.
         """
         model, head = self.student.model, self.student.proj_out.weight
-        states = lesson.encoder_states if lesson is not None else None
+        states = teacher.encoder_states if teacher is not None else None
         if states is None:
             states = model.encoder(input_features).last_hidden_state
         hidden = model.decoder(
             input_ids=decoder_input_ids, encoder_hidden_states=states, use_cache=False
         ).last_hidden_state
-        if lesson is None:
+        if teacher is None:
             return distillation_loss(hidden, head, targets, self.weights)
         return distillation_loss(
-            hidden, head, targets, self.weights, lesson.decoder_states, lesson.head
+            hidden, head, targets, self.weights, teacher.decoder_states, teacher.head
         )
+
+
+@dataclass(frozen=True)
+class Learner:
+    """A student with its loss, and the teacher that it follows; None for plain fine-tuning."""
+
+    student: Whisper
+    step: StudentStep
+    teacher: Teacher | None
+
+    def losses(self, batch: Batch, step: Callable[..., LossSums]) -> LossSums:
+        """Return the summed losses of a batch.
+
+        Args:
+            batch: of rows, or of none.
+            step: the learner's own, wrapped for several processes or for mixed precision; the
+                teacher has its dtype and runs as it is.
+        """
+        features, inputs, targets = self.tensors(batch)
+        teacher = self.teacher(features, inputs) if self.teacher else None
+        return step(features, inputs, targets, teacher)
+
+    def tensors(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """Return features, decoder inputs and targets on the student's device.
+
+        A process whose batch is empty takes part with a target that does not count: the others
+        wait for its gradients.
+        """
+        device = self.student.model.device
+        if batch.input_features is None:
+            log_mel = self.student.log_mel
+            shape = (1, log_mel.num_mels, log_mel.num_frames)
+            start = torch.tensor([[self.student.tokens.start_of_transcript]], device=device)
+            return torch.zeros(shape, device=device), start, torch.full_like(start, IGNORED)
+        assert batch.decoder_input_ids is not None and batch.targets is not None
+        return (
+            batch.input_features.to(device, non_blocking=True),
+            batch.decoder_input_ids.to(device, non_blocking=True),
+            batch.targets.to(device, non_blocking=True),
+        )
+
+
+def set_prompt(student: Whisper, language: str | None, task: str) -> None:
+    """Let the student write the language that it is trained on, where it is run without any.
+
+    Raises:
+        ValueError: language and student do not fit each other.
+    """
+    student.tokens.prefix(language, task, timestamps=True)
+    if student.tokens.is_multilingual:
+        student.model.generation_config.language = language_code(str(language))
+        student.model.generation_config.task = task
+
+
+def make_trainable(student: Whisper, freeze_encoder: bool, gradient_checkpointing: bool) -> None:
+    """Freeze a student's encoder, and let it compute activations twice, where that is asked for."""
+    if freeze_encoder:
+        student.model.model.encoder.requires_grad_(False)
+    if gradient_checkpointing:
+        with warnings.catch_warnings():
+            # Newer versions of transformers have another name for it, which older ones lack.
+            warnings.simplefilter("ignore", FutureWarning)
+            student.model.gradient_checkpointing_enable({"use_reentrant": False})

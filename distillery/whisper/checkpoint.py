@@ -69,6 +69,10 @@ class Whisper(Processor):
         """The implementation of attention that really runs, as transformers names it."""
         return str(self.model.config._attn_implementation)
 
+    def save(self, folder: str | Path) -> None:
+        """Write a checkpoint folder, as the function `save` does."""
+        save(self.model, self.tokenizer, self.feature_extractor, folder)
+
 
 def load_processor(
     name_or_path: str, revision: str | None = None, cache_dir: str | None = None

@@ -13,7 +13,7 @@ import matplotlib
 
 from distillery.evaluation.results import markdown_table, read_folder, read_rows
 from distillery.storage.files import replacing
-from distillery.training.loop import LOSS_LOG
+from distillery.training.monitor import LOSS_LOG
 
 matplotlib.use("agg")  # a machine without a screen
 from matplotlib import pyplot

@@ -33,7 +33,7 @@ from training_runs import (
 
 from distillery.data.order import Order
 from distillery.storage.checkpoints import find_damage, newest_checkpoint
-from distillery.training import loop
+from distillery.training import loop, resume
 from distillery.whisper import checkpoint
 
 TESTS = REPOSITORY / "tests"
@@ -96,7 +96,7 @@ def steps_of(folder):
 
 def test_dropout_is_at_work(runs):
     """Else equal logs below would not show that random numbers are the same after a resume."""
-    assert training_log(runs.whole(FINETUNING))[0]["step"] == 2
+    assert [row["step"] for row in training_log(runs.whole(FINETUNING))] == [1, 2, 4, 6, 8]
     student = runs.folder / "student"
     model = checkpoint.load(str(student)).model.train()
     features = torch.zeros(1, 80, 100)
@@ -116,7 +116,7 @@ def test_dropout_is_at_work(runs):
         ("distillery.training.loop:make_optimizer", 1),  # before anything
         ("distillery.training.loop:_update", 1),
         ("distillery.training.loop:_update", 6),
-        ("distillery.training.loop:_log_losses", 2),
+        ("distillery.training.monitor:log_values", 2),
         ("torch:save", 1),  # inside the first checkpoint
         ("torch:save", 2),
         ("distillery.storage.checkpoints:write_json", 2),  # before a manifest
@@ -137,7 +137,11 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been(runs, tmp_path, script, targ
 def test_a_run_that_is_killed_again_and_again_at_random(runs, tmp_path):
     rng = random.Random(0)
     args = runs.to(DISTILLATION, tmp_path)
-    targets = ["distillery.training.loop:_update", "torch:save", "distillery.training.loop:_log"]
+    targets = [
+        "distillery.training.loop:_update",
+        "torch:save",
+        "distillery.training.monitor:log_values",
+    ]
     for _ in range(8):
         code = run_in_child(DISTILLATION, rng.choice(targets), rng.randint(1, 4), KILL, *args)
         assert code in (-KILL, 0)
@@ -174,7 +178,7 @@ def test_evaluation_and_the_best_model_survive(runs, tmp_path):
     run(FINETUNING, *runs.to(FINETUNING, tmp_path / "whole", *evaluation))
     args = runs.to(FINETUNING, tmp_path / "run", *evaluation)
     for target, call in (
-        ("distillery.training.loop:_evaluate", 3),
+        ("distillery.training.monitor:evaluate", 3),
         ("distillery.training.loop:_update", 4),
     ):
         assert run_in_child(FINETUNING, target, call, KILL, *args) == -KILL
@@ -204,14 +208,14 @@ def test_sigterm_saves_and_no_update_is_lost(runs, tmp_path, monkeypatch, call):
 
 def test_sigterm_while_a_checkpoint_is_saved_does_not_save_it_twice(runs, tmp_path, monkeypatch):
     saves = []
-    save = loop._save_checkpoint
+    save = resume.save_checkpoint
 
     def interrupted_save(*args):
         saves.append(args[1].step)
         os.kill(os.getpid(), signal.SIGTERM)
         return save(*args)
 
-    monkeypatch.setattr(loop, "_save_checkpoint", interrupted_save)
+    monkeypatch.setattr(resume, "save_checkpoint", interrupted_save)
     args = runs.to(FINETUNING, tmp_path)
     for step in (3, 6):
         with pytest.raises(SystemExit) as stopped:
@@ -414,3 +418,39 @@ def test_a_clip_that_only_one_process_cannot_decode_fails_both(runs, tmp_path, c
     assert said.count("1 of 2 clips could not be decoded") == 2
     assert codes == [1, 1]
     assert record(tmp_path / "run")["status"] == "started"
+
+
+# --- clips that cannot be used --------------------------------------------------------------------
+
+CLIPS, EPOCHS = 4, 4
+
+
+def with_a_bad_clip(tmp_path, row):
+    """Return flags of a run with one clip for each update and process, and the bad one's report."""
+    model = model_folder(tmp_path / "model")
+    rows = manifest(tmp_path / "rows.jsonl", CLIPS)
+    (tmp_path / f"rows-{row:04d}.flac").write_bytes(b"no sound")
+    args = ["-m", model, "-d", rows, "--language", "ja", "-o", tmp_path / "run"]
+    args += ["--num_train_epochs", EPOCHS, "--per_device_train_batch_size", 1]
+    return [*args, "--max_bad_fraction", 1 / CLIPS], f"clip rows-{row:04d} cannot be decoded"
+
+
+def test_a_bad_clip_is_reported_and_counted_once_though_the_run_was_killed(tmp_path, capfd):
+    args, report = with_a_bad_clip(tmp_path, 2)
+    args += ["--save_steps", CLIPS]
+    update = "distillery.training.loop:_update"
+    assert run_in_child(FINETUNING, update, 2 * CLIPS + 2, KILL, *args) == -KILL
+    assert steps_of(tmp_path / "run") == [CLIPS, 2 * CLIPS]
+    run(FINETUNING, *args)
+    assert capfd.readouterr().err.count(report) == 1
+    assert record(tmp_path / "run")["num_bad"] == 1
+
+
+def test_a_bad_clip_that_two_processes_met_is_one_clip(tmp_path, capfd):
+    order = [row for row, _ in Order((CLIPS,), None, 42)[0 : CLIPS * EPOCHS]]
+    met_by_both = sorted({*order[::2]} & {*order[1::2]})
+    args, report = with_a_bad_clip(tmp_path, met_by_both[0])
+    codes = run_in_two(FINETUNING, "distillery.training.loop:_update", NEVER, KILL, *args)
+    assert codes == [0, 0]
+    assert capfd.readouterr().err.count(report) == 1
+    assert record(tmp_path / "run")["num_bad"] == 1

@@ -55,16 +55,16 @@ ONE_EPOCH = ["--num_train_epochs", 1]
 
 
 @pytest.fixture
-def lessons(monkeypatch):
-    """Return a list that will hold what the teacher said."""
-    heard = []
-    teach = step.Teacher.__call__
+def teacher_outputs(monkeypatch):
+    """Return a list that will hold the teacher's outputs for every batch."""
+    outputs = []
+    call = step.Teacher.__call__
     monkeypatch.setattr(
         step.Teacher,
         "__call__",
-        lambda self, *args: heard.append(teach(self, *args)) or heard[-1],
+        lambda self, *args: outputs.append(call(self, *args)) or outputs[-1],
     )
-    return heard
+    return outputs
 
 
 def moved(folder, before):
@@ -74,14 +74,15 @@ def moved(folder, before):
 
 
 @pytest.mark.parametrize("frozen", [True, False])
-def test_a_student_follows_its_teacher(distil, place, lessons, frozen):
+def test_a_student_follows_its_teacher(distil, place, teacher_outputs, frozen):
     flags = ["--freeze_encoder"] if frozen else []
     flags += ["--max_steps", 40, "--learning_rate", "5e-3", "--ce_weight", 0]
     folder = distil(*flags)
     log = training_log(folder)
     assert log[-1]["kl"] < log[0]["kl"] / 2
     assert all(row["loss"] == pytest.approx(row["kl"]) for row in log)
-    assert all((lesson.encoder_states is not None) == frozen for lesson in lessons)
+    assert teacher_outputs
+    assert all((each.encoder_states is not None) == frozen for each in teacher_outputs)
     encoder = {name for name in weights(folder) if name.startswith("model.encoder.")}
     assert bool(moved(folder, place / "teacher") & encoder) is not frozen
     assert not frozen or encoder.isdisjoint(moved(folder, place / "student"))

@@ -3,6 +3,11 @@ import torch
 from torch import nn
 
 from distillery.training.optim import make_optimizer, make_schedule
+from distillery.training.settings import Optimization
+
+
+def settings(learning_rate=0.1, schedule="linear", weight_decay=0.0, betas=(0.9, 0.999)):
+    return Optimization(learning_rate, schedule, 2, weight_decay, betas, max_grad_norm=1.0)
 
 
 def model():
@@ -13,7 +18,7 @@ def model():
 
 def test_only_trainable_matrices_decay():
     layers = model()
-    optimizer = make_optimizer(layers, 1e-3, 0.1, (0.9, 0.98))
+    optimizer = make_optimizer(layers, settings(1e-3, weight_decay=0.1, betas=(0.9, 0.98)))
     decayed, plain = optimizer.param_groups
     assert [id(p) for p in decayed["params"]] == [id(layers[2].weight)]
     assert [id(p) for p in plain["params"]] == [
@@ -27,7 +32,7 @@ def test_tied_weights_are_updated_once():
     layers = model()
     layers.add_module("tied", nn.Linear(4, 2))
     layers.tied.weight = layers[2].weight
-    optimizer = make_optimizer(layers, 1e-3, 0.1, (0.9, 0.98))
+    optimizer = make_optimizer(layers, settings(1e-3, weight_decay=0.1, betas=(0.9, 0.98)))
     parameters = [id(p) for group in optimizer.param_groups for p in group["params"]]
     assert parameters.count(id(layers.tied.weight)) == 1
 
@@ -41,8 +46,8 @@ def test_tied_weights_are_updated_once():
     ],
 )
 def test_learning_rate_at_each_update(name, factors):
-    optimizer = make_optimizer(model(), 0.1, 0.0, (0.9, 0.999))
-    schedule = make_schedule(optimizer, name, num_warmup_steps=2, num_steps=6)
+    optimizer = make_optimizer(model(), settings())
+    schedule = make_schedule(optimizer, settings(schedule=name), num_updates=6)
     found = []
     for _ in factors:
         found.append(schedule.get_last_lr()[0] / 0.1)
@@ -53,8 +58,8 @@ def test_learning_rate_at_each_update(name, factors):
 
 def test_schedule_resumes_from_its_state():
     def new():
-        optimizer = make_optimizer(model(), 0.1, 0.0, (0.9, 0.999))
-        return optimizer, make_schedule(optimizer, "linear", 2, 6)
+        optimizer = make_optimizer(model(), settings())
+        return optimizer, make_schedule(optimizer, settings(), 6)
 
     optimizer, schedule = new()
     for _ in range(3):

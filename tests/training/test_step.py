@@ -63,8 +63,8 @@ def count_calls(module):
 
 
 def loss_of(student, teacher=None, weights=LossWeights()):  # noqa: B008
-    lesson = None if teacher is None else teacher(FEATURES, INPUTS)
-    return StudentStep(student, weights)(FEATURES, INPUTS, TARGETS, lesson)
+    outputs = None if teacher is None else teacher(FEATURES, INPUTS)
+    return StudentStep(student, weights)(FEATURES, INPUTS, TARGETS, outputs)
 
 
 def gradients(student):
@@ -104,30 +104,30 @@ def test_a_bfloat16_teacher_shares_the_encoder_of_its_float32_student(teacher, s
 
 def test_the_teacher_is_frozen(teacher, student):
     teacher.train()
-    taught = Teacher(teacher, student)
-    assert not taught.model.training
-    assert not any(p.requires_grad for p in taught.model.parameters())
-    lesson = taught(FEATURES, INPUTS)
-    assert not lesson.decoder_states.requires_grad
-    assert lesson.decoder_states.shape == (2, 9, 16)
+    frozen = Teacher(teacher, student)
+    assert not frozen.model.training
+    assert not any(p.requires_grad for p in frozen.model.parameters())
+    outputs = frozen(FEATURES, INPUTS)
+    assert not outputs.decoder_states.requires_grad
+    assert outputs.decoder_states.shape == (2, 9, 16)
 
 
 @pytest.mark.parametrize("shared", [True, False])
 def test_the_encoder_runs_once_where_it_is_shared(teacher, student, shared):
-    taught = Teacher(teacher, student)
-    taught.shares_encoder = shared
+    frozen = Teacher(teacher, student)
+    frozen.shares_encoder = shared
     theirs, ours = count_calls(teacher.model.encoder), count_calls(student.model.encoder)
-    loss_of(student, taught)
+    loss_of(student, frozen)
     assert (len(theirs), len(ours)) == ((1, 0) if shared else (1, 1))
 
 
 def test_sharing_changes_neither_loss_nor_gradient(teacher, student):
-    taught = Teacher(teacher, student)
+    frozen = Teacher(teacher, student)
     found = []
     for shared in (True, False):
-        taught.shares_encoder = shared
+        frozen.shares_encoder = shared
         student.zero_grad()
-        sums = loss_of(student, taught)
+        sums = loss_of(student, frozen)
         sums.total.backward()
         found.append((sums.total.detach(), sums.kl, gradients(student)))
     (total, kl, ours), (other_total, other_kl, others) = found
@@ -142,9 +142,9 @@ def test_sharing_changes_neither_loss_nor_gradient(teacher, student):
 def test_a_frozen_encoder_gets_no_gradient(teacher, student, shared, checkpointing):
     if checkpointing:
         student.gradient_checkpointing_enable({"use_reentrant": False})
-    taught = Teacher(teacher, student)
-    taught.shares_encoder = shared
-    loss_of(student, taught).total.backward()
+    frozen = Teacher(teacher, student)
+    frozen.shares_encoder = shared
+    loss_of(student, frozen).total.backward()
     names = set(gradients(student))
     decoder = {n for n, _ in student.named_parameters() if not n.startswith("model.encoder.")}
     assert names == decoder
@@ -169,10 +169,10 @@ def test_prompted_rows_of_two_identical_models_do_not_diverge(teacher, temperatu
 
 
 def test_the_prompt_reaches_teacher_and_student(teacher, student):
-    taught = Teacher(teacher, student)
+    frozen = Teacher(teacher, student)
     other = INPUTS.clone()
     other[1, 1:4] = torch.tensor([20, 21, 22])
-    one, two = taught(FEATURES, INPUTS), taught(FEATURES, other)
+    one, two = frozen(FEATURES, INPUTS), frozen(FEATURES, other)
     assert torch.equal(one.decoder_states[0], two.decoder_states[0])
     assert float((one.decoder_states[1, 4:] - two.decoder_states[1, 4:]).abs().max()) > 1e-3
 
@@ -204,10 +204,10 @@ def test_without_a_teacher_it_is_the_cross_entropy(student):
 
 def test_padding_changes_nothing(teacher, student):
     """A row's loss does not depend on how far its batch is padded."""
-    taught, step = Teacher(teacher, student), StudentStep(student, LossWeights())
+    frozen, step = Teacher(teacher, student), StudentStep(student, LossWeights())
     short = [FEATURES[:1], INPUTS[:1, :6], TARGETS[:1, :6]]
     long = [FEATURES[:1], INPUTS[:1], TARGETS[:1]]
-    totals = [step(*one, taught(*one[:2])).total.detach() for one in (short, long)]
+    totals = [step(*one, frozen(*one[:2])).total.detach() for one in (short, long)]
     torch.testing.assert_close(*totals, rtol=1e-6, atol=1e-6)
 
 
@@ -215,10 +215,10 @@ def test_padding_changes_nothing(teacher, student):
 def test_mixed_precision(teacher, student, dtype):
     """As accelerate runs it: a bfloat16 teacher, a float32 student under autocast."""
     exact = loss_of(student, Teacher(teacher, student)).total.detach()
-    taught = Teacher(copy.deepcopy(teacher).to(dtype), student)
-    lesson = taught(FEATURES, INPUTS)
+    frozen = Teacher(copy.deepcopy(teacher).to(dtype), student)
+    outputs = frozen(FEATURES, INPUTS)
     with torch.autocast("cpu", torch.bfloat16):
-        sums = StudentStep(student, LossWeights())(FEATURES, INPUTS, TARGETS, lesson)
+        sums = StudentStep(student, LossWeights())(FEATURES, INPUTS, TARGETS, outputs)
     sums.total.backward()
     assert all(g.isfinite().all() and g.dtype == torch.float32 for g in gradients(student).values())
     assert float(sums.total.detach()) == pytest.approx(float(exact), rel=0.05)

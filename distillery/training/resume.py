@@ -1,0 +1,183 @@
+"""Checkpoints of a training run, how a run goes on from one, and what it leaves at its end."""
+
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+from distillery.data import sources
+from distillery.data.specs import DatasetSpec
+from distillery.storage import checkpoints
+from distillery.storage.files import RUN_RECORD, read_json, replacing, write_json
+from distillery.storage.ledger import Ledger
+from distillery.storage.runs import Run
+from distillery.training.loop import Progress, Trainer
+from distillery.training.monitor import LOSS_LOG, LossWindow
+from distillery.training.settings import Saving
+from distillery.whisper import checkpoint
+
+logger = logging.getLogger(__name__)
+
+# What a training run writes in its folder, beside its record.
+OWNED = (
+    checkpoints.CHECKPOINTS,
+    checkpoints.BEST,
+    f"{checkpoints.BEST}.tmp",
+    LOSS_LOG,
+    "README.md",
+    "model*.safetensors*",
+)
+
+# What a resumed run must keep, however its processes share it; named as a message shows it.
+GLOBAL_BATCH = "per_device_train_batch_size * gradient_accumulation_steps * num_processes"
+
+
+def input_fingerprints(
+    specs: Sequence[DatasetSpec], models: Sequence[str]
+) -> dict[str, str | None]:
+    """Return the fingerprints of what a run starts from: local data and models must stay as is."""
+    return {
+        **{str(spec): sources.fingerprint(spec) for spec in specs},
+        **{name: checkpoint.fingerprint(name) for name in models},
+    }
+
+
+# --- saving ---------------------------------------------------------------------------------------
+
+
+class CheckpointSaver:
+    """Saves checkpoints: one every so many updates, and one where the updates end."""
+
+    def __init__(
+        self, trainer: Trainer, progress: Progress, window: LossWindow, folder: Path, saving: Saving
+    ) -> None:
+        """Begin with what is saved already.
+
+        Args:
+            trainer: what is saved.
+            progress: of the checkpoint that the run goes on from, or of a new run, which has
+                nothing to lose.
+            window: of the losses that are not logged yet.
+            folder: of the run.
+            saving: when, and how many stay.
+        """
+        self.trainer = trainer
+        self.window = window
+        self.folder = folder
+        self.saving = saving
+        self._saved_step = progress.step
+
+    def save_if_due(self, progress: Progress) -> None:
+        """Save a checkpoint after every so many updates."""
+        if progress.step % self.saving.every == 0:
+            self.save(progress)
+
+    def save(self, progress: Progress) -> None:
+        """Save a checkpoint, unless there is one of this update."""
+        if progress.step != self._saved_step:
+            progress.window = self.window.to_list()
+            save_checkpoint(self.trainer, progress, self.folder, self.saving.keep)
+            self._saved_step = progress.step
+
+
+def save_checkpoint(trainer: Trainer, progress: Progress, folder: Path, keep: int | None) -> None:
+    """Save all that a resumed run needs, on the main process, and delete old checkpoints.
+
+    Args:
+        trainer: its student, its optimiser and its schedule.
+        progress: of the run.
+        folder: of the run.
+        keep: how many checkpoints stay; None keeps all.
+    """
+    scaler = trainer.accelerator.scaler
+    if trainer.accelerator.is_main_process:
+        path = checkpoints.checkpoint_path(folder, progress.step)
+        with checkpoints.sealed_folder(path) as temporary:
+            trainer.learner.student.save(temporary)
+            state = {
+                "optimizer": trainer.optimizer.state_dict(),
+                "schedule": trainer.schedule.state_dict(),
+                "scaler": scaler.state_dict() if scaler else None,
+            }
+            torch.save(state, temporary / checkpoints.OPTIMIZER)
+            write_json(temporary / checkpoints.PROGRESS, asdict(progress))
+        checkpoints.rotate(folder, progress.step, keep)
+    trainer.accelerator.wait_for_everyone()
+
+
+# --- going on -------------------------------------------------------------------------------------
+
+
+def resume(trainer: Trainer, folder: Path) -> Progress:
+    """Load optimiser, schedule and progress of a run's newest checkpoint, where there is one.
+
+    The student's weights are loaded already. What was logged behind the checkpoint is forgotten.
+
+    Args:
+        trainer: is changed.
+        folder: of the run.
+    """
+    newest = checkpoints.newest_checkpoint(folder)
+    progress = Progress()
+    if newest is not None:
+        state = torch.load(newest / checkpoints.OPTIMIZER, map_location="cpu", weights_only=True)
+        trainer.optimizer.load_state_dict(state["optimizer"])
+        trainer.schedule.load_state_dict(state["schedule"])
+        if trainer.accelerator.scaler:
+            trainer.accelerator.scaler.load_state_dict(state["scaler"])
+        progress = Progress(**read_json(newest / checkpoints.PROGRESS))
+        logger.info("going on from %s", newest)
+    if trainer.accelerator.is_main_process:
+        cut_log(folder / LOSS_LOG, progress.step)
+    return progress
+
+
+def cut_log(path: Path, step: int) -> None:
+    """Forget what was logged after the checkpoint that the run goes on from.
+
+    Args:
+        path: of the log; a run that was killed early has none.
+        step: updates done at the checkpoint.
+    """
+    if path.exists():
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
+        with replacing(path) as temporary:
+            temporary.write_text("".join(kept), encoding="utf-8")
+
+
+# --- the end --------------------------------------------------------------------------------------
+
+
+def finish(
+    run: Run, student: checkpoint.Whisper, progress: Progress, ledger: Ledger | None
+) -> None:
+    """Save the trained model with its card, and complete the run's record.
+
+    Args:
+        run: as its flags describe it.
+        student: trained.
+        progress: at the end.
+        ledger: of the rows; None for a stream.
+    """
+    student.save(run.folder)
+    checkpoint.write_card(run.folder, _card(run))
+    results = {
+        "updates": progress.step,
+        "best": progress.best,
+        "num_bad": len(progress.bad_clips),
+    }
+    run.finish(**results, ledger=ledger.to_dict() if ledger else None)
+
+
+def _card(run: Run) -> str:
+    flags = run.arguments
+    teacher = flags.get("teacher_model_name_or_path")
+    return (
+        f"Made by `{run.stage}` from `{flags['model_name_or_path']}`"
+        + (f", following `{teacher}`" if teacher else "")
+        + f", on `{flags['train_dataset_name']}`. `{RUN_RECORD}` holds every flag and version."
+    )

@@ -1,0 +1,205 @@
+"""Which rows a model is trained and evaluated on, with which labels, and in which batches."""
+
+import signal
+from collections.abc import Generator, Iterable, Sequence
+from dataclasses import dataclass, replace
+
+from torch.utils.data import DataLoader
+
+from distillery.data import sources
+from distillery.data.collators import Batch, SpeechCollator
+from distillery.data.examples import StreamedRows, TrainingRows, usable_rows
+from distillery.data.filters import TranscriptFilter
+from distillery.data.order import BatchPlan, Order
+from distillery.data.specs import DatasetSpec
+from distillery.storage.ledger import Ledger
+from distillery.text.labels import LabelRule
+from distillery.training.settings import LabelSettings, Length
+from distillery.whisper.checkpoint import Processor
+
+
+def label_rule(student: Processor, settings: LabelSettings) -> LabelRule:
+    """Return how transcripts become labels for a student."""
+    return LabelRule(
+        tokens=student.tokens,
+        tokenizer=student.tokenizer,
+        language=settings.language,
+        task=settings.task,
+        max_positions=student.max_label_length,
+        timestamp_probability=settings.timestamp_probability,
+        condition_on_prev_probability=settings.condition_on_prev_probability,
+        seed=settings.seed,
+    )
+
+
+@dataclass(frozen=True)
+class BatchLoader:
+    """How rows are read and made into batches.
+
+    Attributes:
+        collate: makes a batch of rows.
+        num_workers: processes that do so beside the training; 0 does it between two updates. A
+            stream is always read between two updates.
+        pin_memory: copy batches where a GPU fetches them faster.
+    """
+
+    collate: SpeechCollator
+    num_workers: int
+    pin_memory: bool
+
+    def batches(
+        self, rows: TrainingRows, keys: Iterable[Sequence[tuple[int, int]]]
+    ) -> Iterable[Batch]:
+        """Return a batch for each list of (row, epoch)."""
+        return DataLoader(
+            rows,
+            batch_sampler=keys,  # type: ignore[arg-type]  # any iterable of lists will do
+            collate_fn=self.collate,
+            num_workers=self.num_workers,
+            worker_init_fn=_outlive_one_sigterm,
+            pin_memory=self.pin_memory,
+        )
+
+    def streamed_batches(self, rows: StreamedRows) -> Iterable[Batch]:
+        """Return a batch for each micro-batch of a stream."""
+        return DataLoader(rows, batch_size=None, collate_fn=self.collate)
+
+
+def _outlive_one_sigterm(_worker: int) -> None:
+    """Let a worker go on when all processes of a job are told to stop: its owner must save first.
+
+    The owner ends it when it is done.
+    """
+    signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """What a model is trained on, and in which order.
+
+    Attributes:
+        rows: with their labels.
+        order: of the rows; None for a stream, which has its own.
+        ledger: the account of the rows that are left out; None for a stream.
+        plan: how a global batch is cut.
+        num_rows: rows in all, those of a later epoch counted again.
+        num_updates: updates that these are.
+        loader: makes batches of them.
+    """
+
+    rows: TrainingRows | StreamedRows
+    order: Order | None
+    ledger: Ledger | None
+    plan: BatchPlan
+    num_rows: int
+    num_updates: int
+    loader: BatchLoader
+
+    def __str__(self) -> str:
+        plan = self.plan
+        return (
+            f"{self.num_updates} updates of {plan.global_size} rows ({plan.per_device} per process "
+            f"x {plan.accumulation} accumulated x {plan.num_processes} processes), "
+            f"{self.num_rows} rows in all"
+        )
+
+    def micro_batches(self, first_update: int, process: int) -> Generator[Batch, None, None]:
+        """Yield a process's micro-batches from an update on; to close it ends its workers."""
+        if isinstance(self.rows, StreamedRows):
+            self.rows.place(self.plan, first_update, process)
+            yield from self.loader.streamed_batches(self.rows)
+        else:
+            assert self.order is not None
+            spans = self.plan.spans(first_update, self.num_updates, self.num_rows, process)
+            keys = (self.order[span] for span in spans)
+            yield from self.loader.batches(self.rows, keys)
+
+    def num_clips(self) -> int:
+        """Return how many different clips there are among all rows that are trained on."""
+        if isinstance(self.rows, StreamedRows):
+            return min(self.num_rows, self.rows.rows_per_pass or self.num_rows)
+        assert self.order is not None
+        return self.order.num_distinct(self.num_rows)
+
+
+def training_data(
+    specs: Sequence[DatasetSpec],
+    student: Processor,
+    settings: LabelSettings,
+    length: Length,
+    plan: BatchPlan,
+    loader: BatchLoader,
+) -> TrainingData:
+    """Load the datasets to train on, and leave out what cannot be learnt from.
+
+    Args:
+        specs: all streamed or none; `samples` weighs them, where all have it.
+        student: whose labels are made.
+        settings: of rows and labels.
+        length: of the run.
+        plan: how a global batch is cut.
+        loader: makes batches of the rows.
+
+    Raises:
+        ValueError: a dataset has nothing to learn from, or a stream is to be read in epochs.
+    """
+    rule = label_rule(student, settings)
+    limits = TranscriptFilter(
+        normalizer=student.normalizer(settings.language, settings.task),
+        wer_threshold=settings.wer_threshold,
+        max_label_length=min(settings.max_label_length, rule.max_positions),
+    )
+    samples = [spec.samples for spec in specs if spec.samples is not None]
+    weights = tuple(map(float, samples)) if len(samples) == len(specs) else None
+    if specs[0].streaming:
+        streams = [sources.load(spec) for spec in specs]
+        streamed = StreamedRows(streams, weights, rule, limits)
+        return TrainingData(streamed, None, None, plan, *length.count(plan, None), loader)
+    loaded = [usable_rows(spec, rule, limits) for spec in specs]
+    rows = TrainingRows([part for part, _ in loaded], rule)
+    ledger = sum((ledger for _, ledger in loaded), Ledger())
+    order = Order(rows.sizes, weights, rule.seed)
+    counts = length.count(plan, order.rows_per_epoch)
+    return TrainingData(rows, order, ledger, plan, *counts, loader)
+
+
+@dataclass(frozen=True)
+class EvalSet:
+    """A dataset to evaluate on while training."""
+
+    name: str
+    rows: TrainingRows
+
+    def keys(
+        self, batch_size: int, process: int, num_processes: int
+    ) -> list[list[tuple[int, int]]]:
+        """Return, for one process, the (row, epoch) of each of its batches."""
+        num_rows = sum(self.rows.sizes)
+        starts = range(0, num_rows, batch_size)[process::num_processes]
+        return [
+            [(row, 0) for row in range(start, min(start + batch_size, num_rows))]
+            for start in starts
+        ]
+
+
+def eval_sets(
+    specs: Sequence[DatasetSpec], student: Processor, settings: LabelSettings
+) -> list[EvalSet]:
+    """Load the datasets to evaluate on, whole: the same rows are needed again and again.
+
+    Raises:
+        ValueError: there is none, or nothing in one of them.
+    """
+    if not specs:
+        raise ValueError("--do_eval needs --eval_dataset_name")
+    rule = label_rule(student, settings)
+    limits = TranscriptFilter(
+        normalizer=student.normalizer(settings.language, settings.task),
+        max_label_length=rule.max_positions,
+        drop_truncated=False,
+    )
+    loaded = [usable_rows(replace(spec, streaming=False), rule, limits)[0] for spec in specs]
+    return [
+        EvalSet(str(spec), TrainingRows([rows], rule))
+        for spec, rows in zip(specs, loaded, strict=True)
+    ]

@@ -1,0 +1,109 @@
+"""What a training run is told, as plain values; nothing heavy is imported here."""
+
+import math
+from dataclasses import dataclass
+
+from distillery.data.order import BatchPlan
+
+
+@dataclass(frozen=True)
+class LabelSettings:
+    """Which rows are learnt from, and what their labels are.
+
+    Attributes:
+        language, task: of the labels' prefix.
+        timestamp_probability: share of rows with timestamps that keep them.
+        condition_on_prev_probability: share of rows that see the window before them.
+        max_label_length: ids; rows with more are left out, as are those that the model has no
+            positions for.
+        wer_threshold: percent; pseudo-labelled rows further from their reference are left out.
+        seed: of what is drawn for a row, and of the rows' order.
+    """
+
+    language: str | None
+    task: str
+    timestamp_probability: float
+    condition_on_prev_probability: float
+    max_label_length: int
+    wer_threshold: float | None
+    seed: int
+
+
+@dataclass(frozen=True)
+class Length:
+    """How long a run trains: `max_steps` updates, or where that is None `num_epochs`."""
+
+    max_steps: int | None
+    num_epochs: float
+
+    def count(self, plan: BatchPlan, rows_per_epoch: int | None) -> tuple[int, int]:
+        """Return how many rows a run trains on in all, and in how many updates.
+
+        Args:
+            plan: how a global batch is cut.
+            rows_per_epoch: None for a stream, which does not say how long it is.
+
+        Raises:
+            ValueError: nothing says how many updates there are.
+        """
+        if self.max_steps is not None:
+            return self.max_steps * plan.global_size, self.max_steps
+        if rows_per_epoch is None:
+            raise ValueError("--streaming needs --max_steps: a stream does not say how long it is")
+        num_rows = math.ceil(self.num_epochs * rows_per_epoch)
+        return num_rows, math.ceil(num_rows / plan.global_size)
+
+
+@dataclass(frozen=True)
+class Optimization:
+    """AdamW and its schedule.
+
+    Attributes:
+        learning_rate: the highest.
+        schedule: as transformers names it.
+        warmup_steps: updates over which the learning rate rises from 0.
+        weight_decay: of matrices.
+        betas: AdamW's decay rates.
+        max_grad_norm: gradients are scaled down to this norm.
+    """
+
+    learning_rate: float
+    schedule: str
+    warmup_steps: int
+    weight_decay: float
+    betas: tuple[float, float]
+    max_grad_norm: float
+
+
+@dataclass(frozen=True)
+class Saving:
+    """When checkpoints are saved.
+
+    Attributes:
+        every: updates between two checkpoints.
+        keep: how many stay; None keeps all.
+    """
+
+    every: int
+    keep: int | None
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """How a model is evaluated while it is trained.
+
+    Attributes:
+        every: updates between two evaluations; None evaluates after the last alone.
+        batch_size: rows at once in one process.
+        metric: `loss`, `wer` or `cer`; the model with the lowest mean over all sets is kept.
+        transcribe: transcribe the rows too, and score them.
+        timestamps, num_beams, max_length: of these transcripts, as in `Decoding`.
+    """
+
+    every: int | None
+    batch_size: int
+    metric: str
+    transcribe: bool
+    timestamps: bool
+    num_beams: int
+    max_length: int

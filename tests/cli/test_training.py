@@ -1,0 +1,122 @@
+"""What the flags of the training stages come down to; whole runs are in tests/stages."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from tiny import tiny_model_folder
+
+from distillery.cli import training
+from distillery.cli.arguments import DecodingArguments, ModelArguments
+from distillery.cli.training_arguments import TrainingArguments
+from distillery.storage import checkpoints
+from distillery.training.settings import Evaluation, Length, Optimization, Saving
+from distillery.whisper import checkpoint
+
+# --- plain values --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("flags", "wanted"),
+    [({}, Length(None, 3.0)), ({"max_steps": 5, "num_train_epochs": 9.0}, Length(5, 9.0))],
+)
+def test_updates_go_before_epochs(flags, wanted):
+    assert training.length(TrainingArguments(**flags)) == wanted
+
+
+def test_every_flag_finds_its_setting():
+    args = TrainingArguments(
+        learning_rate=0.5,
+        lr_scheduler_type="cosine",
+        warmup_steps=3,
+        weight_decay=0.25,
+        adam_beta1=0.1,
+        adam_beta2=0.2,
+        max_grad_norm=7.0,
+        save_steps=11,
+        save_total_limit=2,
+    )
+    assert training.optimization(args) == Optimization(0.5, "cosine", 3, 0.25, (0.1, 0.2), 7.0)
+    assert training.saving(args) == Saving(11, 2)
+
+
+@pytest.mark.parametrize(
+    ("flags", "metric"),
+    [
+        ({}, "loss"),
+        ({"predict_with_generate": True}, "cer"),
+        ({"predict_with_generate": True, "metric_for_best_model": "wer"}, "wer"),
+    ],
+)
+def test_what_the_best_model_is_best_in(flags, metric):
+    args = TrainingArguments(
+        eval_steps=4, per_device_eval_batch_size=5, generation_max_length=9, **flags
+    )
+    decoding_args = DecodingArguments(return_timestamps=True, generation_num_beams=6)
+    transcribe = args.predict_with_generate
+    assert training.evaluation(decoding_args, args) == Evaluation(
+        4, 5, metric, transcribe, timestamps=True, num_beams=6, max_length=9
+    )
+
+
+# --- the model to be trained ---------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tiny_model_folder(tmp_path_factory.mktemp("model"))
+
+
+def student_of(folder, run_folder, freeze_encoder=True, gradient_checkpointing=False):
+    return training.load_student(
+        SimpleNamespace(device=torch.device("cpu")),
+        SimpleNamespace(folder=run_folder),
+        ModelArguments(model_name_or_path=str(folder)),
+        DecodingArguments(language="Japanese"),
+        TrainingArguments(
+            freeze_encoder=freeze_encoder, gradient_checkpointing=gradient_checkpointing
+        ),
+    )
+
+
+def trainable(model):
+    return {name for name, p in model.named_parameters() if p.requires_grad}
+
+
+def test_the_student_is_widened_and_its_encoder_frozen(folder, tmp_path):
+    half = checkpoint.load(str(folder), "bfloat16")
+    checkpoint.save(half.model, half.tokenizer, half.feature_extractor, tmp_path / "half")
+    student = student_of(tmp_path / "half", tmp_path)
+    assert {p.dtype for p in student.model.parameters()} == {torch.float32}
+    names = trainable(student.model)
+    assert names == {n for n, _ in student.model.named_parameters() if ".encoder." not in n}
+    assert "model.decoder.embed_tokens.weight" in names
+
+
+def test_the_encoder_is_trained_too(folder, tmp_path):
+    student = student_of(folder, tmp_path, freeze_encoder=False)
+    everything = {name for name, _ in student.model.named_parameters()}
+    # Whisper's own: the encoder's positions are sinusoids.
+    assert everything - trainable(student.model) <= {"model.encoder.embed_positions.weight"}
+    assert not student.model.model.decoder.gradient_checkpointing
+
+
+def test_the_student_goes_on_from_a_checkpoint(folder, tmp_path):
+    other = checkpoint.load(str(folder))
+    with torch.no_grad():
+        other.model.model.decoder.layer_norm.weight.fill_(7)
+    with checkpoints.sealed_folder(checkpoints.checkpoint_path(tmp_path, 3)) as temporary:
+        checkpoint.save(other.model, other.tokenizer, other.feature_extractor, temporary)
+    student = student_of(folder, tmp_path)
+    assert float(student.model.model.decoder.layer_norm.weight.detach().mean()) == 7
+
+
+@pytest.mark.filterwarnings("error")  # transformers has another name for it, which is no news
+def test_gradient_checkpointing(folder, tmp_path):
+    student = student_of(folder, tmp_path, gradient_checkpointing=True)
+    assert student.model.model.decoder.gradient_checkpointing
+
+
+def test_the_student_will_write_the_language_that_it_is_trained_on(folder, tmp_path):
+    settings = student_of(folder, tmp_path).model.generation_config
+    assert (settings.language, settings.task) == ("ja", "transcribe")

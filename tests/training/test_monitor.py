@@ -1,0 +1,146 @@
+"""What is logged of a run; whole runs are in tests/stages."""
+
+import json
+import logging
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from distillery.text.normalizers import normalizer_for
+from distillery.training.loop import Progress, Update
+from distillery.training.monitor import (
+    LOSS_LOG,
+    EvalScores,
+    LossMonitor,
+    LossWindow,
+    error_rates_of,
+)
+
+
+def accelerator_of(is_main=True, others=(0.0, 0.0, 0.0, 0.0)):
+    """Return what stands for an accelerator with another process that has those sums."""
+    tracked = []
+    return SimpleNamespace(
+        is_main_process=is_main,
+        device=torch.device("cpu"),
+        reduce=lambda sums, _: sums + torch.tensor(others, dtype=torch.float64),
+        log=lambda values, step: tracked.append((step, values)),
+        tracked=tracked,
+    )
+
+
+# --- losses --------------------------------------------------------------------------------------
+
+
+def logged(folder, every, num_updates, sums, progress=None, norms=None):
+    """Return the lines of the log, and what the trackers got, of updates with these sums."""
+    accelerator = accelerator_of()
+    schedule = SimpleNamespace(get_last_lr=lambda: [0.5])
+    trainer = SimpleNamespace(accelerator=accelerator, schedule=schedule)
+    progress = progress or Progress()
+    monitor = LossMonitor(trainer, progress, folder, every, num_updates)
+    for step, each in enumerate(sums, start=progress.step + 1):
+        norm = 1.0 if norms is None else norms[step - 1]
+        values = torch.tensor(each, dtype=torch.float64)
+        monitor.add(Update(step, step == num_updates, values, norm))
+    lines = [json.loads(line) for line in (folder / LOSS_LOG).read_text("utf-8").splitlines()]
+    return lines, accelerator.tracked
+
+
+SUMS = [[4.0 * n, 2.0 * n, 1.0 * n, 2.0] for n in range(1, 6)]
+
+
+def test_the_first_update_is_logged_and_then_every_so_many_and_the_last(tmp_path):
+    lines, tracked = logged(tmp_path, 2, 5, SUMS)
+    assert [line["step"] for line in lines] == [step for step, _ in tracked] == [1, 2, 4, 5]
+    # The line of the first update takes nothing from the mean that is due.
+    assert [line["tokens"] for line in lines] == [2, 4, 4, 2]
+    assert [line["loss"] for line in lines] == [2, 3, 7, 10]
+    assert [(line["ce"], line["kl"]) for line in lines][1] == (1.5, 0.75)
+    assert tracked[1][1] == {
+        "train/loss": 3,
+        "train/ce": 1.5,
+        "train/kl": 0.75,
+        "train/grad_norm": 1,
+        "train/learning_rate": 0.5,
+        "train/tokens": 4,
+    }
+
+
+def test_a_line_for_each_update_is_one_line_for_the_first(tmp_path):
+    lines, _ = logged(tmp_path, 1, 3, SUMS[:3])
+    assert [(line["step"], line["tokens"]) for line in lines] == [(1, 2), (2, 2), (3, 2)]
+
+
+def test_a_line_says_loss_ce_kl_rate_and_time_left(tmp_path, caplog):
+    with caplog.at_level(logging.INFO):
+        logged(tmp_path, 5, 5, SUMS)
+    first, last = (record.getMessage() for record in caplog.records)
+    assert first.startswith("update 1 of 5: loss 2.0000, CE 1.0000, KL 0.5000, ")
+    assert "learning rate 5.00e-01, 0:00:0" in first and first.endswith(" left")
+    assert last.startswith("update 5 of 5: loss 6.0000") and last.endswith("0:00:00 left")
+
+
+def test_a_skipped_update_does_not_count(tmp_path):
+    norms = [1.0, math.nan, 1.0]
+    lines, _ = logged(tmp_path, 2, 3, [SUMS[0], [math.nan] * 4, SUMS[2]], norms=norms)
+    assert [(line["step"], line["tokens"], line["grad_norm"]) for line in lines] == [
+        (1, 2, 1.0),
+        (2, 2, None),
+        (3, 2, 1.0),
+    ]
+
+
+def test_without_any_token_there_is_no_line(tmp_path):
+    (tmp_path / LOSS_LOG).touch()
+    assert logged(tmp_path, 1, 2, [[0.0] * 4, [0.0] * 4]) == ([], [])
+
+
+def test_a_resumed_run_goes_on_with_the_sums_of_its_checkpoint(tmp_path):
+    lines, _ = logged(tmp_path, 4, 4, SUMS[3:4], Progress(3, [24.0, 12.0, 6.0, 6.0]))
+    assert [(line["step"], line["loss"], line["tokens"]) for line in lines] == [(4, 5, 8)]
+
+
+@pytest.mark.parametrize("is_main", [True, False])
+def test_a_checkpoint_holds_the_sums_of_all_processes_once(is_main):
+    kept = [1.0, 2.0, 3.0, 4.0]
+    window = LossWindow(accelerator_of(is_main, others=(5.0, 5.0, 5.0, 5.0)), kept)
+    assert window.sums.tolist() == (kept if is_main else [0.0] * 4)
+    saved = window.to_list()
+    assert saved == ([6.0, 7.0, 8.0, 9.0] if is_main else [5.0] * 4)
+    assert window.sums.tolist() == (saved if is_main else [0.0] * 4)
+
+
+# --- scores while training -----------------------------------------------------------------------
+
+
+def test_error_rates_are_normalised_percent():
+    pairs = [("ねこ。", "ねこ"), ("いぬとさかな", "いぬとさかに"), ("", "うるさい")]
+    rates, num_scored = error_rates_of(pairs, normalizer_for("ja"))
+    assert rates == {"wer": pytest.approx(50), "cer": pytest.approx(100 / 8)}
+    assert num_scored == 2
+    assert error_rates_of([], normalizer_for("ja")) == ({}, 0)
+    assert error_rates_of([("", "x")], normalizer_for("ja")) == ({}, 0)
+
+
+LOSSES = {"loss": 1.25, "ce": 1.5, "kl": 0.125}
+
+
+@pytest.mark.parametrize(
+    ("scores", "wanted"),
+    [
+        (
+            EvalScores(LOSSES, 0, {"wer": 14.549, "cer": 11.983471074380166}, 200),
+            "WER 14.5 %, CER 12.0 % over 200 clips; loss 1.2500, CE 1.5000, KL 0.1250",
+        ),
+        (EvalScores(LOSSES, 0, {}, 0), "loss 1.2500, CE 1.5000, KL 0.1250"),
+        (
+            EvalScores(LOSSES, 3, {}, 0),
+            "loss 1.2500, CE 1.5000, KL 0.1250; 3 clips cannot be used",
+        ),
+    ],
+)
+def test_scores_in_words(scores, wanted):
+    assert str(scores) == wanted

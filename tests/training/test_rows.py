@@ -1,0 +1,95 @@
+"""How long a run is, and which rows its processes get."""
+
+import math
+from types import SimpleNamespace
+
+import pytest
+
+from distillery.data.examples import StreamedRows
+from distillery.data.order import BatchPlan, Order
+from distillery.training.rows import EvalSet, TrainingData
+from distillery.training.settings import Length
+
+# --- how long a run is ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("length", "plan", "sizes", "wanted"),
+    [
+        (Length(5, 3), BatchPlan(4, 2, 3), (100,), (120, 5)),
+        (Length(5, 3), BatchPlan(4, 2, 3), None, (120, 5)),
+        (Length(None, 1), BatchPlan(4, 1, 1), (10,), (10, 3)),
+        (Length(None, 2), BatchPlan(4, 1, 1), (3, 7), (20, 5)),
+        (Length(None, 0.5), BatchPlan(4, 1, 1), (11,), (6, 2)),
+        (Length(None, 3), BatchPlan(2, 2, 2), (9,), (27, 4)),
+        (Length(1, 9), BatchPlan(2, 1, 1), (9,), (2, 1)),
+    ],
+)
+def test_length(length, plan, sizes, wanted):
+    rows_per_epoch = sum(sizes) if sizes else None
+    assert length.count(plan, rows_per_epoch) == wanted
+
+
+def test_a_stream_without_max_steps_has_no_length():
+    with pytest.raises(ValueError, match="--streaming needs --max_steps"):
+        Length(None, 3).count(BatchPlan(1, 1, 1), None)
+
+
+@pytest.mark.parametrize("plan", [BatchPlan(3, 1, 1), BatchPlan(2, 2, 2), BatchPlan(7, 1, 2)])
+@pytest.mark.parametrize("epochs", [1, 2.5, 4])
+def test_every_row_is_trained_on_as_often_as_there_are_epochs(plan, epochs):
+    order = Order((8, 5), None, 0)
+    num_rows, num_updates = Length(None, epochs).count(plan, order.rows_per_epoch)
+    found = [
+        key
+        for process in range(plan.num_processes)
+        for span in plan.spans(0, num_updates, num_rows, process)
+        for key in order[span]
+    ]
+    assert sorted(found) == sorted(order[0:num_rows])
+    counts = [sum(row == index for row, _ in found) for index in range(13)]
+    assert {*counts} == {math.floor(epochs), math.ceil(epochs)}
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_each_process_gets_its_micro_batches_for_every_update(processes):
+    plan = BatchPlan(2, 3, processes)
+    num_rows, num_updates = Length(None, 1).count(plan, 17)
+    for process in range(processes):
+        spans = list(plan.spans(0, num_updates, num_rows, process))
+        assert len(spans) == num_updates * plan.accumulation
+        assert list(plan.spans(1, num_updates, num_rows, process)) == spans[plan.accumulation :]
+
+
+# --- which rows ----------------------------------------------------------------------------------
+
+
+def data_of(rows, order, num_rows):
+    return TrainingData(rows, order, None, BatchPlan(2, 1, 1), num_rows, 1, None)
+
+
+@pytest.mark.parametrize(
+    ("weights", "num_rows", "wanted"),
+    [(None, 5, 5), (None, 26, 13), (None, 39, 13), ((1.0, 0.001), 13, 8), ((1.0, 9.0), 13, 6)],
+)
+def test_a_clip_of_several_epochs_is_one_clip(weights, num_rows, wanted):
+    order = Order((8, 5), weights, 0)
+    assert data_of([], order, num_rows).num_clips() == wanted
+    assert len({row for row, _ in order[0:num_rows]}) == wanted
+
+
+def test_a_clip_of_several_passes_over_a_stream_is_one_clip():
+    stream = StreamedRows([], None, None, None)
+    assert data_of(stream, None, 20).num_clips() == 20  # the first pass has not ended
+    stream.rows_per_pass = 8
+    assert data_of(stream, None, 20).num_clips() == 8
+    assert data_of(stream, None, 6).num_clips() == 6
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3])
+def test_processes_share_the_rows_of_an_evaluation(processes):
+    rows = SimpleNamespace(sizes=(4, 7))
+    keys = [EvalSet("e", rows).keys(3, process, processes) for process in range(processes)]
+    batches = [batch for each in keys for batch in each]
+    assert sorted(key for batch in batches for key in batch) == [(row, 0) for row in range(11)]
+    assert sorted(map(len, batches)) == [2, 3, 3, 3]
