@@ -16,7 +16,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import evaluate
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
@@ -43,7 +42,7 @@ from distillery.storage.files import RUN_RECORD, read_json, replacing, write_jso
 from distillery.storage.ledger import Ledger
 from distillery.storage.runs import Run
 from distillery.storage.stops import StopRequest, stop_request
-from distillery.text.error_rates import CharacterErrorRate, WordErrorRate
+from distillery.text.error_rates import error_rates
 from distillery.text.labels import IGNORED, LabelRule, plain_text
 from distillery.text.normalizers import Normalizer
 from distillery.text.tokens import language_code
@@ -708,10 +707,7 @@ def _error_rates(pairs: list[tuple[str, str]], normalizer: Normalizer) -> dict[s
     if not known:
         return {}
     references, predictions = (list(side) for side in zip(*known, strict=True))
-    # In memory: every process scores, and files of one cache are no place to meet.
-    metrics = [WordErrorRate(keep_in_memory=True), CharacterErrorRate(keep_in_memory=True)]
-    rates = evaluate.combine(metrics)
-    return dict(rates.compute(references=references, predictions=predictions))
+    return error_rates(references, predictions)
 
 
 # --- saving and resuming --------------------------------------------------------------------------
