@@ -23,7 +23,7 @@ from distillery.whisper.windows import Decoding, Transcript, transcribe_windows
 TEMPERATURES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 MAX_COMPRESSION_RATIO = 2.4
 MIN_AVG_LOGPROB = -1.0
-NO_SPEECH_PROBABILITY = 0.6  # above it, a window that was heard with little confidence is silence
+NO_SPEECH_PROBABILITY = 0.6  # above it, a window with an unsure transcript is silence
 MAX_TEMPERATURE_OF_PROMPT = 0.5  # what was drawn more freely misleads the windows behind it
 
 MIN_ADVANCE = 0.1  # of a window: however odd the timestamps, reading goes on by so much
