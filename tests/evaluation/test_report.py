@@ -182,7 +182,7 @@ def test_a_clip_with_another_text_is_not_the_one_that_was_heard(tmp_path):
     ("dataset", "reason"),
     [
         ("org/name", "audio is inside the dataset"),
-        ("/nowhere/test.jsonl", "dataset /nowhere/test.jsonl: there is no such file"),
+        ("/nowhere/test.jsonl", "dataset /nowhere/test.jsonl: there is no such file or folder"),
     ],
 )
 def test_why_there_is_no_audio(tmp_path, dataset, reason):
