@@ -110,12 +110,12 @@ def _forecast(args: StudentArguments, run: Run, is_made: bool) -> list[forecast.
     encoder, decoder = _copied_layers(args, teacher)
     with torch.device("meta"):
         outline = replace(teacher, model=make_student(teacher.model, encoder, decoder))
-    needed = forecast.num_bytes(outline)
+    needed = outline.num_bytes
     return [
         forecast.model_line(args.teacher_checkpoint, teacher),
         forecast.model_line("student", outline),
         ("layers", f"of the teacher: {encoder} of the encoder, {decoder} of the decoder"),
-        ("memory", f"{forecast.size(needed + forecast.num_bytes(teacher))} for both models"),
+        ("memory", f"{forecast.size(needed + teacher.num_bytes)} for both models"),
         forecast.disk_line(run.folder, needed, "the student"),
         ("resume", "complete: nothing to do" if is_made else "nothing is there of an earlier run"),
     ]

@@ -1,4 +1,4 @@
-"""Measure a Whisper model on recordings that are longer than its window.
+r"""Measure a Whisper model on recordings that are longer than its window.
 
 Reads   any datasets with audio and references, joined with `+`. The times of the references are
         scored where they are there: as a column `segments` (start, end and text of each), or as
@@ -11,55 +11,22 @@ Two algorithms: sequential (OpenAI's: each window begins where the timestamps of
 end), which needs a model that was trained with timestamps; and, with `--chunk_length_s`, chunked
 (Distil-Whisper's: chunks are decoded in a batch). `--algorithm sequential+chunked` measures both.
 
-    accelerate launch run_long_form_eval.py -m openai/whisper-large-v2 \
+    python run_long_form_eval.py -m openai/whisper-large-v2 \
         -d distil-whisper/tedlium-long-form --dataset_config_name all \
         --dataset_split_name validation --text_column_name text --chunk_length_s 30 \
         --language en --return_timestamps --dtype bfloat16 -b 64 -o eval
 
 On a laptop:
 
-    accelerate launch run_long_form_eval.py -m my-student -d my_talks.jsonl --language ja -o eval
+    python run_long_form_eval.py -m my-student -d my_talks.jsonl --language ja -o eval
 """
 
-import json
-import logging
-import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from functools import reduce
-from operator import add
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-from accelerate import Accelerator
-from accelerate.utils import gather_object
-from numpy.typing import NDArray
-from tqdm.auto import tqdm
-
-from distillery.audio.decoding import AudioError, Waveform, decode_audio
-from distillery.audio.loudness import levels_db, silent_frames
 from distillery.cli.arguments import DataArguments, DecodingArguments, ModelArguments, RunArguments
 from distillery.cli.evaluation_arguments import EvaluationArguments, draft_problems
 from distillery.cli.flags import at_least, flag, parse
-from distillery.cli.runtime import make_accelerator, stage_run
-from distillery.data import schema, sources
-from distillery.data.specs import DatasetSpec
-from distillery.evaluation import evaluations
-from distillery.evaluation.evaluations import Evaluation, Heard
-from distillery.evaluation.hallucinations import Hallucinations
-from distillery.storage.files import replacing
-from distillery.text.timestamps import Segment, score_timestamps, segments_of_markup
-from distillery.whisper import checkpoint
-from distillery.whisper.long_form import (
-    TEMPERATURES,
-    Found,
-    text_of,
-    transcribe_in_chunks,
-    transcribe_sequentially,
-)
-
-logger = logging.getLogger(__name__)
 
 SEQUENTIAL, CHUNKED = "sequential", "chunked"
 
@@ -106,27 +73,27 @@ class LongFormArguments:
         """Return what is wrong with the values."""
         asked = self.algorithms()
         unknown = [name for name in asked if name not in (SEQUENTIAL, CHUNKED)]
-        found = [
+        problems = [
             f"--algorithm must be of {SEQUENTIAL}, {CHUNKED}; got {name!r}" for name in unknown
         ]
         if len(set(asked)) < len(asked):
-            found.append(f"--algorithm names one twice: {self.algorithm}")
+            problems.append(f"--algorithm names one twice: {self.algorithm}")
         if self.chunk_length_s is not None and self.chunk_length_s <= 0:
-            found.append(f"--chunk_length_s must be > 0, got {self.chunk_length_s}")
+            problems.append(f"--chunk_length_s must be > 0, got {self.chunk_length_s}")
         if CHUNKED not in asked:
-            found += [
+            problems += [
                 f"--{name} needs chunked decoding: give --chunk_length_s or --algorithm {CHUNKED}"
                 for name in ("chunk_length_s", "stride_length_s")
                 if getattr(self, name) is not None
             ]
         if SEQUENTIAL not in asked:
-            found += [
+            problems += [
                 f"--{name} belongs to sequential decoding: add --algorithm {SEQUENTIAL}+{CHUNKED}, "
                 "or leave it out"
                 for name in ("condition_on_prev_tokens", "temperature_fallback")
                 if getattr(self, name)
             ]
-        return [*found, *at_least(self, "stride_length_s", 0)]
+        return [*problems, *at_least(self, "stride_length_s", 0)]
 
 
 GROUPS = (
@@ -143,11 +110,62 @@ def check(
     model_args: ModelArguments,
     data_args: DataArguments,
     decoding_args: DecodingArguments,
-    evaluation_args: EvaluationArguments,
+    args: EvaluationArguments,
     *others: Any,
 ) -> list[str]:
     """Return what is wrong with flags of several groups."""
-    return draft_problems(evaluation_args, decoding_args)
+    return draft_problems(args, decoding_args)
+
+
+if __name__ == "__main__":
+    # Before what is heavy is imported: --help and wrong flags answer within a second.
+    ARGUMENTS = parse(GROUPS, description=__doc__, check=check)
+
+import logging
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import field, replace
+from pathlib import Path
+
+import numpy as np
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from numpy.typing import NDArray
+
+from distillery.audio.decoding import AudioError, Waveform, decode_audio
+from distillery.audio.loudness import levels_db, silent_frames
+from distillery.cli import evaluation as stages
+from distillery.cli.runtime import (
+    log_end,
+    log_start,
+    make_accelerator,
+    stage_run,
+    start_trackers,
+)
+from distillery.data import schema, sources
+from distillery.data.specs import DatasetSpec
+from distillery.evaluation import evaluations
+from distillery.evaluation.candidates import Candidate
+from distillery.evaluation.evaluations import Evaluation, Scoring, Transcription, reference_of
+from distillery.evaluation.hallucinations import Hallucinations
+from distillery.evaluation.recordings import (
+    LongFormEvaluation,
+    RecordingTranscription,
+    reference_segments,
+)
+from distillery.storage.progress import ProgressBar
+from distillery.text.timestamps import Segment
+from distillery.whisper.checkpoint import Whisper
+from distillery.whisper.long_form import (
+    TEMPERATURES,
+    NumberedSegments,
+    text_of,
+    transcribe_in_chunks,
+    transcribe_sequentially,
+)
+from distillery.whisper.windows import Decoding
+
+logger = logging.getLogger(__name__)
 
 
 def main(
@@ -162,36 +180,43 @@ def main(
     accelerator = make_accelerator(run_args, args.output_dir, model_args.dtype)
     groups = (model_args, data_args, decoding_args, args, long_args, run_args)
     run = stage_run("run_long_form_eval", groups, Path(args.output_dir), {})
-    model = evaluations.load_with_assistant(model_args, args, run_args, accelerator)
-    long_args = _with_chunk(long_args, model)
+    candidate = stages.load_candidate(
+        model_args, accelerator, args.assistant_model, outline=run_args.dry_run
+    )
+    long_args = _with_chunk(long_args, candidate.whisper)
+    asked = stages.decoding_of(decoding_args, args.generation_max_length)
+    scoring = stages.scoring_of(args, data_args.max_bad_fraction)
+    specs = data_args.specs()
 
     def plans(spec: DatasetSpec) -> list[Evaluation]:
         return [
-            _plan(algorithm, spec, model, model_args, decoding_args, args, long_args)
+            _plan(algorithm, spec, candidate, asked, scoring, long_args)
             for algorithm in long_args.algorithms()
         ]
 
-    evaluations.evaluate_each(
-        accelerator,
-        run,
-        model,
-        data_args,
-        run_args,
-        plans,
-        lambda one, rows: _transcribe(
-            rows, _transcriber(one, model, long_args, args), model, accelerator
-        ),
-    )
-    if accelerator.is_main_process and not run_args.dry_run:
-        evaluations.write_page(args)
+    if run_args.dry_run:
+        stages.show_forecast(accelerator, run, candidate, specs, plans)
+        return
+    start_trackers(accelerator, run, run_args.wandb_project)
+    sets = " + ".join(map(str, specs))
+    log_start(run, accelerator, candidate.name, candidate.dtype, f"recordings of {sets}")
+    transcribe = _Transcriber(accelerator, candidate.whisper, long_args, args, run_args)
+    splits = stages.load_splits(specs)
+    results = stages.evaluate(accelerator, run, candidate.whisper, splits, plans, transcribe)
+    if accelerator.is_main_process:
+        stages.report(accelerator, results)
+        stages.write_page(args)
+        made = f"metric.*.jsonl, predictions and their segments; results: {len(results)}"
+        log_end(run, made, f"python score_predictions.py -o {args.output_dir}")
+    accelerator.end_training()
 
 
-def _with_chunk(args: LongFormArguments, model: checkpoint.Whisper) -> LongFormArguments:
+def _with_chunk(args: LongFormArguments, whisper: Whisper) -> LongFormArguments:
     """Fill in the length of chunks, and check it and their stride."""
     if CHUNKED not in args.algorithms():
         return args
-    evaluations.check_chunk(args.chunk_length_s, model)
-    chunk_s = args.chunk_length_s or model.log_mel.window_s
+    stages.check_chunk(args.chunk_length_s, whisper)
+    chunk_s = args.chunk_length_s or whisper.log_mel.window_s
     if args.stride_length_s is not None and 2 * args.stride_length_s >= chunk_s:
         raise ValueError(
             f"--stride_length_s {args.stride_length_s:g} must be less than half of a chunk of "
@@ -200,107 +225,77 @@ def _with_chunk(args: LongFormArguments, model: checkpoint.Whisper) -> LongFormA
     return replace(args, algorithm="+".join(args.algorithms()), chunk_length_s=chunk_s)
 
 
-@dataclass(frozen=True)
-class HeardRecording(Heard):
-    """A recording after decoding.
-
-    `segments` are what was written, `references` what was said, with times where they are known.
-    """
-
-    segments: Sequence[Segment] = ()
-    references: Sequence[Segment] | None = None
-    hallucinations: Hallucinations | None = None
-
-
-@dataclass(frozen=True)
-class LongFormEvaluation(Evaluation):
-    """One model on one split with one algorithm."""
-
-    def more_figures(self, good: Sequence[Heard]) -> dict[str, Any]:
-        """Score timestamps, add up hallucinations, and write both out for each recording."""
-        recordings = [one for one in good if isinstance(one, HeardRecording)]
-        with replacing(self.predictions_path.with_suffix(".segments.jsonl")) as temporary:
-            lines = (json.dumps(_details(one), ensure_ascii=False) + "\n" for one in recordings)
-            temporary.write_text("".join(lines), encoding="utf-8")
-        counts = [one.hallucinations for one in recordings if one.hallucinations is not None]
-        return {**_timestamp_figures(self, recordings), **asdict(reduce(add, counts))}
-
-
-def _timestamp_figures(
-    one: Evaluation, recordings: Sequence[HeardRecording]
-) -> dict[str, int | float | None]:
-    """Return the scores of the timestamps, where both sides have some."""
-    timed = [heard for heard in recordings if any(s.duration > 0 for s in heard.references or ())]
-    if not timed or not one.decoding.timestamps:
-        return {}
-    scores = score_timestamps(
-        [heard.references or () for heard in timed], [heard.segments for heard in timed]
-    )
-    return {"num_rows_with_times": len(timed), **asdict(scores)}
-
-
-def _details(heard: HeardRecording) -> dict[str, Any]:
-    """Return what the file beside the predictions has for a recording."""
-    segments = [
-        {
-            schema.SEGMENT_START: round(segment.start, 3),
-            schema.SEGMENT_END: round(segment.end, 3),
-            schema.TEXT: segment.text.strip(),
-        }
-        for segment in heard.segments
-    ]
-    counts = asdict(heard.hallucinations) if heard.hallucinations else {}
-    return {schema.ID: heard.id, **counts, schema.SEGMENTS: segments}
-
-
 def _plan(
     algorithm: str,
     spec: DatasetSpec,
-    model: checkpoint.Whisper,
-    model_args: ModelArguments,
-    decoding_args: DecodingArguments,
-    args: EvaluationArguments,
+    candidate: Candidate,
+    asked: Decoding,
+    scoring: Scoring,
     long_args: LongFormArguments,
 ) -> LongFormEvaluation:
-    timestamps = algorithm == SEQUENTIAL or decoding_args.return_timestamps
     planned = evaluations.plan(
         "long_form",
         spec,
-        model,
-        model_args,
-        replace(decoding_args, return_timestamps=timestamps),
-        args,
+        candidate,
+        replace(asked, timestamps=algorithm == SEQUENTIAL or asked.timestamps),
+        scoring,
         algorithm=algorithm,
         long_form=long_args.settings(algorithm),
     )
     return LongFormEvaluation(**vars(planned))
 
 
-def _transcriber(
-    one: Evaluation,
-    model: checkpoint.Whisper,
-    long_args: LongFormArguments,
-    args: EvaluationArguments,
-) -> Callable[[Iterable[Waveform]], Found]:
-    """Return the algorithm of an evaluation, as a function of recordings."""
-    batch_size = args.per_device_eval_batch_size
-    if one.identity["algorithm"] == CHUNKED:
-        return lambda waveforms: transcribe_in_chunks(
-            model,
+@dataclass(frozen=True)
+class _Transcriber:
+    """Transcribes datasets with one model, on all processes."""
+
+    accelerator: Accelerator
+    whisper: Whisper
+    long_args: LongFormArguments
+    args: EvaluationArguments
+    run_args: RunArguments
+
+    def __call__(
+        self, planned: Evaluation, rows: sources.Rows
+    ) -> tuple[list[Transcription], float]:
+        """Return the transcriptions of all processes, and the seconds they took."""
+        started = time.perf_counter()
+        count, share = self.accelerator.num_processes, self.accelerator.process_index
+        rows_here = (row for index, row in enumerate(rows) if index % count == share)
+        recordings = _Recordings(rows_here, self.whisper.log_mel.sampling_rate)
+        is_quiet = not self.accelerator.is_local_main_process
+        bar = ProgressBar(desc="evaluating", unit=" recordings", disable=is_quiet)
+        decode = self._algorithm(planned)
+        for done, (number, segments) in enumerate(decode(recordings.waveforms()), start=1):
+            recordings.note(number, segments)
+            bar.update()
+            if done % self.run_args.logging_steps == 0:
+                logger.info("%d recordings transcribed", done)
+        bar.close()
+        everything = gather_object(recordings.transcriptions)
+        return everything, time.perf_counter() - started
+
+    def _algorithm(self, planned: Evaluation) -> Callable[[Iterable[Waveform]], NumberedSegments]:
+        """Return the algorithm of an evaluation, as a function of recordings."""
+        whisper, settings = self.whisper, self.long_args
+        decoding, batch_size = planned.decoding, self.args.per_device_eval_batch_size
+        if planned.identity["algorithm"] == CHUNKED:
+            return lambda waveforms: transcribe_in_chunks(
+                whisper,
+                waveforms,
+                decoding,
+                batch_size,
+                chunk_length_s=settings.chunk_length_s or whisper.log_mel.window_s,
+                stride_length_s=settings.stride_length_s,
+            )
+        return lambda waveforms: transcribe_sequentially(
+            whisper,
             waveforms,
-            one.decoding,
+            decoding,
             batch_size,
-            chunk_length_s=long_args.chunk_length_s or model.log_mel.window_s,
-            stride_length_s=long_args.stride_length_s,
+            condition_on_prev_tokens=settings.condition_on_prev_tokens,
+            temperatures=TEMPERATURES if settings.temperature_fallback else TEMPERATURES[:1],
         )
-    return lambda waveforms: transcribe_sequentially(
-        model,
-        waveforms,
-        one.decoding,
-        batch_size,
-        condition_on_prev_tokens=long_args.condition_on_prev_tokens,
-        temperatures=TEMPERATURES if long_args.temperature_fallback else TEMPERATURES[:1],
-    )
 
 
 @dataclass
@@ -309,7 +304,7 @@ class _Recordings:
 
     rows: Iterator[dict[str, Any]]
     rate: int
-    heard: list[Heard] = field(default_factory=list)
+    transcriptions: list[Transcription] = field(default_factory=list)
     waiting: dict[int, tuple[dict[str, Any], float, NDArray[np.bool_]]] = field(
         default_factory=dict
     )
@@ -322,8 +317,8 @@ class _Recordings:
                 waveform = decode_audio(row[schema.AUDIO], self.rate)
             except AudioError as error:
                 logger.warning("recording %s %s", row[schema.ID], error)
-                reference = evaluations.reference_of(row)
-                self.heard.append(HeardRecording(row[schema.ID], reference, "", 0.0, str(error)))
+                unusable = (row[schema.ID], reference_of(row), "", 0.0, str(error))
+                self.transcriptions.append(RecordingTranscription(*unusable))
                 continue
             text_only = {name: row[name] for name in row if name != schema.AUDIO}
             silent = silent_frames(levels_db(waveform, self.rate))
@@ -332,13 +327,13 @@ class _Recordings:
             yield waveform
 
     def note(self, number: int, segments: Sequence[Segment]) -> None:
-        """Note what was heard in a recording."""
+        """Note the segments of a recording."""
         row, duration_s, silent = self.waiting.pop(number)
-        references = _reference_segments(row)
-        self.heard.append(
-            HeardRecording(
+        references = reference_segments(row)
+        self.transcriptions.append(
+            RecordingTranscription(
                 row[schema.ID],
-                evaluations.reference_of(row),
+                reference_of(row),
                 text_of(segments),
                 duration_s,
                 segments=segments,
@@ -348,39 +343,5 @@ class _Recordings:
         )
 
 
-def _reference_segments(row: dict[str, Any]) -> list[Segment] | None:
-    """Return the segments of a reference with their times; None where it has no times."""
-    if row.get(schema.SEGMENTS) is None:
-        return segments_of_markup(row.get(schema.TEXT) or "") or None
-    return [
-        Segment(
-            float(one[schema.SEGMENT_START]),
-            float(one[schema.SEGMENT_END]),
-            str(one.get(schema.TEXT) or ""),
-        )
-        for one in row[schema.SEGMENTS]
-    ]
-
-
-def _transcribe(
-    rows: sources.Rows,
-    transcribe: Callable[[Iterable[Waveform]], Found],
-    model: checkpoint.Whisper,
-    accelerator: Accelerator,
-) -> tuple[list[Heard], float]:
-    """Transcribe recordings on all processes; return all rows, and the seconds it took."""
-    started = time.perf_counter()
-    count, mine = accelerator.num_processes, accelerator.process_index
-    own = (row for index, row in enumerate(rows) if index % count == mine)
-    recordings = _Recordings(own, model.log_mel.sampling_rate)
-    bar = tqdm(desc="evaluating", unit=" recordings", disable=not accelerator.is_local_main_process)
-    for number, segments in transcribe(recordings.waveforms()):
-        recordings.note(number, segments)
-        bar.update()
-    bar.close()
-    everything = gather_object(recordings.heard)
-    return everything, time.perf_counter() - started
-
-
 if __name__ == "__main__":
-    main(*parse(GROUPS, description=__doc__, check=check))
+    main(*ARGUMENTS)

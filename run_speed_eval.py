@@ -1,9 +1,9 @@
-"""Measure how fast Whisper models turn audio into text, against each other in one run.
+r"""Measure how fast Whisper models turn audio into text, against each other in one run.
 
 Reads   any datasets with audio, laid end to end and cut to the lengths; without any, made sound.
 Writes  one row per model, length and batch in `speed.jsonl`; the same in `speed.csv`, `speed.png`.
 
-    accelerate launch run_speed_eval.py -m openai/whisper-large-v3+my-org/my-student \
+    python run_speed_eval.py -m openai/whisper-large-v3+my-org/my-student \
         -d my_test.jsonl --language ja --dtype bfloat16 --attn_type sdpa -o speed
 
 On a laptop, with two small models:
@@ -21,47 +21,12 @@ A model with random weights, or on sound that is no speech, hardly stops by itse
 `--num_tokens 40` and each window gets exactly 40 ids from every model.
 """
 
-import csv
-import importlib.util
-import logging
 import math
-import platform
-import statistics
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from functools import partial
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-import torch
-from accelerate import Accelerator
-
-from distillery.audio.decoding import AudioError, Waveform, decode_audio
-from distillery.cli import forecast
 from distillery.cli.arguments import DataArguments, DecodingArguments, ModelArguments, RunArguments
 from distillery.cli.flags import at_least, flag, parse, plus_list
-from distillery.cli.runtime import make_accelerator, stage_run
-from distillery.data import schema, sources
-from distillery.evaluation import evaluations, results, speed
-from distillery.evaluation.speed import Timing
-from distillery.storage.files import replacing
-from distillery.storage.provenance import code_commit, versions
-from distillery.storage.runs import Run
-from distillery.whisper import checkpoint
-from distillery.whisper.windows import Decoding
-
-logger = logging.getLogger(__name__)
-
-MOST_SOUND_S = 1800.0  # of a dataset; more recordings than that holds repeat it
-
-ONE, SATURATING = "batch 1", "saturating batch"
-
-COLUMNS = (
-    *("model", "length_s", "setting", "batch_size", "num_windows", "sound_s", "wall_s", "rtfx"),
-    *("encoder_share", "decoder_share", "peak_memory_mb", "weights_mb"),
-    *("speed_ratio", "speed_ratio_low", "speed_ratio_high"),
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,28 +93,59 @@ def check(model_args: ModelArguments, *others: Any) -> list[str]:
     return ["--model_revision: for one model"]
 
 
-@dataclass(frozen=True)
-class Contestant:
-    """A model that is measured; `name` and `fingerprint` tell it from others."""
+if __name__ == "__main__":
+    # Before what is heavy is imported: --help and wrong flags answer within a second.
+    ARGUMENTS = parse(GROUPS, description=__doc__, check=check)
 
-    name: str
-    fingerprint: str | None
-    model: checkpoint.Whisper
-    decoding: Decoding
+import logging
+import platform
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
 
+import numpy as np
+import torch
+from accelerate import Accelerator
 
-@dataclass(frozen=True)
-class Sound:
-    """What is transcribed: float32 (samples,) at `rate` in Hz."""
+from distillery.audio.decoding import AudioError, Waveform, decode_audio
+from distillery.cli import evaluation as stages
+from distillery.cli import forecast
+from distillery.cli.runtime import (
+    log_end,
+    log_start,
+    make_accelerator,
+    stage_run,
+    start_trackers,
+)
+from distillery.data import schema, sources
+from distillery.evaluation import speed
+from distillery.evaluation.results import JsonRow, append_row
+from distillery.evaluation.speed import Sound, SpeedCandidate
+from distillery.evaluation.speed_results import (
+    ONE,
+    SATURATING,
+    SpeedResult,
+    draw,
+    earlier_results,
+    speed_table,
+    write_csv,
+)
+from distillery.storage.provenance import code_commit, versions
+from distillery.storage.runs import Run
+from distillery.whisper.checkpoint import Whisper
+from distillery.whisper.compute import ATTENTIONS
+from distillery.whisper.windows import Decoding
 
-    samples: Waveform
-    rate: int
-    num_bad: int
+logger = logging.getLogger(__name__)
+
+MOST_SOUND_S = 1800.0  # of a dataset; longer recordings repeat it
 
 
 def main(
     model_args: ModelArguments,
-    data_args: DataArguments,
+    data_args: SpeedDataArguments,
     decoding_args: DecodingArguments,
     args: SpeedArguments,
     run_args: RunArguments,
@@ -160,70 +156,69 @@ def main(
         raise ValueError("speed is measured by one process: launch with --num_processes 1")
     groups = (model_args, data_args, decoding_args, args, run_args)
     run = stage_run("run_speed_eval", groups, Path(args.output_dir), {})
-    contestants = _load_contestants(model_args, decoding_args, args, run_args, accelerator)
-    identity = _identity(
-        model_args, data_args, decoding_args, args, contestants, accelerator.device
-    )
+    candidates = _load_candidates(model_args, decoding_args, args, run_args.dry_run, accelerator)
+    identity = _identity(groups, candidates, accelerator.device)
     path = Path(args.output_dir) / "speed.jsonl"
+    names = [candidate.name for candidate in candidates]
     lengths_s = [float(length) for length in args.lengths_s.split("+")]
-    found = {one: _earlier(path, identity, contestants, one) for one in lengths_s}
+    results = {each: earlier_results(path, identity, names, each) for each in lengths_s}
+    missing_s = [length_s for length_s in lengths_s if not results[length_s]]
     if run_args.dry_run:
-        lines = _forecast(run, contestants, data_args, args, sum(map(bool, found.values())))
+        num_done = len(lengths_s) - len(missing_s)
+        lines = _forecast(run, candidates, data_args, args, num_done)
         forecast.show(accelerator, run.stage, lines)
         return
-    missing = [length_s for length_s in lengths_s if not found[length_s]]
-    if missing:
+    start_trackers(accelerator, run, run_args.wandb_project)
+    rows = f"recordings of {' + '.join(args.lengths_s.split('+'))} s"
+    log_start(run, accelerator, " + ".join(names), model_args.dtype, rows)
+    if missing_s:
         run.write_config()
-        sound = _sound(data_args, contestants[0].model.log_mel.sampling_rate, max(missing))
-    for length_s in missing:
-        rows = _measure_length(contestants, sound, length_s, args)
-        found[length_s] = [{**identity, **row, "commit": code_commit()} for row in rows]
-        for row in found[length_s]:
-            results.append_row(path, row)
-    rows = [row for length_s in lengths_s for row in found[length_s]]
-    _leave(path, rows, bool(missing))
+        sound = _sound(data_args, candidates[0].whisper.log_mel.sampling_rate, max(missing_s))
+    for length_s in missing_s:
+        more = {**identity, "commit": code_commit()}
+        measured = _measure_length(candidates, sound, length_s, args)
+        results[length_s] = [replace(result, more=more) for result in measured]
+        for result in results[length_s]:
+            append_row(path, result.to_row())
+    _leave(accelerator, path, [r for each in lengths_s for r in results[each]], bool(missing_s))
+    log_end(run, "speed.jsonl, speed.csv and speed.png", None)
     accelerator.end_training()
 
 
-def _load_contestants(
+def _load_candidates(
     model_args: ModelArguments,
     decoding_args: DecodingArguments,
     args: SpeedArguments,
-    run_args: RunArguments,
+    dry_run: bool,
     accelerator: Accelerator,
-) -> list[Contestant]:
+) -> list[SpeedCandidate]:
     """Load all models; they must take windows of one length, lest their work differ."""
-    found = []
+    asked = stages.decoding_of(decoding_args, args.generation_max_length)
+    candidates = []
     for name in plus_list(model_args.model_name_or_path):
-        own_args = replace(model_args, model_name_or_path=name)
-        model = evaluations.load(own_args, run_args, accelerator)
-        decoding = _decoding(model, decoding_args, args)
-        found.append(
-            Contestant(checkpoint.full_name(name), checkpoint.fingerprint(name), model, decoding)
-        )
-    windows_s = [one.model.log_mel.window_s for one in found]
+        one_model = replace(model_args, model_name_or_path=name)
+        candidate = stages.load_candidate(one_model, accelerator, outline=dry_run)
+        decoding = asked.in_language_of(candidate.whisper).fitted_to(candidate.whisper)
+        if args.num_tokens is not None:
+            decoding = _of_exact_length(candidate.whisper, decoding, args.num_tokens)
+        candidates.append(SpeedCandidate(**vars(candidate), decoding=decoding))
+    windows_s = [candidate.whisper.log_mel.window_s for candidate in candidates]
     if len(set(windows_s)) > 1:
         raise ValueError(
             f"--model_name_or_path: models with windows of {windows_s} s do not do the same work"
         )
-    return found
+    return candidates
 
 
-def _decoding(
-    model: checkpoint.Whisper, decoding_args: DecodingArguments, args: SpeedArguments
-) -> Decoding:
-    """Return how a model decodes; a number of ids is set in the model itself."""
-    language = evaluations.language_of(decoding_args.language, model)
-    asked = (language, decoding_args.task, decoding_args.return_timestamps)
-    num_prefix = len(model.tokens.prefix(*asked))
-    longest = min(args.generation_max_length, model.max_label_length)
-    if args.num_tokens is not None:
-        longest = num_prefix + args.num_tokens
-        if longest > model.max_label_length:
-            most = model.max_label_length - num_prefix
-            raise ValueError(f"--num_tokens {args.num_tokens}: a window has room for {most}")
-        model.model.generation_config.min_new_tokens = args.num_tokens
-    return Decoding(*asked, decoding_args.generation_num_beams, longest)
+def _of_exact_length(whisper: Whisper, decoding: Decoding, num_tokens: int) -> Decoding:
+    """Have a model write so many ids for each window; the least is set in the model itself."""
+    prefix = whisper.tokens.prefix(decoding.language, decoding.task, decoding.timestamps)
+    longest = len(prefix) + num_tokens
+    if longest > whisper.max_label_length:
+        most = whisper.max_label_length - len(prefix)
+        raise ValueError(f"--num_tokens {num_tokens}: a window has room for {most}")
+    whisper.model.generation_config.min_new_tokens = num_tokens
+    return replace(decoding, max_length=longest)
 
 
 def _sound(data_args: DataArguments, rate: int, longest_s: float) -> Sound:
@@ -263,22 +258,18 @@ def _clips(data_args: DataArguments, rate: int) -> Iterator[Waveform | None]:
 
 
 def _identity(
-    model_args: ModelArguments,
-    data_args: DataArguments,
-    decoding_args: DecodingArguments,
-    args: SpeedArguments,
-    contestants: list[Contestant],
-    device: torch.device,
-) -> results.Row:
+    groups: tuple[Any, ...], candidates: Sequence[SpeedCandidate], device: torch.device
+) -> JsonRow:
     """Return all that decides the figures, but length and batch."""
+    model_args, data_args, decoding_args, args, _ = groups
     specs = [] if data_args.dataset_name is None else data_args.specs()
     return {
-        "models": [[one.name, one.fingerprint] for one in contestants],
+        "models": [[candidate.name, candidate.fingerprint] for candidate in candidates],
         "model_revision": model_args.model_revision,
         "sound": [[str(spec), sources.fingerprint(spec)] for spec in specs] or "made",
         "max_rows": data_args.max_samples,
         "dtype": model_args.dtype,
-        "attention": model_args.attn_type,
+        "attention": ATTENTIONS[model_args.attn_type],
         "language": decoding_args.language,
         "task": decoding_args.task,
         "timestamps": decoding_args.return_timestamps,
@@ -303,23 +294,9 @@ def _device_name(device: torch.device) -> str:
     return f"{device.type}: {name}, {torch.get_num_threads()} threads"
 
 
-def _earlier(
-    path: Path, identity: results.Row, contestants: list[Contestant], length_s: float
-) -> list[results.Row]:
-    """Return the rows of a length from an earlier, identical run; none unless all are there."""
-    rows = results.read_rows(path)
-    wanted = [
-        {**identity, "length_s": length_s, "setting": setting, "model": one.name}
-        for setting in (ONE, SATURATING)
-        for one in contestants
-    ]
-    found = [results.find_row(rows, one) for one in wanted]
-    return [row for row in found if row is not None] if all(found) else []
-
-
 def _forecast(
     run: Run,
-    contestants: list[Contestant],
+    candidates: Sequence[SpeedCandidate],
     data_args: DataArguments,
     args: SpeedArguments,
     num_done: int,
@@ -331,12 +308,15 @@ def _forecast(
     settings = f"batch 1 and the best batch up to {args.max_batch_size}"
     return [
         *(forecast.data_lines(speech) or [("data", "made sound")]),
-        *[forecast.model_line(one.name, one.model) for one in contestants],
+        *[forecast.model_line(each.name, each.whisper) for each in candidates],
         *[
             forecast.decoding_memory(
-                one.model, args.max_batch_size, one.decoding.num_beams, one.decoding.max_length
+                each.whisper,
+                args.max_batch_size,
+                each.decoding.num_beams,
+                each.decoding.max_length,
             )
-            for one in contestants
+            for each in candidates
         ],
         ("steps", f"{' + '.join(lengths)} s at {settings}, {args.num_runs} runs each"),
         forecast.disk_line(run.folder, None, "figures, which are small,"),
@@ -345,155 +325,42 @@ def _forecast(
 
 
 def _measure_length(
-    contestants: list[Contestant], sound: Sound, length_s: float, args: SpeedArguments
-) -> list[results.Row]:
+    candidates: Sequence[SpeedCandidate], sound: Sound, length_s: float, args: SpeedArguments
+) -> list[SpeedResult]:
     """Measure all models on recordings of one length, at batch 1 and where they saturate."""
     logger.info("%g s: batch 1", length_s)
-    rows = _compare(contestants, [1] * len(contestants), sound, length_s, args)
-    rows = [{**row, "setting": ONE} for row in rows]
+    num_runs = args.num_runs
+    at_one = speed.compare(candidates, [1] * len(candidates), sound, length_s, num_runs)
     searches = []
-    for one in contestants:
-        logger.info("%g s: looking for the batch that saturates %s", length_s, one.name)
-        throughput = partial(_throughput, one, sound, length_s)
+    for candidate in candidates:
+        logger.info("%g s: looking for the batch that saturates %s", length_s, candidate.name)
+        throughput = partial(speed.throughput, candidate, sound, length_s)
         searches.append(
             speed.find_saturating_batch(throughput, args.max_batch_size, args.min_growth)
         )
         logger.info("batches and RTFx: %s; ended by %s", searches[-1].tried, searches[-1].ended_by)
     sizes = [search.batch_size for search in searches]
-    saturated = _compare(contestants, sizes, sound, length_s, args)
-    return rows + [
-        {**row, "setting": SATURATING, "search": search.tried, "search_ended_by": search.ended_by}
-        for row, search in zip(saturated, searches, strict=True)
+    saturated = speed.compare(candidates, sizes, sound, length_s, num_runs)
+    return [replace(result, setting=ONE) for result in at_one] + [
+        replace(result, setting=SATURATING, search=search.tried, search_ended_by=search.ended_by)
+        for result, search in zip(saturated, searches, strict=True)
     ]
 
 
-def _throughput(one: Contestant, sound: Sound, length_s: float, batch_size: int) -> float:
-    """Return the real-time factor of the best of three runs; the first one also warms up."""
-    recordings = _recordings(one, sound, length_s, batch_size)
-    wall_s = min(_run(one, recordings, batch_size).wall_s for _ in range(3))
-    return sum(map(len, recordings)) / sound.rate / wall_s
-
-
-def _recordings(one: Contestant, sound: Sound, length_s: float, batch_size: int) -> list[Waveform]:
-    """Return the fewest recordings whose windows fill a batch."""
-    num_samples = round(length_s * sound.rate)
-    windows_each = math.ceil(num_samples / one.model.log_mel.window_samples)
-    return speed.cut(sound.samples, math.ceil(batch_size / windows_each), num_samples)
-
-
-def _run(one: Contestant, recordings: list[Waveform], batch_size: int) -> Timing:
-    clock = speed.device_clock(one.model.model.device)
-    return speed.time_transcription(one.model, recordings, one.decoding, batch_size, clock)
-
-
-def _compare(
-    contestants: list[Contestant],
-    batch_sizes: list[int],
-    sound: Sound,
-    length_s: float,
-    args: SpeedArguments,
-) -> list[results.Row]:
-    """Measure all models, each at its batch size, in strict alternation."""
-    recordings = [
-        _recordings(one, sound, length_s, size)
-        for one, size in zip(contestants, batch_sizes, strict=True)
-    ]
-    runs = [partial(_run, *work) for work in zip(contestants, recordings, batch_sizes, strict=True)]
-    timings = speed.alternate(runs, args.num_runs)
-    rows = []
-    for one, theirs, size, times in zip(contestants, recordings, batch_sizes, timings, strict=True):
-        row = {"model": one.name, "length_s": length_s, "batch_size": size}
-        rows.append({**row, **_figures(one, theirs, times, sound)})
-    for row in rows[1:]:
-        ratio, interval = speed.ratio_with_interval(row["rtfx_runs"], rows[0]["rtfx_runs"])
-        row.update(speed_ratio=ratio, speed_ratio_low=interval[0], speed_ratio_high=interval[1])
-    return rows
-
-
-def _figures(
-    one: Contestant, recordings: list[Waveform], timings: list[Timing], sound: Sound
-) -> results.Row:
-    """Return a model's figures over its runs."""
-    sound_s = sum(map(len, recordings)) / sound.rate
-    wall_s = statistics.median(timing.wall_s for timing in timings)
-    device = one.model.model.device
-    peaks = [timing.peak_bytes for timing in timings if timing.peak_bytes is not None]
-    weights = sum(p.numel() * p.element_size() for p in one.model.model.parameters())
-    return {
-        "num_recordings": len(recordings),
-        "num_windows": speed.num_windows(one.model, recordings),
-        "num_bad": sound.num_bad,
-        "num_parameters": one.model.num_parameters,
-        "sound_s": sound_s,
-        "wall_s": wall_s,
-        "rtfx": sound_s / wall_s,
-        "rtfx_runs": [sound_s / timing.wall_s for timing in timings],
-        "encoder_share": statistics.median(t.encoder_s / t.wall_s for t in timings),
-        "decoder_share": statistics.median(t.decoder_s / t.wall_s for t in timings),
-        "peak_memory_mb": max(peaks) / 1e6 if peaks else None,
-        "memory_kind": speed.memory_kind(device),
-        "weights_mb": weights / 1e6,
-    }
-
-
-def _leave(path: Path, rows: list[results.Row], is_new: bool) -> None:
+def _leave(
+    accelerator: Accelerator, path: Path, results: Sequence[SpeedResult], is_new: bool
+) -> None:
     """Show the figures of this run; if some are new, write table and picture beside the rows."""
     if is_new:
-        _write_csv(path.with_suffix(".csv"), rows)
-        _draw(path.with_suffix(".png"), rows)
+        write_csv(path.with_suffix(".csv"), results)
+        draw(path.with_suffix(".png"), results)
     else:
         logger.info("all lengths were measured before: %s", path)
-    for line in _table(rows).splitlines():
-        logger.info("%s", line)
-
-
-def _table(rows: list[results.Row]) -> str:
-    """Return the figures to read: ratio and interval in one cell, models by their last names."""
-    lines = [{**row, "model": Path(row["model"]).name} for row in rows]
-    for line in lines:
-        if "speed_ratio" in line:
-            figures = (line["speed_ratio"], line["speed_ratio_low"], line["speed_ratio_high"])
-            line["speed ratio"] = "{:.2f} [{:.2f}, {:.2f}]".format(*figures)
-    shown = [name for name in COLUMNS if not name.startswith(("speed_ratio", "weights", "sound"))]
-    return results.markdown_table(lines, [*shown, "speed ratio"], decimals=2)
-
-
-def _write_csv(path: Path, rows: list[results.Row]) -> None:
-    """Write the figures of one run as a table, in the place of an earlier run's."""
-    with (
-        replacing(path) as temporary,
-        temporary.open("w", encoding="utf-8", newline="") as file,
-    ):
-        writer = csv.DictWriter(file, COLUMNS, extrasaction="ignore", lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-
-
-def _draw(path: Path, rows: list[results.Row]) -> None:
-    """Draw real-time factor over length, a line for each model and batch."""
-    if importlib.util.find_spec("matplotlib") is None:
-        logger.warning("%s was not drawn: pip install matplotlib", path)
-        return
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7, 4))
-    axes = figure.subplots()
-    for index, model in enumerate(dict.fromkeys(row["model"] for row in rows)):
-        for setting, style in ((ONE, "--"), (SATURATING, "-")):
-            own = [row for row in rows if (row["model"], row["setting"]) == (model, setting)]
-            points = [row["length_s"] for row in own], [row["rtfx"] for row in own]
-            label = f"{Path(model).name}, {setting}"
-            axes.plot(*points, style, marker="o", color=f"C{index}", label=label)
-    axes.set(xlabel="seconds of audio in a recording", ylabel="seconds of audio per second")
-    axes.set(xscale="log", yscale="log")
-    lengths_s = sorted({row["length_s"] for row in rows})
-    axes.set_xticks(lengths_s, [f"{length_s:g}" for length_s in lengths_s])
-    axes.set_xticks([], minor=True)
-    axes.grid(alpha=0.3)
-    axes.legend()
-    with replacing(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=150, bbox_inches="tight")
+    sys.stdout.write(speed_table(results))
+    for step, result in enumerate(results):
+        figures = {k: v for k, v in result.to_row().items() if isinstance(v, int | float)}
+        accelerator.log({f"speed/{name}": value for name, value in figures.items()}, step=step)
 
 
 if __name__ == "__main__":
-    main(*parse(GROUPS, description=__doc__, check=check))
+    main(*ARGUMENTS)

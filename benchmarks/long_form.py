@@ -26,7 +26,7 @@ from distillery.text.labels import plain_text
 from distillery.text.normalizers import Normalizer, raw_text
 from distillery.whisper import checkpoint
 from distillery.whisper.long_form import (
-    Found,
+    NumberedSegments,
     text_of,
     transcribe_in_chunks,
     transcribe_sequentially,
@@ -99,9 +99,9 @@ def measure(
         print(f"{kind}: {ratio:.1f} times faster (median of {NUM_RUNS} runs)")
 
 
-def texts_of(found: Found) -> list[str]:
+def texts_of(segments: NumberedSegments) -> list[str]:
     """Return the texts in the order of the recordings."""
-    return [text_of(segments) for _, segments in sorted(found)]
+    return [text_of(each) for _, each in sorted(segments)]
 
 
 def generate(model: checkpoint.Whisper, waves: list[Waveform], decoding: Decoding) -> list[str]:

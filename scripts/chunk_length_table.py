@@ -10,11 +10,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from distillery.evaluation.results import markdown_table, read_rows
+from distillery.evaluation.results import Result, read_results
+from distillery.evaluation.tables import folder_names, markdown_table
 
 CHUNK_LENGTH, STRIDE = "chunk_length_s", "stride_length_s"
-WHO = ("model", "dataset", "split", STRIDE)
-COLUMNS = ["model", "dataset", STRIDE, CHUNK_LENGTH, "cer_norm", "wer_norm", "num_loops", "rtfx"]
+FIGURES = ("cer_norm", "wer_norm", "num_loops", "rtfx")
+COLUMNS = ["model", "dataset", STRIDE, CHUNK_LENGTH, *FIGURES]
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -24,45 +25,54 @@ def main(arguments: list[str] | None = None) -> None:
     )
     parser.add_argument("eval_dir", type=Path, help="folder of the evaluations")
     folder = parser.parse_args(arguments).eval_dir
-    rows = chunked_rows(folder)
-    if not rows:
+    results = chunked_results(folder)
+    if not results:
         sys.exit(f"error: {folder} holds no chunked evaluation: run chunk_length_sweep.sh first")
-    print(markdown_table(rows, COLUMNS))
-    for best in best_rows(rows):
+    names = folder_names(result.model for result in results)
+    print(markdown_table([_line(result, names[result.model]) for result in results], COLUMNS))
+    for best in best_results(results):
+        rate = best.main_rate
         print(
-            f"best for {best['model']} on {best['dataset']}: --{CHUNK_LENGTH} "
-            f"{best[CHUNK_LENGTH]:g} ({metric(best)} {best[metric(best)]:.1f})"
+            f"best for {names[best.model]} on {best.dataset}: --{CHUNK_LENGTH} "
+            f"{_setting(best, CHUNK_LENGTH):g} ({rate} {best.figure(rate):.1f})"
         )
 
 
-def chunked_rows(folder: Path) -> list[dict[str, Any]]:
-    """Return the newest row of every chunked evaluation, by model, set and length."""
+def chunked_results(folder: Path) -> list[Result]:
+    """Return the newest result of every chunked evaluation, by model, set and length."""
     newest = {}
     for path in sorted(folder.glob("metric.*.jsonl")):
-        for row in read_rows(path):
-            if row.get("algorithm") == "chunked":
-                row = {**row, **row["long_form"]}
-                newest[(path.name, *(row[name] for name in (*WHO, CHUNK_LENGTH)))] = row
-    return sorted(newest.values(), key=lambda row: (_who(row), row[CHUNK_LENGTH]))
+        for result in read_results(path):
+            if result.figure("algorithm") == "chunked":
+                newest[(path.name, *_series(result), _setting(result, CHUNK_LENGTH))] = result
+    return sorted(newest.values(), key=lambda r: (_series(r), _setting(r, CHUNK_LENGTH)))
 
 
-def best_rows(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the best row of each model on each set, with each stride."""
-    groups: dict[tuple[str, ...], list[dict[str, Any]]] = {}
-    for row in rows:
-        groups.setdefault(_who(row), []).append(row)
+def best_results(results: list[Result]) -> list[Result]:
+    """Return the best result of each model on each set, with each stride."""
+    groups: dict[tuple[str, ...], list[Result]] = {}
+    for result in results:
+        groups.setdefault(_series(result), []).append(result)
     return [
-        min(group, key=lambda row: (row[metric(row)], -row["rtfx"])) for group in groups.values()
+        min(group, key=lambda result: (result.figure(result.main_rate), -(result.rtfx or 0)))
+        for group in groups.values()
     ]
 
 
-def metric(row: dict[str, Any]) -> str:
-    """Return the name of the rate that counts for a row's language."""
-    return "cer_norm" if "no-spaces" in row["normalizer"] else "wer_norm"
+def _setting(result: Result, name: str) -> Any:
+    return result.more["long_form"][name]
 
 
-def _who(row: dict[str, Any]) -> tuple[str, ...]:
-    return tuple(str(row[name]) for name in WHO)
+def _series(result: Result) -> tuple[str, ...]:
+    """Return what the results of a sweep have in common."""
+    parts = (result.model, result.dataset, result.split, _setting(result, STRIDE))
+    return tuple(map(str, parts))
+
+
+def _line(result: Result, name: str) -> dict[str, Any]:
+    settings = {each: _setting(result, each) for each in (STRIDE, CHUNK_LENGTH)}
+    figures = {each: result.figure(each) for each in FIGURES}
+    return {"model": name, "dataset": result.dataset, **settings, **figures}
 
 
 if __name__ == "__main__":

@@ -5,23 +5,43 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from distillery.cli.arguments import DecodingArguments
+from distillery.cli.arguments import DataArguments, DecodingArguments, ModelArguments
 from distillery.cli.flags import at_least, flag, one_of
 from distillery.text.normalizers import JAPANESE_WORDS_HINT, VARIANTS, WORD_PACKAGES
 from distillery.whisper.pipelines.punctuation import DEFAULT_MODEL, RULES
 
 
 @dataclass(frozen=True)
-class EvaluationArguments:
-    """What evaluation decides beside the model, the data and the decoding."""
+class NamedModelArguments(ModelArguments):
+    """The model to run, or the names of those that were run elsewhere."""
+
+    model_name_or_path: str | None = flag(  # type: ignore[assignment]  # required elsewhere
+        None,
+        "Whisper checkpoint: Hub id or folder; with --predictions_file only a name. Needed unless "
+        "results that are there are only shown.",
+        "-m",
+        "--model",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class NamedDataArguments(DataArguments):
+    """One or several datasets to read, or the names of those that were read elsewhere."""
+
+    dataset_name: str | None = flag(  # type: ignore[assignment]  # required elsewhere
+        None,
+        "Datasets, joined with '+' (see run_pseudo_labelling.py); with --predictions_file only "
+        "names. Needed unless results that are there are only shown.",
+        "-d",
+        "--dataset",
+    )
+
+
+@dataclass(frozen=True)
+class ScoringArguments:
+    """How transcripts are scored, and where the results go."""
 
     output_dir: str = flag("eval", "Folder for metrics and predictions.", "-o", resumable=True)
-    per_device_eval_batch_size: int = flag(
-        16, "Windows that are decoded at once.", "-b", "--batch", resumable=True
-    )
-    generation_max_length: int = flag(
-        225, "Most ids of the transcript of one window.", "--max_label_length"
-    )
     normalizer: str = flag(
         "auto", f"How texts are normalised before they are scored: {', '.join(VARIANTS)}."
     )
@@ -29,13 +49,6 @@ class EvaluationArguments:
         None,
         "File for a page about all results in --output_dir, such as 'report.html': tables, bars, "
         "the worst utterances aligned and, where the audio is in local files, heard.",
-    )
-    assistant_model: str | None = flag(
-        None,
-        "Model that drafts for the main model (speculative decoding): Hub id or folder with the "
-        "same vocabulary and features, such as a student of the main model. Transcripts are those "
-        "of greedy search without it; windows are decoded one by one, whatever --batch says. "
-        "Baselines decode without it, and so do windows with a prompt or a temperature.",
     )
     japanese_words: bool = flag(
         False, "Also give the error rate over words as MeCab cuts Japanese text (needs fugashi)."
@@ -48,9 +61,34 @@ class EvaluationArguments:
         return [
             *([f"--html {self.html} is a folder: name a file"] if is_folder else []),
             *([f"--japanese_words: {JAPANESE_WORDS_HINT}"] if missing else []),
+            *one_of(self, "normalizer", VARIANTS),
+        ]
+
+
+@dataclass(frozen=True)
+class EvaluationArguments(ScoringArguments):
+    """What evaluation of a model decides beside the data and the decoding."""
+
+    per_device_eval_batch_size: int = flag(
+        16, "Windows that are decoded at once.", "-b", "--batch", resumable=True
+    )
+    generation_max_length: int = flag(
+        225, "Most ids of the transcript of one window.", "--max_label_length"
+    )
+    assistant_model: str | None = flag(
+        None,
+        "Model that drafts for the main model (speculative decoding): Hub id or folder with the "
+        "same vocabulary and features, such as a student of the main model. Transcripts are those "
+        "of greedy search without it; windows are decoded one by one, whatever --batch says. "
+        "Baselines decode without it, and so do windows with a prompt or a temperature.",
+    )
+
+    def problems(self) -> list[str]:
+        """Return what is wrong with the values."""
+        return [
+            *super().problems(),
             *at_least(self, "per_device_eval_batch_size", 1),
             *at_least(self, "generation_max_length", 8),
-            *one_of(self, "normalizer", VARIANTS),
         ]
 
 

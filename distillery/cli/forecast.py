@@ -277,11 +277,6 @@ def model_line(name: str, model: checkpoint.Whisper) -> Line:
     )
 
 
-def num_bytes(model: checkpoint.Whisper) -> int:
-    """Return what a model's weights take, tied ones counted once."""
-    return sum(p.numel() * p.element_size() for p in model.model.parameters())
-
-
 def decoding_memory(
     model: checkpoint.Whisper, batch_size: int, num_beams: int, num_ids: int
 ) -> Line:
@@ -291,7 +286,7 @@ def decoding_memory(
     cache = 2 * config.decoder_layers * config.d_model * positions * itemsize
     cache *= batch_size * num_beams
     return "memory", (
-        f"{size(num_bytes(model) + cache)} at least: {size(num_bytes(model))} weights + "
+        f"{size(model.num_bytes + cache)} at least: {size(model.num_bytes)} weights + "
         f"{size(cache)} keys and values; leaves out what a layer holds while it computes, and the "
         "libraries"
     )
@@ -372,7 +367,7 @@ def training_memory(
         "weights (float32)": student.num_parameters * FLOAT32,
         "gradients": trained * FLOAT32,
         "AdamW": trained * ADAMW,
-        "teacher": num_bytes(teacher) if teacher else 0,
+        "teacher": teacher.num_bytes if teacher else 0,
         "inputs of the trained layers": _layer_inputs(student, args),
     }
     listed = " + ".join(f"{size(value)} {name}" for name, value in parts.items() if value)

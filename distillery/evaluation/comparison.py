@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from distillery.evaluation.results import Prediction
+from distillery.evaluation.results import Prediction, Result
 from distillery.text.bootstrap import difference_intervals
 from distillery.text.error_rates import RATES, Tally, count_errors
 from distillery.text.normalizers import Normalizer
@@ -33,15 +33,15 @@ def compare(
     pairs = [(row, by_id[row.id]) for row in ours if row.id in by_id]
     if not pairs:
         raise ValueError("the model and its baseline have no row in common")
-    first = tally([own for own, _ in pairs], normalizer)
+    model = tally([our for our, _ in pairs], normalizer)
     # The same references under the same normaliser, which the baseline's file may not have.
-    second = tally([_as_written_by(other, own, normalizer) for own, other in pairs], normalizer)
-    own, base = vars(first.scores()), vars(second.scores())
+    baseline = tally([_as_written_by(their, our, normalizer) for our, their in pairs], normalizer)
+    our_rates, their_rates = vars(model.scores()), vars(baseline.scores())
     return {
         "num_rows": len(pairs),
-        "error_ratio": {name: ratio(own[name], base[name]) for name in RATES},
-        "error_difference": {name: own[name] - base[name] for name in RATES},
-        "error_difference_ci": difference_intervals(first.counts, second.counts),
+        "error_ratio": {name: ratio(our_rates[name], their_rates[name]) for name in RATES},
+        "error_difference": {name: our_rates[name] - their_rates[name] for name in RATES},
+        "error_difference_ci": difference_intervals(model.counts, baseline.counts),
     }
 
 
@@ -56,21 +56,26 @@ def ratio(ours: float | None, theirs: float | None) -> float | None:
     return ours / theirs if ours is not None and theirs else None
 
 
-def table_rows(row: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return one row of a table for each baseline of a result."""
+def table_rows(result: Result, shown: Mapping[str, str]) -> list[dict[str, Any]]:
+    """Return one row of a table for each baseline of a result.
+
+    Args:
+        result: of the model.
+        shown: what each model is called, by its full name.
+    """
     return [
         {
-            "model": row["model"],
-            "baseline": found["model"],
-            "dataset": row["dataset"],
-            **{f"{name} ratio": found["error_ratio"][name] for name in ("cer_norm", "wer_norm")},
-            **{f"{name} difference": _with_interval(found, name) for name in RATES[:2]},
-            "speed ratio": found["speed_ratio"],
+            "model": shown[result.model],
+            "baseline": shown.get(baseline["model"], baseline["model"]),
+            "dataset": result.dataset,
+            **{f"{name} ratio": baseline["error_ratio"][name] for name in ("cer_norm", "wer_norm")},
+            **{f"{name} difference": _with_interval(baseline, name) for name in RATES[:2]},
+            "speed ratio": baseline["speed_ratio"],
         }
-        for found in row["baselines"]
+        for baseline in result.baselines
     ]
 
 
-def _with_interval(found: Mapping[str, Any], name: str) -> str:
-    low, high = found["error_difference_ci"][name]
-    return f"{found['error_difference'][name]:+.1f} [{low:+.1f}, {high:+.1f}]"
+def _with_interval(baseline: Mapping[str, Any], name: str) -> str:
+    low, high = baseline["error_difference_ci"][name]
+    return f"{baseline['error_difference'][name]:+.1f} [{low:+.1f}, {high:+.1f}]"

@@ -1,4 +1,4 @@
-"""What a model writes that nobody said: loops, and text where there is silence.
+"""What a model makes up: loops, and text where there is silence.
 
 Both are counted without judging the words, so they hold for any language.
 """
@@ -50,13 +50,13 @@ def in_gaps(segments: Sequence[Segment], references: Sequence[Segment]) -> list[
 
     A segment without any length is left out: nothing can be said about it.
     """
-    said = union(references)
+    spoken = union(references)
     return [
         segment
         for segment in segments
         if segment.text.strip()
         and segment.duration > 0
-        and shared_s(said, [segment[:2]]) < MAX_SPEECH_SHARE * segment.duration
+        and shared_s(spoken, [segment[:2]]) < MAX_SPEECH_SHARE * segment.duration
     ]
 
 
@@ -66,7 +66,7 @@ class Hallucinations:
 
     Attributes:
         num_loops, loop_characters: see `loops`.
-        max_compression_ratio: the highest of any segment (see `filters.compression_ratio`).
+        max_compression_ratio: the highest of any segment (see `text.compression`).
         num_segments_in_silence, characters_in_silence: see `in_silence`.
         num_segments_in_gaps: see `in_gaps`; None without the times of references.
     """
@@ -86,14 +86,14 @@ class Hallucinations:
         references: Sequence[Segment] | None,
     ) -> "Hallucinations":
         """Count in one recording; the arguments are those of the functions above."""
-        found = loops("".join(segment.text for segment in segments))
-        unheard = in_silence(segments, silent)
+        looped = loops("".join(segment.text for segment in segments))
+        silent_segments = in_silence(segments, silent)
         return cls(
-            num_loops=len(found),
-            loop_characters=sum(map(len, found)),
+            num_loops=len(looped),
+            loop_characters=sum(map(len, looped)),
             max_compression_ratio=max((compression_ratio(s.text) for s in segments), default=0.0),
-            num_segments_in_silence=len(unheard),
-            characters_in_silence=sum(len(segment.text.strip()) for segment in unheard),
+            num_segments_in_silence=len(silent_segments),
+            characters_in_silence=sum(len(segment.text.strip()) for segment in silent_segments),
             num_segments_in_gaps=None if references is None else len(in_gaps(segments, references)),
         )
 

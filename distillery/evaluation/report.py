@@ -4,9 +4,7 @@ The page is a single file without scripts, which asks no server for anything. It
 in an output folder, the newest of each evaluation.
 """
 
-import math
 import os
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from datetime import datetime, timezone
@@ -16,13 +14,14 @@ from typing import Any, NamedTuple
 from urllib.parse import quote
 
 import jinja2
-from markupsafe import Markup
 
 from distillery.data import folders, manifests, schema, sources
 from distillery.data.specs import DatasetSpec
 from distillery.evaluation import tables
+from distillery.evaluation.axes import Axis, axis_for
+from distillery.evaluation.formats import FILTERS
 from distillery.evaluation.hallucinations import Hallucinations
-from distillery.evaluation.results import Prediction, Row, read_folder, read_predictions
+from distillery.evaluation.results import Prediction, Result, read_folder, read_predictions
 from distillery.storage.files import replacing
 from distillery.text.error_rates import AlignedRun, ErrorCounts, Unit, aligned_runs, pair_error_rate
 from distillery.text.normalizers import raw_text
@@ -31,9 +30,10 @@ from distillery.text.tokens import language_code
 
 NUM_WORST = 50  # utterances of an evaluation that are shown aligned
 
-# The four tables, and the rate over words as a Japanese analyser cuts them.
-RATES = {**tables.TITLES, "wer_words": "WER of analysed words"}
-OUTLIER = 5  # bars that are so many times longer than the next one are cut off
+WRITES_DIGITS = "whisper-english"  # begins the ids of normalisers that write numbers as digits
+
+# Beside the rates of the tables: the one over words as a Japanese analyser cuts them.
+WORDS_TITLE = {"wer_words": "WER of analysed words"}
 
 # Beside the error rates of long recordings.
 LONG_FORM = {
@@ -47,28 +47,25 @@ LONG_FORM = {
     "timestamp_overlap": "Overlap, %",
 }
 
-# What an evaluation yields; the other items of a row say what was evaluated, and how.
-_FIGURES = frozenset(
-    {*RATES, "ci", "edits", "by_duration", "baselines", "num_rows", "num_empty_references"}
-    | {"num_bad", "num_parameters", "audio_s", "wall_s", "rtfx", "predictions"}
-    | {"versions", "commit", "columns", "num_rows_with_times"}
-    | {one.name for kind in (Hallucinations, TimestampScores) for one in fields(kind)}
-)
-_NAMED_ELSEWHERE = frozenset({"form", "model", "dataset", "config", "split", "postprocessing"})
+# What else an evaluation of long recordings yields; the other items say how it was made.
+_FIGURES = {
+    "num_rows_with_times",
+    *(each.name for kind in (Hallucinations, TimestampScores) for each in fields(kind)),
+}
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One evaluation: its row of results, what was predicted, and where the audio is.
+    """One evaluation: its figures, what was predicted, and where the audio is.
 
     Attributes:
-        row: as in a results file; a page does without the items that older rows lack.
-        predictions: what the row's predictions file holds.
+        result: as in a results file; a page does without what older rows lack.
+        predictions: what the result's predictions file holds.
         audio: the audio file of each id, where the audio is in local files.
         why_no_audio: shown in place of the players where `audio` is empty.
     """
 
-    row: Row
+    result: Result
     predictions: Sequence[Prediction]
     audio: Mapping[str, str] = field(default_factory=dict)
     why_no_audio: str = "audio is inside the dataset"
@@ -80,10 +77,9 @@ def gather(folder: Path) -> list[Entry]:
     Raises:
         ValueError: the folder has no results, or a file in it is damaged.
     """
-    rows = tables.newest(read_folder(folder))
-    sources = {_source(row) for row in rows}
-    clips = {spec: _local_clips(spec) for spec in sources}
-    return [_entry(folder, row, *clips[_source(row)]) for row in rows]
+    results = tables.newest(read_folder(folder))
+    clips = {spec: _local_clips(spec) for spec in {_source(result) for result in results}}
+    return [_entry(folder, result, *clips[_source(result)]) for result in results]
 
 
 def write_report(path: str | os.PathLike[str], entries: Sequence[Entry]) -> None:
@@ -101,8 +97,8 @@ def write_report(path: str | os.PathLike[str], entries: Sequence[Entry]) -> None
     )
     environment.filters.update(FILTERS)
     page = environment.get_template("report.html.j2").render(
-        page=_Page(_results(entries, path.absolute().parent)),
-        rates=RATES,
+        page=_Page(_shown_results(entries, path.absolute().parent)),
+        rates=tables.titles_for(entry.result for entry in entries) | WORDS_TITLE,
         long_form=LONG_FORM,
         num_worst=NUM_WORST,
         written=datetime.now(timezone.utc),
@@ -121,11 +117,6 @@ def worst(predictions: Iterable[Prediction], unit: Unit) -> list[tuple[float, Pr
     return sorted((r for r in rated if r[0] > 0), key=lambda r: -r[0])[:NUM_WORST]
 
 
-def unit_of(normalizer_id: str) -> Unit:
-    """Return what errors are shown in: characters where words have no spaces between them."""
-    return "char" if "no-spaces" in normalizer_id else "word"
-
-
 class _Clip(NamedTuple):
     """A row of a dataset: its audio file, and the reference."""
 
@@ -133,14 +124,14 @@ class _Clip(NamedTuple):
     text: str
 
 
-def _source(row: Row) -> DatasetSpec:
+def _source(result: Result) -> DatasetSpec:
     """Return which dataset a result is about, and its columns, as far as players need it."""
-    columns = row.get("columns") or {}
-    is_folder = Path(row["dataset"]).is_dir()  # a manifest may have no column that names splits
+    columns = result.columns or {}
+    is_folder = Path(result.dataset).is_dir()  # a manifest may have no column that names splits
     return DatasetSpec(
-        row["dataset"],
-        config=row["config"] if is_folder else None,
-        split=row["split"] if is_folder else None,
+        result.dataset,
+        config=result.config if is_folder else None,
+        split=result.split if is_folder else None,
         audio_column=columns.get(schema.AUDIO) or schema.AUDIO,
         text_column=columns.get(schema.TEXT),
         id_column=columns.get(schema.ID),
@@ -161,20 +152,20 @@ def _local_clips(spec: DatasetSpec) -> tuple[Mapping[str, _Clip], str]:
     return {i: _Clip(audio["path"], raw_text(text or "")) for i, audio, text in clips}, ""
 
 
-def _entry(folder: Path, row: Row, clips: Mapping[str, _Clip], why_no_audio: str) -> Entry:
+def _entry(folder: Path, result: Result, clips: Mapping[str, _Clip], why_no_audio: str) -> Entry:
     """Put a result, its predictions and their audio together.
 
     A clip whose text is another by now is not the one that was evaluated: it gets no player.
     """
-    path = folder / row["predictions"]
-    predictions = read_predictions(path) if path.exists() else []
+    path = folder / result.predictions
+    predictions = read_predictions(path) if path.is_file() else []
     audio = {
         p.id: clips[p.id].path
         for p in predictions
         if p.id in clips and clips[p.id].text == p.reference_raw
     }
-    reason = why_no_audio or f"the rows of {row['dataset']} are others now"
-    return Entry(row, predictions, audio, reason)
+    reason = why_no_audio or f"the rows of {result.dataset} are others now"
+    return Entry(result, predictions, audio, reason)
 
 
 @dataclass(frozen=True)
@@ -188,7 +179,7 @@ class _Utterance:
 
 
 @dataclass(frozen=True)
-class _Result:
+class _ShownResult:
     """An entry under the names that tell it from the other ones on the page."""
 
     entry: Entry
@@ -197,22 +188,21 @@ class _Result:
     folder: Path  # of the page
 
     @property
-    def row(self) -> Row:
-        return self.entry.row
+    def row(self) -> Result:
+        return self.entry.result
 
     @property
     def unit(self) -> Unit:
-        return unit_of(self.row["normalizer"])
+        return self.row.unit
 
     @property
     def main_rate(self) -> str:
-        """The rate that means most for the script of the texts."""
-        return "cer_norm" if self.unit == "char" else "wer_norm"
+        return self.row.main_rate
 
     @property
     def language(self) -> str:
         """The texts' language code, or "" where it is not known."""
-        decoding = self.row.get("decoding") or {}
+        decoding = self.row.decoding or {}
         if decoding.get("task") == "translate":
             return "en"
         return language_code(decoding["language"]) if decoding.get("language") else ""
@@ -229,7 +219,7 @@ class _Result:
     @property
     def kinds(self) -> list[float]:
         """Substitutions, deletions and insertions, in percent of the reference's units."""
-        counts = ErrorCounts(**self.row["edits"][self.main_rate])
+        counts = ErrorCounts(**(self.row.edits or {})[self.main_rate])
         edits = (counts.substitutions, counts.deletions, counts.insertions)
         return [100 * count / max(counts.reference_length, 1) for count in edits]
 
@@ -254,22 +244,10 @@ class _Result:
 
 
 @dataclass(frozen=True)
-class _Axis:
-    """A scale from 0 to `end`, in percent."""
-
-    end: float
-    ticks: list[float]
-
-    def place(self, value: float) -> float:
-        """Return where a value lies, in percent of the axis."""
-        return round(min(100 * value / self.end, 100), 3)
-
-
-@dataclass(frozen=True)
 class _Page:
     """All results, by model and by test set, in the order in which they were found."""
 
-    results: list[_Result]
+    results: list[_ShownResult]
 
     @property
     def models(self) -> list[str]:
@@ -282,69 +260,85 @@ class _Page:
     @property
     def hours(self) -> float:
         """Audio of the test sets, each counted once."""
-        longest_s = [max(r.row.get("audio_s") or 0 for r in self.of(t)) for t in self.test_sets]
+        longest_s = [max(r.row.audio_s or 0 for r in self.of(t)) for t in self.test_sets]
         return sum(longest_s) / 3600
 
-    def of(self, test_set: str, key: str | None = None) -> list[_Result]:
-        """Return the results on a test set, or those that have a certain item."""
-        found = [result for result in self.results if result.test_set == test_set]
-        return [r for r in found if key is None or r.row.get(key) not in (None, [], {})]
+    @property
+    def sizes(self) -> dict[str, int | None]:
+        """Number of parameters of each model; None where it is not known."""
+        counts = {r.row.model: r.row.num_parameters for r in self.results}
+        names = _shortest(counts)
+        return {names[model]: count for model, count in counts.items()}
 
-    def having(self, key: str) -> list[_Result]:
-        """Return the results whose rows have a certain item."""
+    @property
+    def writes_digits(self) -> bool:
+        """Whether some texts were normalised by Whisper's English rules: "five" becomes "5"."""
+        return any(result.row.normalizer.startswith(WRITES_DIGITS) for result in self.results)
+
+    def of(self, test_set: str, key: str | None = None) -> list[_ShownResult]:
+        """Return the results on a test set, or those that have a certain figure."""
+        there = [result for result in self.results if result.test_set == test_set]
+        return [r for r in there if key is None or r.row.figure(key) not in (None, [], {}, ())]
+
+    def rates(self, test_set: str) -> list[str]:
+        """Return the two normalised rates, the one that means most on a test set first."""
+        shown = self.of(test_set)
+        return [rate for rate in tables.titles_for(r.row for r in shown) if rate.endswith("_norm")]
+
+    def having(self, key: str) -> list[_ShownResult]:
+        """Return the results that have a certain figure."""
         return [result for test_set in self.test_sets for result in self.of(test_set, key)]
 
     def baseline_name(self, baseline: Mapping[str, Any]) -> str:
         """Return what the page calls a baseline, or its own name if its result is elsewhere."""
-        named = {r.row["predictions"]: r.model for r in self.results}
+        named = {r.row.predictions: r.model for r in self.results}
         return str(named.get(baseline["predictions"], baseline["model"]))
 
-    def cell(self, model: str, test_set: str) -> _Result | None:
+    def cell(self, model: str, test_set: str) -> _ShownResult | None:
         """Return a model's result on a test set."""
         both = (result for result in self.of(test_set) if result.model == model)
         return next(both, None)
 
     def best(self, rate: str, test_set: str) -> float | None:
         """Return the lowest rate on a test set, where several can be compared."""
-        rates = [result.row[rate] for result in self.of(test_set, rate)]
+        rates = [result.row.figure(rate) for result in self.of(test_set, rate)]
         return min(rates) if len(rates) > 1 else None
 
-    def axis(self, rate: str, test_set: str) -> _Axis:
+    def axis(self, rate: str, test_set: str) -> Axis:
         """Return a scale for the rates on a test set, intervals included."""
         results = self.of(test_set, rate)
-        return _axis_for([max([r.row[rate], *_ci(r.row, rate)]) for r in results])
+        intervals = [(r.row.ci or {}).get(rate) or () for r in results]
+        rates = [r.row.figure(rate) for r in results]
+        return axis_for([max([rate, *ci]) for rate, ci in zip(rates, intervals, strict=True)])
 
-    def duration_axis(self, test_set: str) -> _Axis:
+    def duration_axis(self, test_set: str) -> Axis:
         """Return a scale for the rates by duration on a test set."""
         results = self.of(test_set, "by_duration")
-        return _axis_for([b[r.main_rate] for r in results for b in r.row["by_duration"]])
+        return axis_for([b[r.main_rate] for r in results for b in r.row.by_duration])
 
     def durations(self, test_set: str) -> list[tuple[dict[str, Any], list[dict[str, Any] | None]]]:
         """Return the ranges of durations on a test set, each with what every model got there."""
-        found = [
-            {(b["from_s"], b["to_s"]): b for b in result.row["by_duration"]}
+        each = [
+            {(b["from_s"], b["to_s"]): dict(b) for b in result.row.by_duration}
             for result in self.of(test_set, "by_duration")
         ]
-        ranges = {key: b for bins in found for key, b in bins.items()}
-        return [(ranges[k], [b.get(k) for b in found]) for k in sorted(ranges, key=lambda k: k[0])]
+        ranges = {key: b for bins in each for key, b in bins.items()}
+        return [(ranges[k], [b.get(k) for b in each]) for k in sorted(ranges, key=lambda k: k[0])]
 
     def unlike(self, test_set: str) -> list[str]:
         """Return what differs between results on a test set that stand side by side."""
         rows = [result.row for result in self.of(test_set)]
         names = {"normalizer": "normaliser", "num_rows": "number of clips"}
-        return [name for key, name in names.items() if len({row[key] for row in rows}) > 1]
+        return [name for key, name in names.items() if len({r.figure(key) for r in rows}) > 1]
 
 
-def _results(entries: Sequence[Entry], folder: Path) -> list[_Result]:
+def _shown_results(entries: Sequence[Entry], folder: Path) -> list[_ShownResult]:
     """Name the results as the tables do, but models and datasets without their folders."""
-    rows = [entry.row for entry in entries]
-    models = _shortest([row["model"] for row in rows])
-    datasets = _shortest([row["dataset"] for row in rows])
-    short = [
-        {**row, "model": models[row["model"]], "dataset": datasets[row["dataset"]]} for row in rows
-    ]
-    names = zip(entries, tables.distinct_names(short), tables.set_names(short), strict=True)
-    return [_Result(entry, model, test_set, folder) for entry, model, test_set in names]
+    results = [entry.result for entry in entries]
+    models = tables.distinct_names(results, _shortest(result.model for result in results))
+    test_sets = tables.set_names(results, _shortest(result.dataset for result in results))
+    names = zip(entries, models, test_sets, strict=True)
+    return [_ShownResult(entry, model, test_set, folder) for entry, model, test_set in names]
 
 
 def _shortest(names: Iterable[str]) -> dict[str, str]:
@@ -361,99 +355,17 @@ def _without_suffix(path: Path) -> Path:
     return path.with_suffix("") if path.suffix in (*manifests.SUFFIXES, ".py") else path
 
 
-def _settings(row: Row) -> dict[str, str]:
-    """Return how a result was made: the row without its figures, groups of settings unpacked."""
-    found: dict[str, str] = {}
-    for key, value in row.items():
-        if key not in _FIGURES | _NAMED_ELSEWHERE:
+def _settings(result: Result) -> dict[str, str]:
+    """Return how a result was made, groups of settings unpacked."""
+    settings: dict[str, str] = {}
+    made = {"decoding": result.decoding, "normalizer": result.normalizer, **result.more}
+    for key, value in made.items():
+        if key not in _FIGURES:
             items = value.items() if isinstance(value, dict) else [(key, value)]
-            found |= {name: _setting(name, item) for name, item in items}
-    return found
+            settings |= {name: _setting(name, item) for name, item in items}
+    return settings
 
 
 def _setting(name: str, value: Any) -> str:
     text = "none" if value is None else str(value)
     return text[:8] if name.endswith("fingerprint") else text
-
-
-def _ci(row: Row, rate: str) -> list[float]:
-    """Return the interval of a rate, or [] where the row has none."""
-    return (row.get("ci") or {}).get(rate) or []
-
-
-def _axis_for(values: Iterable[float]) -> _Axis:
-    """Return a round scale for values; those far above at least half of them do not count.
-
-    A model that loops has an error rate of several hundred percent, a good one of five, which
-    would not be seen on one scale.
-    """
-    kept = sorted(values)
-    for index in range((len(kept) + 1) // 2, len(kept)):
-        if kept[index] > OUTLIER * kept[index - 1] > 0:
-            del kept[index:]
-            break
-    largest = max(kept[-1], 0.1)
-    magnitude = 10.0 ** math.floor(math.log10(largest))
-    step = next(s for s in (0.2, 0.5, 1, 2) if largest / (s * magnitude) <= 5.001) * magnitude
-    count = math.ceil(round(largest / step, 6))
-    return _Axis(count * step, [round(i * step, 6) for i in range(count + 1)])
-
-
-def _rate(value: float | None) -> str:
-    return "–" if value is None else f"{value:.1f}"
-
-
-def _figure(value: float | None) -> str:
-    return f"{value:.2f}" if isinstance(value, float) else "–" if value is None else str(value)
-
-
-def _interval(row: Row, rate: str) -> str:
-    """Return the 95 % interval of a rate as text, "" where the row has none."""
-    return "–".join(map(_rate, _ci(row, rate)))
-
-
-def _signed(value: float | None) -> str:
-    return "–" if value is None else f"{value:+.1f}"
-
-
-def _signed_interval(bounds: Sequence[float] | None) -> str:
-    return " to ".join(map(_signed, bounds)) if bounds else "–"
-
-
-def _ratio(value: float | None) -> str:
-    return "–" if value is None else f"{value:.2f}"
-
-
-def _millions(count: int | None) -> str:
-    return "–" if count is None else f"{count / 1e6:.1f} M"
-
-
-def _minutes(duration_s: float | None) -> str:
-    return "–" if duration_s is None else f"{duration_s / 60:.1f} min"
-
-
-def _seconds(bounds: Mapping[str, Any]) -> str:
-    if bounds["to_s"] is None:
-        return f"over {bounds['from_s']:g} s"
-    return f"{bounds['from_s']:g}–{bounds['to_s']:g} s"
-
-
-def _breakable(name: str) -> Markup:
-    """Let a long name be broken where its parts meet."""
-    return Markup("").join(
-        Markup("{}<wbr>").format(part) for part in re.split(r"(?<=[/._-])", name)
-    )
-
-
-FILTERS = {
-    "breakable": _breakable,
-    "rate": _rate,
-    "figure": _figure,
-    "interval": _interval,
-    "signed": _signed,
-    "signed_interval": _signed_interval,
-    "ratio": _ratio,
-    "millions": _millions,
-    "minutes": _minutes,
-    "seconds": _seconds,
-}

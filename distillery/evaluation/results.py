@@ -1,4 +1,4 @@
-"""Results on disk: rows of figures as JSON lines, predictions as CSV, tables as Markdown.
+"""Results on disk: rows of figures as JSON lines, predictions as CSV.
 
 A results file is only ever appended to, a whole row at a time. Predictions are replaced as a whole.
 """
@@ -8,19 +8,20 @@ import io
 import json
 import logging
 import os
-import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from filelock import FileLock
 
 from distillery.data import schema
 from distillery.storage.files import replacing, sync
+from distillery.text.error_rates import Unit
 
 logger = logging.getLogger(__name__)
 
-Row = dict[str, Any]
+JsonRow = dict[str, Any]
 
 LOCK_TIMEOUT_S = 60  # a row is written in milliseconds: whoever holds the lock longer is stuck
 
@@ -33,6 +34,124 @@ class Prediction(NamedTuple):
     prediction_norm: str
     reference_raw: str
     prediction_raw: str
+
+
+Record = TypeVar("Record", bound="JsonRecord")
+
+
+@dataclass(frozen=True)
+class JsonRecord:
+    """A row of figures with a field for each that is read here; `more` holds all others.
+
+    Rows that an older version wrote may lack figures, and a newer one may add some: nothing is lost
+    when a row is written again.
+    """
+
+    @classmethod
+    def from_row(cls: type[Record], row: Mapping[str, Any]) -> Record:
+        """Return what a row of JSON says.
+
+        Raises:
+            ValueError: it lacks a field that has no default.
+        """
+        known = [f for f in fields(cls) if f.name != "more"]
+        required = [f.name for f in known if f.default is f.default_factory is MISSING]
+        lacking = [name for name in required if name not in row]
+        if lacking:
+            raise ValueError(f"a row of results lacks {', '.join(lacking)}: mend or remove it")
+        values = {f.name: row[f.name] for f in known if f.name in row}
+        values["more"] = {key: row[key] for key in row if key not in values}
+        return cls(**values)
+
+    def to_row(self) -> JsonRow:
+        """Return the row of JSON."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        others = values.pop("more")
+        return {**values, **others}
+
+
+@dataclass(frozen=True)
+class Result(JsonRecord):
+    """One row of a `metric.*.jsonl`: what was evaluated, how, and the figures.
+
+    Figures that an older row lacks are None or empty; `more` holds settings, and figures of long
+    recordings alone.
+
+    Attributes:
+        form: `short_form` or `long_form`.
+        model: the whole path of a folder, or a Hub id.
+        dataset, config, split: the test set.
+        cer_norm, wer_norm, cer_raw, wer_raw: as in `error_rates.Scores`, in percent.
+        decoding: the fields of `windows.Decoding`, as far as they are known.
+        normalizer: the normaliser's id.
+        postprocessing: names of the steps after decoding.
+        num_rows, num_empty_references: as in `error_rates.Scores`.
+        num_bad: clips that could not be used.
+        ci: for each rate [low, high], in percent.
+        edits: for each rate the fields of `error_rates.ErrorCounts`.
+        by_duration: as `Tally.by_duration` returns it.
+        wer_words, word_segmenter: the rate over analysed Japanese words, and what cut them.
+        baselines: the comparison with each baseline, as `comparison.compare` returns it.
+        num_parameters: of the model.
+        audio_s, wall_s: seconds of audio, and what they took.
+        rtfx: `audio_s` / `wall_s`.
+        predictions: path of the predictions file, from the results' folder.
+        columns: the user's names of the dataset's columns.
+        versions, commit: of the libraries, and of this code.
+    """
+
+    form: str
+    model: str
+    dataset: str
+    cer_norm: float
+    wer_norm: float
+    cer_raw: float
+    wer_raw: float
+    config: str | None = None
+    split: str | None = None
+    decoding: Mapping[str, Any] | None = None
+    normalizer: str = ""
+    postprocessing: Sequence[str] = field(default_factory=list)
+    num_rows: int = 0
+    num_empty_references: int = 0
+    num_bad: int = 0
+    ci: Mapping[str, Sequence[float]] | None = None
+    edits: Mapping[str, Mapping[str, int]] | None = None
+    by_duration: Sequence[Mapping[str, Any]] = field(default_factory=list)
+    wer_words: float | None = None
+    word_segmenter: str | None = None
+    baselines: Sequence[Mapping[str, Any]] = field(default_factory=list)
+    num_parameters: int | None = None
+    audio_s: float | None = None
+    wall_s: float | None = None
+    rtfx: float | None = None
+    predictions: str = ""
+    columns: Mapping[str, str | None] | None = None
+    versions: Mapping[str, str] | None = None
+    commit: str | None = None
+    more: Mapping[str, Any] = field(default_factory=dict)
+
+    def figure(self, name: str) -> Any:
+        """Return a field, or an item of `more`, by its name; None where there is none."""
+        return getattr(self, name) if name in _FIELDS else self.more.get(name)
+
+    @property
+    def unit(self) -> Unit:
+        """What errors are shown in: characters where words have no spaces between them."""
+        return unit_of(self.normalizer)
+
+    @property
+    def main_rate(self) -> str:
+        """Name of the rate that means most for the script of the texts."""
+        return "cer_norm" if self.unit == "char" else "wer_norm"
+
+
+def unit_of(normalizer_id: str) -> Unit:
+    """Return what errors are shown in under a normaliser; see `Result.unit`."""
+    return "char" if "no-spaces" in normalizer_id else "word"
+
+
+_FIELDS = {f.name for f in fields(Result)} - {"more"}
 
 
 def append_row(path: str | os.PathLike[str], row: Mapping[str, Any]) -> None:
@@ -66,7 +185,7 @@ def append_row(path: str | os.PathLike[str], row: Mapping[str, Any]) -> None:
             sync(path.parent)
 
 
-def read_rows(path: str | os.PathLike[str]) -> list[Row]:
+def read_rows(path: str | os.PathLike[str]) -> list[JsonRow]:
     """Return all rows of a JSON-lines file in order; none if there is no such file.
 
     A torn last line is left out and reported through logging.
@@ -86,19 +205,36 @@ def read_rows(path: str | os.PathLike[str]) -> list[Row]:
     return rows
 
 
-def read_folder(folder: str | os.PathLike[str]) -> list[Row]:
-    """Return the rows of all evaluations in a folder, each file's in order.
+def read_results(path: str | os.PathLike[str]) -> list[Result]:
+    """Return all results of a file in order.
+
+    Raises:
+        ValueError: a row is no result, or no JSON.
+    """
+    return [_result(row, path) for row in read_rows(path)]
+
+
+def _result(row: JsonRow, path: str | os.PathLike[str]) -> Result:
+    try:
+        return Result.from_row(row)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def read_folder(folder: str | os.PathLike[str]) -> list[Result]:
+    """Return the results of all evaluations in a folder, each file's in order.
 
     Raises:
         ValueError: there is none.
     """
-    rows = [row for path in sorted(Path(folder).glob("metric.*.jsonl")) for row in read_rows(path)]
-    if not rows:
+    paths = sorted(Path(folder).glob("metric.*.jsonl"))
+    all_results = [result for path in paths for result in read_results(path)]
+    if not all_results:
         raise ValueError(f"{folder} holds no result: it has no file metric.*.jsonl with a row")
-    return rows
+    return all_results
 
 
-def find_row(rows: Iterable[Row], identity: Mapping[str, Any]) -> Row | None:
+def find_row(rows: Iterable[JsonRow], identity: Mapping[str, Any]) -> JsonRow | None:
     """Return the newest row that equals `identity` in all its items, or None.
 
     An identity must tell models apart: give the full path or Hub id, never its last part alone.
@@ -108,11 +244,12 @@ def find_row(rows: Iterable[Row], identity: Mapping[str, Any]) -> Row | None:
     """
     if not identity:
         raise ValueError("the identity of a result must name at least one column")
-    found = None
-    for row in rows:
-        if all(key in row and row[key] == value for key, value in identity.items()):
-            found = row
-    return found
+    matching = [
+        row
+        for row in rows
+        if all(key in row and row[key] == value for key, value in identity.items())
+    ]
+    return matching[-1] if matching else None
 
 
 def write_predictions(path: str | os.PathLike[str], rows: Iterable[Prediction]) -> None:
@@ -156,7 +293,7 @@ def read_foreign_predictions(path: str | os.PathLike[str]) -> list[tuple[str, st
     """
     path = Path(path)
     header, rows = _read_csv(path)
-    said, found = (_column(path, header, side) for side in ("reference", "prediction"))
+    reference, prediction = (_column(path, header, side) for side in ("reference", "prediction"))
     if not rows:
         raise ValueError(f"{path}: there is no row below the header")
     place = header.index(schema.ID) if schema.ID in header else None
@@ -166,19 +303,9 @@ def read_foreign_predictions(path: str | os.PathLike[str]) -> list[tuple[str, st
         if row_id in seen:
             raise ValueError(f"{path}: id {row_id!r} occurs more than once")
         seen.add(row_id)
-    return [(row_id, row[said], row[found]) for row_id, row in zip(ids, rows, strict=True)]
-
-
-def markdown_table(
-    rows: Iterable[Mapping[str, Any]], columns: Sequence[str], decimals: int = 1
-) -> str:
-    """Return a Markdown table; floats are rounded to `decimals`, what is missing stays blank."""
-    rows = list(rows)
-    cells = [[_cell(row.get(column), decimals) for column in columns] for row in rows]
-    numeric = [any(_is_number(row.get(column)) for row in rows) for column in columns]
-    rules = ["---:" if right else ":---" for right in numeric]
-    titles = [_cell(column, decimals) for column in columns]
-    return "\n".join(f"| {' | '.join(line)} |" for line in [titles, rules, *cells]) + "\n"
+    return [
+        (row_id, row[reference], row[prediction]) for row_id, row in zip(ids, rows, strict=True)
+    ]
 
 
 def _unterminated(path: Path) -> bytes:
@@ -205,7 +332,7 @@ def _quarantine(path: Path, torn: bytes) -> None:
     logger.warning("%s: moved %d bytes of a line cut short to %s", path, len(torn), aside)
 
 
-def _parse_row(path: Path, number: int, line: bytes) -> Row:
+def _parse_row(path: Path, number: int, line: bytes) -> JsonRow:
     try:
         row = json.loads(line.decode("utf-8"))
     except ValueError as error:
@@ -245,15 +372,3 @@ def _column(path: Path, header: tuple[str, ...], side: str) -> int:
     raise ValueError(
         f"{path}: no column {side}_raw or {side}; its columns are {', '.join(header) or 'missing'}"
     )
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _cell(value: Any, decimals: int) -> str:
-    if value is None:
-        return ""
-    if isinstance(value, float):
-        return f"{value:.{decimals}f}"
-    return re.sub(r"\s*\n\s*", " ", str(value)).replace("|", r"\|")

@@ -1,7 +1,7 @@
 """How fast models write text, in which of their parts the time goes, and how much memory it takes.
 
 Two models are only ever compared in one process, in strict alternation: whatever else the machine
-does then meets both alike.
+does then slows both alike.
 """
 
 import math
@@ -9,7 +9,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from operator import itemgetter
 from pathlib import Path
@@ -17,9 +17,12 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
+from scipy import stats
 from torch import nn
 
 from distillery.audio.decoding import Waveform
+from distillery.evaluation.candidates import Candidate
+from distillery.evaluation.speed_results import SpeedResult
 from distillery.whisper.checkpoint import Whisper
 from distillery.whisper.long_form import chunk_bounds, text_of, transcribe_in_chunks
 from distillery.whisper.windows import Decoding
@@ -29,13 +32,6 @@ Result = TypeVar("Result")
 
 # Why a search for the batch that saturates ended.
 THROUGHPUT, MEMORY, LARGEST = "throughput", "memory", "largest batch"
-
-# Student's t, two-sided 95 %, for 1 to 30 degrees of freedom; more are treated as 30.
-T_95 = (
-    *(12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228),
-    *(2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086),
-    *(2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042),
-)
 
 CUDA_PEAK = "torch.cuda.max_memory_allocated"
 RESIDENT_PEAK = "peak resident set of the process"
@@ -93,7 +89,7 @@ def transcribe(
         decoding: see `Decoding`.
         batch_size: windows that are decoded at once, of one or several recordings.
     """
-    found = transcribe_in_chunks(
+    numbered = transcribe_in_chunks(
         whisper,
         recordings,
         decoding,
@@ -101,7 +97,7 @@ def transcribe(
         chunk_length_s=whisper.log_mel.window_s,
         stride_length_s=_stride_s(whisper),
     )
-    return [text_of(segments) for _, segments in sorted(found, key=itemgetter(0))]
+    return [text_of(segments) for _, segments in sorted(numbered, key=itemgetter(0))]
 
 
 def _stride_s(whisper: Whisper) -> float:
@@ -185,7 +181,7 @@ def peak_memory(device: torch.device) -> int | None:
 
 @dataclass(frozen=True)
 class Search:
-    """What a search for the batch that saturates found.
+    """The outcome of a search for the batch that saturates.
 
     `tried` holds each batch size and its throughput; `ended_by` says why no larger one was tried.
     """
@@ -211,12 +207,12 @@ def find_saturating_batch(
     tried: list[tuple[int, float]] = []
     size, ended_by = 1, LARGEST
     while size <= largest:
-        found = _unless_out_of_memory(partial(throughput, size))
-        if found is None:
+        reached = _unless_out_of_memory(partial(throughput, size))
+        if reached is None:
             ended_by = MEMORY
             break
-        tried.append((size, found))
-        if size > 1 and found < tried[-2][1] * (1 + min_growth):
+        tried.append((size, reached))
+        if size > 1 and reached < tried[-2][1] * (1 + min_growth):
             ended_by = THROUGHPUT
             break
         size *= 2
@@ -265,7 +261,8 @@ def ratio_with_interval(
     """
     logs = [math.log(a / b) for a, b in zip(ours, theirs, strict=True)]
     middle, freedom = statistics.fmean(logs), len(logs) - 1
-    margin = T_95[min(freedom, len(T_95)) - 1] * statistics.stdev(logs) / math.sqrt(len(logs))
+    quantile = float(stats.t.ppf(0.975, freedom))  # two-sided 95 %
+    margin = quantile * statistics.stdev(logs) / math.sqrt(len(logs))
     return math.exp(middle), (math.exp(middle - margin), math.exp(middle + margin))
 
 
@@ -293,3 +290,110 @@ def cut(sound: Waveform, num_recordings: int, num_samples: int) -> list[Waveform
     starts = [number * num_samples % len(sound) for number in range(num_recordings)]
     places = np.arange(num_samples)
     return [sound.take(start + places, mode="wrap") for start in starts]
+
+
+# --- models against each other --------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Sound:
+    """What is transcribed: float32 (samples,) at `rate` in Hz."""
+
+    samples: Waveform
+    rate: int
+    num_bad: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpeedCandidate(Candidate):
+    """A model whose speed is measured, and how it decodes."""
+
+    decoding: Decoding
+
+
+def throughput(candidate: SpeedCandidate, sound: Sound, length_s: float, batch_size: int) -> float:
+    """Return the real-time factor of the best of three runs; the first one also warms up."""
+    recordings = _recordings(candidate, sound, length_s, batch_size)
+    wall_s = min(_run(candidate, recordings, batch_size).wall_s for _ in range(3))
+    return sum(map(len, recordings)) / sound.rate / wall_s
+
+
+def compare(
+    candidates: Sequence[SpeedCandidate],
+    batch_sizes: Sequence[int],
+    sound: Sound,
+    length_s: float,
+    num_runs: int,
+) -> list[SpeedResult]:
+    """Measure all models, each at its batch size, in strict alternation.
+
+    Args:
+        candidates: the models; the others are compared with the first.
+        batch_sizes: windows at once, for each.
+        sound: what recordings are cut from.
+        length_s: of each recording.
+        num_runs: after one to warm up.
+    """
+    recordings = [
+        _recordings(candidate, sound, length_s, size)
+        for candidate, size in zip(candidates, batch_sizes, strict=True)
+    ]
+    work = list(zip(candidates, recordings, batch_sizes, strict=True))
+    timings = alternate([partial(_run, *each) for each in work], num_runs)
+    results = [
+        _figures(*each, times, length_s, sound) for each, times in zip(work, timings, strict=True)
+    ]
+    return [results[0], *(_against(result, results[0]) for result in results[1:])]
+
+
+def _against(result: SpeedResult, first: SpeedResult) -> SpeedResult:
+    ratio, (low, high) = ratio_with_interval(result.rtfx_runs, first.rtfx_runs)
+    return replace(result, speed_ratio=ratio, speed_ratio_low=low, speed_ratio_high=high)
+
+
+def _recordings(
+    candidate: SpeedCandidate, sound: Sound, length_s: float, batch_size: int
+) -> list[Waveform]:
+    """Return the fewest recordings whose windows fill a batch."""
+    num_samples = round(length_s * sound.rate)
+    windows_each = math.ceil(num_samples / candidate.whisper.log_mel.window_samples)
+    return cut(sound.samples, math.ceil(batch_size / windows_each), num_samples)
+
+
+def _run(candidate: SpeedCandidate, recordings: list[Waveform], batch_size: int) -> Timing:
+    whisper = candidate.whisper
+    clock = device_clock(whisper.model.device)
+    return time_transcription(whisper, recordings, candidate.decoding, batch_size, clock)
+
+
+def _figures(
+    candidate: SpeedCandidate,
+    recordings: list[Waveform],
+    batch_size: int,
+    timings: Sequence[Timing],
+    length_s: float,
+    sound: Sound,
+) -> SpeedResult:
+    """Return a model's figures over its runs."""
+    whisper = candidate.whisper
+    sound_s = sum(map(len, recordings)) / sound.rate
+    wall_s = statistics.median(timing.wall_s for timing in timings)
+    peaks = [timing.peak_bytes for timing in timings if timing.peak_bytes is not None]
+    return SpeedResult(
+        model=candidate.name,
+        length_s=length_s,
+        batch_size=batch_size,
+        num_recordings=len(recordings),
+        num_windows=num_windows(whisper, recordings),
+        num_bad=sound.num_bad,
+        num_parameters=whisper.num_parameters,
+        sound_s=sound_s,
+        wall_s=wall_s,
+        rtfx=sound_s / wall_s,
+        rtfx_runs=[sound_s / timing.wall_s for timing in timings],
+        encoder_share=statistics.median(t.encoder_s / t.wall_s for t in timings),
+        decoder_share=statistics.median(t.decoder_s / t.wall_s for t in timings),
+        peak_memory_mb=max(peaks) / 1e6 if peaks else None,
+        memory_kind=memory_kind(whisper.model.device),
+        weights_mb=whisper.num_bytes / 1e6,
+    )

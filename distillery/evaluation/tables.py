@@ -1,14 +1,17 @@
-"""Tables of models by test sets, from the rows that evaluations left."""
+"""Tables of models by test sets, as Markdown, from the results that evaluations left."""
 
-from collections.abc import Iterable, Sequence
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from distillery.evaluation.results import Row, markdown_table
+from distillery.evaluation.results import Result
 
 TITLES = {"cer_norm": "CER", "wer_norm": "WER", "cer_raw": "Raw CER", "wer_raw": "Raw WER"}
 
-# What a user chooses beside model and data. Rows of one model that differ in any of these stand
-# side by side in a table; rows that differ in something else, such as the weights in the same
+# What a user chooses beside model and data. Results of one model that differ in any of these stand
+# side by side in a table; those that differ in something else, such as the weights in the same
 # folder, are an older and a newer state of one thing.
 SETTINGS = (
     *("algorithm", "chunk_length_s", "stride_length_s"),
@@ -18,79 +21,156 @@ SETTINGS = (
 )
 
 
-def error_tables(rows: Iterable[Row]) -> str:
+def titles_for(results: Iterable[Result]) -> dict[str, str]:
+    """Return the titles of the rates: words first where all texts have spaces between words."""
+    spaced = all(result.unit == "word" for result in results)
+    order = ("wer_norm", "cer_norm", "wer_raw", "cer_raw") if spaced else tuple(TITLES)
+    return {rate: TITLES[rate] for rate in order}
+
+
+def error_tables(results: Iterable[Result]) -> str:
     """Return four Markdown tables: CER, WER, raw CER and raw WER of each model on each test set.
 
-    The newest row counts where one model was evaluated on one set several times with the same
+    The newest result counts where one model was evaluated on one set several times with the same
     settings; with other settings it has a line of its own, which names what differs.
     """
-    kept = newest(rows)
-    names = distinct_names(kept)
+    kept = newest(results)
+    folders = folder_names(result.model for result in kept)
+    names = distinct_names(kept, folders)
     sets = set_names(kept)
     return "\n".join(
-        f"- {title}\n\n{_table(kept, names, sets, rate)}" for rate, title in TITLES.items()
+        f"- {title}\n\n{_error_table(kept, names, sets, rate)}"
+        for rate, title in titles_for(kept).items()
     )
 
 
-def _table(rows: Sequence[Row], names: Sequence[str], sets: Sequence[str], rate: str) -> str:
+def _error_table(
+    results: Sequence[Result], names: Sequence[str], sets: Sequence[str], rate: str
+) -> str:
     lines: dict[str, dict[str, Any]] = {}
-    for row, name, test_set in sorted(zip(rows, names, sets, strict=True), key=lambda x: x[1]):
-        lines.setdefault(name, {"model": name})[test_set] = row[rate]
+    rates = zip(results, names, sets, strict=True)
+    for result, name, test_set in sorted(rates, key=lambda each: each[1]):
+        lines.setdefault(name, {"model": name})[test_set] = result.figure(rate)
     return markdown_table(lines.values(), ["model", *sorted(set(sets))])
 
 
-def newest(rows: Iterable[Row]) -> list[Row]:
-    """Return the last of the rows that agree in model, test set and settings."""
-    newest: dict[str, Row] = {}
-    for row in rows:
-        key = repr((_model_name(row), _test_set(row), _settings(row)))
-        newest.pop(key, None)
-        newest[key] = row
-    return list(newest.values())
+def result_table(results: Sequence[Result], shown: Mapping[str, str]) -> str:
+    """Return a Markdown table with a line for each result.
+
+    Args:
+        results: its lines.
+        shown: what each model is called, by its full name.
+    """
+    lines = [{**result.to_row(), "model": shown[result.model]} for result in results]
+    columns = ["model", "dataset", "algorithm", *titles_for(results), "rtfx", "num_rows"]
+    columns = [column for column in columns if any(column in line for line in lines)]
+    return markdown_table(lines, columns)
 
 
-def _model_name(row: Row) -> str:
-    """Return a model's full name: two models may share its last part."""
-    added = " + ".join(row.get("postprocessing") or ())
-    return f"{row['model']} ({added})" if added else str(row["model"])
+def newest(results: Iterable[Result]) -> list[Result]:
+    """Return the last of the results that agree in model, test set and settings."""
+    kept: dict[str, Result] = {}
+    for result in results:
+        key = repr((_with_steps(result, result.model), _test_set(result), _settings(result)))
+        kept.pop(key, None)
+        kept[key] = result
+    return list(kept.values())
 
 
-def _test_set(row: Row) -> tuple[str, str, str, str]:
+def folder_names(models: Iterable[str]) -> dict[str, str]:
+    """Return what each model is called in a table: a folder's own name, where no other has it.
+
+    Hub ids, and the paths of folders of the same name, stay as they are.
+    """
+    names = {model: Path(model).name if Path(model).is_absolute() else model for model in models}
+    count = Counter(names.values())
+    return {model: name if count[name] == 1 else model for model, name in names.items()}
+
+
+def _with_steps(result: Result, name: str) -> str:
+    """Return a model's name with the steps that follow the decoding."""
+    steps = " + ".join(result.postprocessing)
+    return f"{name} ({steps})" if steps else name
+
+
+def _test_set(result: Result) -> tuple[str, str, str, str]:
     # A set that was decoded as long recordings, too, is another test.
-    form = "" if row["form"] == "short_form" else row["form"].replace("_", " ")
-    return row["dataset"], row.get("config") or "", row.get("split") or "", form
+    form = "" if result.form == "short_form" else result.form.replace("_", " ")
+    return result.dataset, result.config or "", result.split or "", form
 
 
-def _settings(row: Row) -> dict[str, Any]:
+def _settings(result: Result) -> dict[str, Any]:
     # An option of long-form decoding that is off needs no mention: the other algorithm lacks it.
-    options = {name: value for name, value in (row.get("long_form") or {}).items() if value}
-    flat = {**row, **(row.get("decoding") or {}), **options}
+    long_form = result.more.get("long_form") or {}
+    options = {name: value for name, value in long_form.items() if value}
+    flat = {**result.more, "normalizer": result.normalizer, **(result.decoding or {}), **options}
     return {name: flat.get(name) for name in SETTINGS}
 
 
-def distinct_names(rows: Sequence[Row]) -> list[str]:
-    """Return a name for each row: the model's, and the settings in which its rows differ."""
-    by_model: dict[str, list[dict[str, Any]]] = {}
-    for row in rows:
-        by_model.setdefault(_model_name(row), []).append({**_settings(row), "set": _test_set(row)})
+def distinct_names(results: Sequence[Result], shown: Mapping[str, str]) -> list[str]:
+    """Return a name for each result: the model's, and the settings in which its results differ.
+
+    Args:
+        results: the lines of a table.
+        shown: what each model is called, by its full name.
+    """
+    by_model: dict[str, list[tuple[Any, dict[str, Any]]]] = {}
+    for result in results:
+        name = _with_steps(result, result.model)
+        by_model.setdefault(name, []).append((_test_set(result), _settings(result)))
     names = []
-    for row in rows:
-        name, own = _model_name(row), _settings(row)
-        rivals = [other for other in by_model[name] if other["set"] == _test_set(row)]
-        differing = [k for k in SETTINGS if any(other[k] != own[k] for other in rivals)]
-        chosen = ", ".join(f"{key}={own[key]}" for key in differing if own[key] is not None)
+    for result in results:
+        settings = _settings(result)
+        rivals = [
+            other
+            for test_set, other in by_model[_with_steps(result, result.model)]
+            if test_set == _test_set(result)
+        ]
+        differing = [k for k in SETTINGS if any(other[k] != settings[k] for other in rivals)]
+        chosen = ", ".join(f"{k}={settings[k]}" for k in differing if settings[k] is not None)
+        name = _with_steps(result, shown[result.model])
         names.append(f"{name} ({chosen})" if chosen else name)
     return names
 
 
-def set_names(rows: Sequence[Row]) -> list[str]:
-    """Return a name for each row's test set: the dataset alone, where that says which."""
-    sets = {_test_set(row) for row in rows}
+def set_names(results: Sequence[Result], shown: Mapping[str, str] | None = None) -> list[str]:
+    """Return a name for each result's test set: the dataset alone, where that says which.
+
+    Args:
+        results: the columns of a table.
+        shown: what each dataset is called, by its full name; default: that name.
+    """
+    sets = {_test_set(result) for result in results}
     names = []
-    for row in rows:
-        dataset, config, split, form = _test_set(row)
+    for result in results:
+        dataset, config, split, form = _test_set(result)
         parts = {other[1:3] for other in sets if other[0] == dataset}
         details = [config, split] if len(parts) > 1 else []
-        name = " ".join(part for part in (dataset, *details) if part)
+        title = shown[dataset] if shown else dataset
+        name = " ".join(part for part in (title, *details) if part)
         names.append(f"{name} ({form})" if form else name)
     return names
+
+
+def markdown_table(
+    rows: Iterable[Mapping[str, Any]], columns: Sequence[str], decimals: int = 1
+) -> str:
+    """Return a Markdown table; floats are rounded to `decimals`, what is missing stays blank."""
+    rows = list(rows)
+    cells = [[_cell(row.get(column), decimals) for column in columns] for row in rows]
+    numeric = [any(_is_number(row.get(column)) for row in rows) for column in columns]
+    rules = ["---:" if right else ":---" for right in numeric]
+    titles = [_cell(column, decimals) for column in columns]
+    return "\n".join(f"| {' | '.join(line)} |" for line in [titles, rules, *cells]) + "\n"
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _cell(value: Any, decimals: int) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, float):
+        return f"{value:.{decimals}f}"
+    return re.sub(r"\s*\n\s*", " ", str(value)).replace("|", r"\|")

@@ -65,6 +65,11 @@ class Whisper(Processor):
         return int(self.model.num_parameters())
 
     @property
+    def num_bytes(self) -> int:
+        """Bytes of the model's weights, tied ones counted once."""
+        return sum(p.numel() * p.element_size() for p in self.model.parameters())
+
+    @property
     def attention(self) -> str:
         """The implementation of attention that really runs, as transformers names it."""
         return str(self.model.config._attn_implementation)

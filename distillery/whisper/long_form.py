@@ -2,7 +2,7 @@
 
 A recording is read window by window, and features are computed for a batch of windows alone, so
 that hours take no more memory than their samples. Both algorithms cut where it is quiet, so that
-no word is heard in two halves, and skip digital silence, for which models make up text.
+no word is cut in two, and skip digital silence, for which models make up text.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -23,7 +23,7 @@ from distillery.whisper.windows import Decoding, Transcript, transcribe_windows
 TEMPERATURES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 MAX_COMPRESSION_RATIO = 2.4
 MIN_AVG_LOGPROB = -1.0
-NO_SPEECH_PROBABILITY = 0.6  # above it, a window that was heard with little confidence is silence
+NO_SPEECH_PROBABILITY = 0.6  # above it, a window with an unsure transcript is silence
 MAX_TEMPERATURE_OF_PROMPT = 0.5  # what was drawn more freely misleads the windows behind it
 
 MIN_ADVANCE = 0.1  # of a window: however odd the timestamps, reading goes on by so much
@@ -33,7 +33,8 @@ MIN_ADVANCE = 0.1  # of a window: however odd the timestamps, reading goes on by
 # recordings: 6.3 to 4.2 and 2.2 to 1.5.)
 CUT_OFF_S = 0.3
 
-Found = Iterator[tuple[int, list[Segment]]]
+# The number of each recording, and its segments, as recordings are finished.
+NumberedSegments = Iterator[tuple[int, list[Segment]]]
 
 
 def text_of(segments: Sequence[Segment]) -> str:
@@ -50,7 +51,7 @@ def transcribe_sequentially(
     *,
     condition_on_prev_tokens: bool = False,
     temperatures: Sequence[float] = TEMPERATURES[:1],
-) -> Found:
+) -> NumberedSegments:
     """Transcribe recordings window by window, each from where the timestamps of the last one end.
 
     This is OpenAI's long-form algorithm (https://arxiv.org/abs/2212.04356, section 4.5), over
@@ -76,18 +77,18 @@ def transcribe_sequentially(
     while reading := reading + [
         _Reading(number, wave) for number, wave in islice(waiting, batch_size - len(reading))
     ]:
-        for one in reading:
-            one.position = next_sound(one.waveform, rate, one.position)
-        audible = [one for one in reading if not one.is_finished]
-        windows = [one.window(whisper) for one in audible]
-        prompts = [one.prompt(whisper) if condition_on_prev_tokens else [] for one in audible]
+        for recording in reading:
+            recording.position = next_sound(recording.waveform, rate, recording.position)
+        audible = [recording for recording in reading if not recording.is_finished]
+        windows = [recording.window(whisper) for recording in audible]
+        prompts = [r.prompt(whisper) if condition_on_prev_tokens else [] for r in audible]
         decoded = _decode_with_fallback(whisper, windows, prompts, decoding, temperatures)
-        for one, (transcript, temperature) in zip(audible, decoded, strict=True):
-            one.read(whisper, transcript)
+        for recording, (transcript, temperature) in zip(audible, decoded, strict=True):
+            recording.read(whisper, transcript)
             if temperature > MAX_TEMPERATURE_OF_PROMPT:
-                one.history.clear()
-        yield from ((one.number, one.segments) for one in reading if one.is_finished)
-        reading = [one for one in reading if not one.is_finished]
+                recording.history.clear()
+        yield from ((r.number, r.segments) for r in reading if r.is_finished)
+        reading = [recording for recording in reading if not recording.is_finished]
 
 
 @dataclass
@@ -114,15 +115,15 @@ class _Reading:
         return [whisper.tokens.start_of_prev, *self.history[-most:]] if self.history else []
 
     def read(self, whisper: Whisper, transcript: Transcript | None) -> None:
-        """Keep what a window says and go on behind it; None is a window without speech."""
+        """Keep a window's passages and go on behind them; None is a window without speech."""
         rate, size = whisper.log_mel.sampling_rate, whisper.log_mel.window_samples
-        found = (
+        written = (
             passages(text_ids(transcript.ids, whisper.tokens), whisper.tokens) if transcript else []
         )
         window_end = min(self.position + size, len(self.waveform))
         window_s = (window_end - self.position) / rate
         is_last = window_end == len(self.waveform)
-        complete, gap = _complete_passages(found, window_s, is_last)
+        complete, gap = _complete_passages(written, window_s, is_last)
         for passage in complete:
             if passage.start < window_s:  # else it was written for the silence behind the recording
                 self._keep(whisper, passage, window_s)
@@ -144,18 +145,18 @@ class _Reading:
 
 
 def _complete_passages(
-    found: list[Passage], window_s: float, at_end: bool = False
+    written: list[Passage], window_s: float, at_end: bool = False
 ) -> tuple[list[Passage], tuple[float, float]]:
     """Return the passages of a window to keep, and the gap in which the next window begins.
 
     Times are seconds from the window's start; `window_s` is how much of the recording it holds,
     `at_end` whether that is all the rest.
     """
-    *complete, last = found or [Passage(window_s, None, ())]
+    *complete, last = written or [Passage(window_s, None, ())]
     if complete and last.end is not None and last.end > window_s - CUT_OFF_S and not at_end:
         last = last._replace(end=None)
     if last.end is not None:
-        return found, (min(last.end, window_s), window_s)
+        return written, (min(last.end, window_s), window_s)
     if complete:
         end = complete[-1].end or 0.0
         return complete, (min(end, window_s), min(max(end, last.start), window_s))
@@ -177,22 +178,22 @@ def _decode_with_fallback(
     if not windows:
         return []
     features = whisper.log_mel(windows).to(whisper.model.device)
-    found: dict[int, tuple[Transcript | None, float]] = {}
+    transcripts: dict[int, tuple[Transcript | None, float]] = {}
     pending = list(range(len(windows)))
     for temperature in temperatures:
         for index, transcript in _decode(
             whisper, features, prompts, pending, decoding, temperature
         ):
-            found[index] = (transcript, temperature)
+            transcripts[index] = (transcript, temperature)
         if len(temperatures) == 1:
             break
-        unsure = [i for i in pending if _is_unsure(found[i][0])]
+        unsure = [i for i in pending if _is_unsure(transcripts[i][0])]
         silent = set(_without_speech(whisper, features, unsure))
-        found.update({i: (None, temperature) for i in silent})
-        pending = [i for i in pending if i not in silent and _looks_bad(whisper, found[i][0])]
+        transcripts.update({i: (None, temperature) for i in silent})
+        pending = [i for i in pending if i not in silent and _looks_bad(whisper, transcripts[i][0])]
         if not pending:
             break
-    return [found[i] for i in range(len(windows))]
+    return [transcripts[i] for i in range(len(windows))]
 
 
 def _decode(
@@ -253,13 +254,13 @@ def transcribe_in_chunks(
     *,
     chunk_length_s: float,
     stride_length_s: float | None = None,
-) -> Found:
+) -> NumberedSegments:
     """Transcribe recordings in chunks that are decoded in batches, without regard to each other.
 
     Distil-Whisper's algorithm (https://arxiv.org/abs/2311.00430, section 5.3) lets chunks overlap
     and joins their texts where they agree. Here the same overlap is where a chunk may end: it does
-    so in its quietest place, and the next begins there. Nothing is heard twice, and nothing need
-    be joined; a recording without any pause that long loses what its cuts go through.
+    so in its quietest place, and the next begins there. No sound is decoded twice, and no texts
+    have to be joined; a recording without any pause that long loses what its cuts go through.
 
     Args:
         whisper: the model.
@@ -275,11 +276,11 @@ def transcribe_in_chunks(
     """
     rate = whisper.log_mel.sampling_rate
     stride_s = chunk_length_s / 6 if stride_length_s is None else stride_length_s
-    found: dict[int, list[Segment]] = {}
+    segments: dict[int, list[Segment]] = {}
 
     def cut_all() -> Iterator[_Chunk]:
         for number, waveform in enumerate(waveforms):
-            found[number] = []
+            segments[number] = []
             for start, end in chunk_bounds(waveform, rate, chunk_length_s, 2 * stride_s):
                 yield _Chunk(number, start, waveform[start:end])
 
@@ -288,11 +289,11 @@ def transcribe_in_chunks(
         features = whisper.log_mel([chunk.samples for chunk in batch]).to(whisper.model.device)
         transcripts = transcribe_windows(whisper, features, decoding)
         for chunk, transcript in zip(batch, transcripts, strict=True):
-            found[chunk.number] += chunk.segments(whisper, transcript)
+            segments[chunk.number] += chunk.segments(whisper, transcript)
         # A recording is finished once a chunk of a later one was seen.
-        for number in [number for number in found if number < batch[-1].number]:
-            yield number, found.pop(number)
-    yield from found.items()
+        for number in [number for number in segments if number < batch[-1].number]:
+            yield number, segments.pop(number)
+    yield from segments.items()
 
 
 def chunk_bounds(
@@ -325,7 +326,7 @@ class _Chunk:
     samples: Waveform
 
     def segments(self, whisper: Whisper, transcript: Transcript) -> list[Segment]:
-        """Return what was heard, at its time in the recording."""
+        """Return the segments of a chunk's transcript, at their times in the recording."""
         rate = whisper.log_mel.sampling_rate
         offset, duration = self.start / rate, len(self.samples) / rate
         return [

@@ -71,10 +71,10 @@ def chunks_of(whisper: Whisper, ids: Sequence[int]) -> list[dict[str, Any]]:
 
     Each chunk has `text`, and `timestamp`: start and end in seconds, None where there is none.
     """
-    _, found = whisper.tokenizer._decode_asr(
+    _, optional = whisper.tokenizer._decode_asr(
         [{"tokens": np.array([ids])}],
         return_timestamps=True,
         return_language=False,
         time_precision=TIMESTAMP_STEP_S,
     )
-    return list(found["chunks"])
+    return list(optional["chunks"])

@@ -21,9 +21,9 @@ from distillery.whisper.checkpoint import Whisper, have_same_weights
 class Draft:
     """An assistant's decoder as transformers wants it, and its encoder where that is another.
 
-    Transformers gives a decoder that drafts the main model's encoder states. A whole model it would
-    give none, but run through Whisper's own `generate`, which moves the begin of the main model's
-    rules for first ids and timestamps: other ids come out.
+    Transformers hands a decoder alone the main model's encoder states. A whole model would encode
+    for itself, but in Whisper's own `generate`, which shifts the place where the main model's rules
+    for first ids and timestamps apply: other ids come out.
     """
 
     def __init__(self, assistant: Whisper, main: Whisper) -> None:
@@ -41,36 +41,36 @@ class Draft:
         self.decoder.eval()
         shared = have_same_weights(main.model.model.encoder, whole.model.encoder)
         self.encoder: nn.Module | None = None if shared else whole.model.encoder
-        self._heard: BaseModelOutput | None = None
+        self._states: BaseModelOutput | None = None
         self.decoder.register_forward_pre_hook(self._give_own_states, with_kwargs=True)
 
-    def hear(self, window: Tensor) -> None:
-        """Listen to what is drafted for next: log-mel, float (1, mels, frames)."""
+    def encode(self, window: Tensor) -> None:
+        """Encode the window that is drafted for next: log-mel, float (1, mels, frames)."""
         if self.encoder is not None:
             states = self.encoder(window.to(self.decoder.dtype)).last_hidden_state
-            self._heard = BaseModelOutput(last_hidden_state=states)
+            self._states = BaseModelOutput(last_hidden_state=states)
 
     def _give_own_states(
         self, _decoder: nn.Module, args: tuple[Any, ...], named: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        return args, named if self._heard is None else {**named, "encoder_outputs": self._heard}
+        return args, named if self._states is None else {**named, "encoder_outputs": self._states}
 
 
 @dataclass(frozen=True)
 class DraftedWhisper(Whisper):
-    """A model for which another drafts."""
+    """A model with an assistant that drafts for it."""
 
     draft: Draft
 
 
 def with_draft(main: Whisper, assistant: Whisper) -> DraftedWhisper:
-    """Return the main model, for which the assistant drafts.
+    """Return the main model with an assistant that drafts for it.
 
     Where both have the same encoder, as with a student whose encoder was frozen, it runs once for
     both.
 
     Raises:
-        ValueError: the assistant writes or hears something else than the main model.
+        ValueError: the assistant's vocabulary or features are not the main model's.
     """
     differences = list(_differences(main, assistant))
     if differences:

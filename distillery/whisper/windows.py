@@ -14,7 +14,7 @@ from transformers import (
 )
 from transformers.modeling_outputs import BaseModelOutput
 
-from distillery.text.tokens import SpecialTokens
+from distillery.text.tokens import SpecialTokens, language_code
 from distillery.whisper.checkpoint import Processor, Whisper
 from distillery.whisper.speculation import Draft, DraftedWhisper
 
@@ -41,6 +41,16 @@ class Decoding:
         """
         whisper.tokens.prefix(self.language, self.task, self.timestamps)
         return replace(self, max_length=min(self.max_length, whisper.max_label_length))
+
+    def in_language_of(self, whisper: Whisper) -> "Decoding":
+        """Return the same in the language that the model was made for, where none is named."""
+        named = self.language
+        if whisper.tokens.is_multilingual:
+            own = getattr(whisper.model.generation_config, "language", None)
+            return replace(self, language=named or own)
+        # An English-only model has no token for what it speaks anyway.
+        is_english = named is None or language_code(named) == "en"
+        return replace(self, language=None if is_english else named)
 
 
 @dataclass(frozen=True)
@@ -77,8 +87,8 @@ def transcribe_windows(
     """Transcribe windows, each in one pass of the decoder.
 
     Args:
-        whisper: the model, on the device of the features. One that is drafted for is so where
-            windows have no prompts and nothing is drawn.
+        whisper: the model, on the device of the features. Its assistant, where it has one, is
+            used only without prompts and at temperature 0.
         input_features: float (batch, mels, frames of the window).
         decoding: see `Decoding`.
         prompts: ids that each window's decoder sees before its prefix, all of one length.
@@ -87,9 +97,12 @@ def transcribe_windows(
     is_plain = not prompts and temperature == 0
     draft = whisper.draft if isinstance(whisper, DraftedWhisper) and is_plain else None
     if draft is not None and len(input_features) > 1:
-        # Transformers has one window drafted at a time.
-        each = (transcribe_windows(whisper, window[None], decoding) for window in input_features)
-        return [transcript for found in each for transcript in found]
+        # Transformers drafts for one window at a time.
+        return [
+            transcript
+            for window in input_features
+            for transcript in transcribe_windows(whisper, window[None], decoding)
+        ]
     model, tokens = whisper.model, whisper.tokens
     prefix = tokens.prefix(decoding.language, decoding.task, decoding.timestamps)
     given = [[*prompt, *prefix] for prompt in prompts] or [prefix]
@@ -120,17 +133,17 @@ def transcribe_windows(
 def _draft_arguments(
     model: WhisperForConditionalGeneration, draft: Draft | None, window: Tensor, num_prefix: int
 ) -> dict[str, Any]:
-    """Return `generate`'s arguments for speculative decoding; none where nobody drafts."""
+    """Return `generate`'s arguments for speculative decoding; none without an assistant."""
     if draft is None:
         return {}
-    draft.hear(window)
-    found: dict[str, Any] = {"assistant_model": draft.decoder}
+    draft.encode(window)
+    arguments: dict[str, Any] = {"assistant_model": draft.decoder}
     suppressed = model.generation_config.begin_suppress_tokens
     if suppressed:
-        # With a draft transformers lets a transcript begin with any id, as no other search does.
+        # With an assistant, transformers forgets which ids may not begin a transcript.
         rule = SuppressTokensAtBeginLogitsProcessor(suppressed, num_prefix, device=window.device)
-        found["logits_processor"] = LogitsProcessorList([rule])
-    return found
+        arguments["logits_processor"] = LogitsProcessorList([rule])
+    return arguments
 
 
 def _until_end(row: list[int], num_given: int, tokens: SpecialTokens) -> list[int]:

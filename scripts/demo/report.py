@@ -11,7 +11,8 @@ from typing import Any
 
 import matplotlib
 
-from distillery.evaluation.results import markdown_table, read_folder, read_rows
+from distillery.evaluation.results import Result, read_folder, read_rows
+from distillery.evaluation.tables import markdown_table
 from distillery.storage.files import replacing
 from distillery.training.monitor import LOSS_LOG
 
@@ -44,20 +45,25 @@ def main(arguments: list[str] | None = None) -> None:
     print(f"also in {args.output_dir}: results.jsonl, results.md, losses.png")
 
 
-def _rows_of(role: str, model: Path, measured: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _rows_of(role: str, model: Path, measured: list[Result]) -> list[dict[str, Any]]:
     """Return the newest row of a model for each test set."""
-    newest = {_test_set(row): row for row in measured if row["model"] == str(model.resolve())}
+    newest = {
+        _test_set(result): result for result in measured if result.model == str(model.resolve())
+    }
     if not newest:
         raise ValueError(f"no evaluation of {model} was found: run the evaluation scripts first")
     return [
-        {"model": model.name, "role": role, "test_set": name, **{k: row[k] for k in FIGURES}}
-        for name, row in sorted(newest.items(), reverse=True)
+        {
+            **{"model": model.name, "role": role, "test_set": name},
+            **{figure: result.figure(figure) for figure in FIGURES},
+        }
+        for name, result in sorted(newest.items(), reverse=True)
     ]
 
 
-def _test_set(row: dict[str, Any]) -> str:
-    """Return what a row was measured on, and how long recordings were decoded."""
-    return f"{row['form']}, {row.get('algorithm', Path(row['dataset']).stem)}"
+def _test_set(result: Result) -> str:
+    """Return what a result is about: the set of clips, or how long recordings were decoded."""
+    return f"{result.form}, {result.figure('algorithm') or Path(result.dataset).stem}"
 
 
 def _plot_losses(models: dict[str, str], path: Path) -> None:

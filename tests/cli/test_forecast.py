@@ -186,12 +186,10 @@ def test_an_outline_is_as_large_as_the_model_and_has_its_settings(folder, tmp_pa
     (bare / "model.safetensors").unlink()
     outline, model = checkpoint.load_outline(str(bare)), checkpoint.load(str(folder))
     assert outline.num_parameters == model.num_parameters
-    assert forecast.num_bytes(outline) == pytest.approx(
+    assert outline.num_bytes == pytest.approx(
         (folder / "model.safetensors").stat().st_size, rel=0.05
     )
-    assert forecast.num_bytes(checkpoint.load_outline(str(bare), "bfloat16")) * 2 == (
-        forecast.num_bytes(outline)
-    )
+    assert checkpoint.load_outline(str(bare), "bfloat16").num_bytes * 2 == (outline.num_bytes)
     assert vars(outline.model.generation_config) == vars(model.model.generation_config)
     assert outline.tokens == model.tokens
 

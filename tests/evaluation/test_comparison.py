@@ -1,7 +1,9 @@
+from dataclasses import replace
+
 import pytest
 
 from distillery.evaluation.comparison import compare, ratio, table_rows, tally
-from distillery.evaluation.results import Prediction
+from distillery.evaluation.results import Prediction, Result
 from distillery.text.normalizers import normalizer_for
 
 JAPANESE = normalizer_for("ja")
@@ -61,13 +63,16 @@ def test_ratio(ours, theirs, wanted):
 def test_table_rows():
     found = {"model": "org/base", **compare(OURS, THEIRS, JAPANESE), "speed_ratio": 6.0}
     found["error_difference_ci"] = {"cer_norm": [-50.0, 0.04], "wer_norm": [0.0, 0.0]}
-    row = {"model": "org/mine", "dataset": "org/set", "baselines": [found]}
-    assert table_rows(row) == [
+    rates = dict.fromkeys(("cer_norm", "wer_norm", "cer_raw", "wer_raw"), 1.0)
+    what = {"form": "short_form", "model": "/models/mine", "dataset": "org/set"}
+    result = Result.from_row({**what, **rates, "baselines": [found]})
+    shown = {"/models/mine": "mine", "org/base": "org/base"}
+    assert table_rows(result, shown) == [
         {
-            **{"model": "org/mine", "baseline": "org/base", "dataset": "org/set"},
+            **{"model": "mine", "baseline": "org/base", "dataset": "org/set"},
             **{"cer_norm ratio": 0.5, "wer_norm ratio": 1.0},
             **{"cer_norm difference": "-25.0 [-50.0, +0.0]"},
             **{"wer_norm difference": "+0.0 [+0.0, +0.0]", "speed ratio": 6.0},
         }
     ]
-    assert table_rows({**row, "baselines": []}) == []
+    assert table_rows(replace(result, baselines=[]), shown) == []

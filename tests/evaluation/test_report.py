@@ -1,6 +1,7 @@
 import json
 import os
 import time
+from dataclasses import replace
 
 import browser
 import numpy as np
@@ -8,9 +9,9 @@ import pytest
 import soundfile
 from tiny import SAMPLE_RATE
 
-from distillery.evaluation import report, results
+from distillery.evaluation import axes, report, results
 from distillery.evaluation.report import Entry
-from distillery.evaluation.results import Prediction
+from distillery.evaluation.results import Prediction, Result
 
 HOSTILE = "</script><script>document.title = 'hacked'</script><img src=x onerror=alert(1)>\"'&amp;"
 RIGHT_TO_LEFT = "abc \u202edef\u202c \u2067ghi"
@@ -39,6 +40,14 @@ def edits(hits, substitutions, deletions, insertions):
 
 def row_of(model="/models/teacher", dataset="/data/test.jsonl", cer=8.0, **more):
     """Return a row as evaluations write it."""
+    return result_of(json_row(model, dataset, cer, **more))
+
+
+def result_of(row):
+    return Result.from_row(row)
+
+
+def json_row(model, dataset, cer, **more):
     return {
         "form": "short_form",
         "model": model,
@@ -77,14 +86,15 @@ def row_of(model="/models/teacher", dataset="/data/test.jsonl", cer=8.0, **more)
 def older_row(**more):
     """Return a row from before there were intervals, edits and rates by duration."""
     new = ("ci", "edits", "by_duration", "postprocessing", "wer_words", "baselines")
-    return {key: value for key, value in row_of(**more).items() if key not in new}
+    row = row_of(**more).to_row()
+    return result_of({key: value for key, value in row.items() if key not in new})
 
 
 def results_folder(folder, rows, predictions=JAPANESE):
     for number, row in enumerate(rows):
-        row["predictions"] = f"predictions/{number}.csv"
-        results.write_predictions(folder / row["predictions"], predictions)
-        results.append_row(folder / "metric.ja.transcribe.jsonl", row)
+        row = replace(row, predictions=f"predictions/{number}.csv")
+        results.write_predictions(folder / row.predictions, predictions)
+        results.append_row(folder / "metric.ja.transcribe.jsonl", row.to_row())
     return folder
 
 
@@ -114,21 +124,14 @@ def test_worst_come_first_and_right_ones_not_at_all():
     assert len(report.worst(many, "char")) == report.NUM_WORST == 50
 
 
-@pytest.mark.parametrize(
-    ("normalizer", "unit"),
-    [("whisper-basic+no-spaces", "char"), ("whisper-english", "word"), ("marks-kept", "word")],
-)
-def test_unit_follows_the_normaliser(normalizer, unit):
-    assert report.unit_of(normalizer) == unit
-
-
 def test_gathered_are_the_newest_rows_of_all_files(tmp_path):
     folder = results_folder(tmp_path, [row_of(cer=8.0), row_of("/models/student")])
-    results.append_row(
-        folder / "metric.ja.transcribe.jsonl", row_of(cer=7.0) | {"predictions": "x"}
-    )
-    results.append_row(folder / "metric.en.transcribe.jsonl", row_of(dataset="org/en"))
-    found = [(e.row["model"], e.row["dataset"], e.row["cer_norm"]) for e in report.gather(folder)]
+    newer = row_of(cer=7.0, predictions="x").to_row()
+    results.append_row(folder / "metric.ja.transcribe.jsonl", newer)
+    other = row_of(dataset="org/en").to_row()
+    results.append_row(folder / "metric.en.transcribe.jsonl", other)
+    entries = [entry.result for entry in report.gather(folder)]
+    found = [(result.model, result.dataset, result.cer_norm) for result in entries]
     assert sorted(found) == [
         ("/models/student", "/data/test.jsonl", 8.0),
         ("/models/teacher", "/data/test.jsonl", 7.0),
@@ -140,7 +143,7 @@ def test_lost_predictions_do_not_lose_the_result(tmp_path):
     results_folder(tmp_path, [row_of()])
     (tmp_path / "predictions" / "0.csv").unlink()
     (entry,) = report.gather(tmp_path)
-    assert entry.row["cer_norm"] == 8.0
+    assert entry.result.cer_norm == 8.0
     assert entry.predictions == []
 
 
@@ -179,7 +182,7 @@ def test_a_clip_with_another_text_is_not_the_one_that_was_heard(tmp_path):
     ("dataset", "reason"),
     [
         ("org/name", "audio is inside the dataset"),
-        ("/nowhere/test.jsonl", "dataset /nowhere/test.jsonl: there is no such file"),
+        ("/nowhere/test.jsonl", "dataset /nowhere/test.jsonl: there is no such file or folder"),
     ],
 )
 def test_why_there_is_no_audio(tmp_path, dataset, reason):
@@ -189,7 +192,7 @@ def test_why_there_is_no_audio(tmp_path, dataset, reason):
 
 def names_of(*rows):
     entries = [Entry(row, []) for row in rows]
-    return [(r.model, r.test_set) for r in report._results(entries, None)]
+    return [(r.model, r.test_set) for r in report._shown_results(entries, None)]
 
 
 def test_names_are_as_short_as_they_can_be():
@@ -229,7 +232,7 @@ def test_names_say_what_was_added_and_what_differs():
     ],
 )
 def test_axis_is_round_and_starts_at_zero(values, ticks):
-    axis = report._axis_for(values)
+    axis = axes.axis_for(values)
     assert axis.ticks == ticks
     assert axis.end == pytest.approx(ticks[-1])
 
@@ -239,7 +242,9 @@ def test_files_of_players_are_relative_and_quoted(tmp_path):
     audio = tmp_path / "clips" / 'a#b?"c:d%.wav'
     audio.parent.mkdir()
     audio.write_bytes(b"x")
-    (result,) = report._results([Entry(row_of(), JAPANESE, {"mixed": str(audio)})], page.parent)
+    (result,) = report._shown_results(
+        [Entry(row_of(), JAPANESE, {"mixed": str(audio)})], page.parent
+    )
     players = {u.prediction.id: u.player for u in result.worst}
     assert players == {"empty": None, "mixed": "../clips/a%23b%3F%22c%3Ad%25.wav"}
 
@@ -312,11 +317,10 @@ def opened(tab, tmp_path):
 def full_entries():
     """Return entries that fill every section of the page."""
     teacher = row_of()
-    student = row_of("/models/student", cer=16.0, rtfx=None, num_parameters=None)
-    student["baselines"] = [
+    baselines = [
         {
-            "model": teacher["model"],
-            "predictions": teacher["predictions"],
+            "model": teacher.model,
+            "predictions": teacher.predictions,
             "num_rows": 3,
             "error_ratio": {"cer_norm": 2.0, "wer_norm": None},
             "error_difference": {"cer_norm": 8.0, "wer_norm": -1.0},
@@ -324,6 +328,9 @@ def full_entries():
             "speed_ratio": None,
         }
     ]
+    student = row_of(
+        "/models/student", cer=16.0, rtfx=None, num_parameters=None, baselines=baselines
+    )
     loop = row_of("/models/loop", cer=480.0)
     english = row_of(
         "org/" + "an-english-model-of-a-very-long-name-" * 3,
@@ -367,6 +374,27 @@ def test_tables_hold_the_figures(opened):
     ]
     assert page.texts("#runs tbody tr")[0].startswith("teacher test 3 0 0 120.0 min 12.3 1.6 M")
     assert page.texts("header p")[0].startswith("3 models on 1 test set (2.0 hours of audio).")
+
+
+def test_the_page_begins_with_what_it_is_about_and_how_large_the_models_are(opened):
+    page = opened(full_entries()[:3])
+    assert page.texts("header p")[1:] == [
+        "Each model wrote down what is said in the test sets; this page compares its texts with "
+        "the references, and how fast it was.",
+        "Size: teacher 1.6 M parameters, student unknown, loop 1.6 M.",
+    ]
+
+
+def test_words_come_first_where_they_are_spaced(opened):
+    page = opened(full_entries()[3:])
+    captions = page.texts("table.rates caption")
+    assert captions[:2] == ["WER in percent", "CER in percent"]
+    assert page.each("table.chart", "e.dataset.rate") == ["wer_norm", "cer_norm"]
+    assert "“five” becomes “5”" in page.texts("#rates .digits")[0]
+
+
+def test_digits_are_not_spoken_of_in_other_languages(opened):
+    assert opened([Entry(row_of(), JAPANESE)]).texts("#rates .digits") == []
 
 
 def test_one_table_for_every_rate_and_a_dash_where_nothing_was_measured(opened):

@@ -6,21 +6,23 @@ from pathlib import Path
 
 import filelock
 import pytest
+from tiny import SHARED
 
 from distillery.evaluation import results
 from distillery.evaluation.results import (
     Prediction,
+    Result,
     append_row,
     find_row,
-    markdown_table,
     read_folder,
     read_foreign_predictions,
     read_predictions,
+    read_results,
     read_rows,
     write_predictions,
 )
 
-SHARED = Path(__file__).parents[2] / "shared" / "data" / "kotoba_predictions"
+PUBLISHED = SHARED / "data" / "kotoba_predictions"
 ROWS = [{"model": "先生", "cer_norm": 1.3}, {"model": "a\nb\u2028c", "cer_norm": None}]
 
 
@@ -258,37 +260,63 @@ def test_a_file_in_another_encoding_is_named(tmp_path):
         read_foreign_predictions(path)
 
 
-def test_rows_of_a_folder(tmp_path):
+RATES = {"cer_norm": 1.5, "wer_norm": 2.0, "cer_raw": 3.0, "wer_raw": 4.0}
+OLDEST = {"form": "short_form", "model": "/m", "dataset": "set", **RATES}
+
+
+def test_results_of_a_folder(tmp_path):
     with pytest.raises(ValueError, match=f"{tmp_path} holds no result"):
         read_folder(tmp_path)
-    append_row(tmp_path / "metric.ja.transcribe.jsonl", ROWS[1])
-    append_row(tmp_path / "metric.en.translate.jsonl", ROWS[0])
+    append_row(tmp_path / "metric.ja.transcribe.jsonl", {**OLDEST, "model": "second"})
+    append_row(tmp_path / "metric.en.translate.jsonl", {**OLDEST, "model": "first"})
     append_row(tmp_path / "results.jsonl", {"another": "file"})
-    assert read_folder(tmp_path) == ROWS
+    assert [result.model for result in read_folder(tmp_path)] == ["first", "second"]
 
 
-@pytest.mark.skipif(not SHARED.exists(), reason=f"{SHARED} is absent: it comes with ../shared")
+def test_a_row_of_an_older_version_lacks_figures_and_is_read():
+    result = Result.from_row(OLDEST)
+    assert (result.ci, result.by_duration, result.rtfx) == (None, [], None)
+    assert result.to_row().items() >= OLDEST.items()
+
+
+def test_what_another_version_added_survives(path):
+    row = {**OLDEST, "dtype": "float16", "nested": {"new": [1, None]}}
+    result = Result.from_row(row)
+    assert result.figure("dtype") == "float16"
+    append_row(path, result.to_row())
+    (read,) = read_results(path)
+    assert read == result
+    assert read.to_row().items() >= row.items()
+
+
+def test_a_row_without_a_model_or_a_rate_is_named(path):
+    append_row(path, {name: OLDEST[name] for name in OLDEST if name not in ("model", "wer_raw")})
+    with pytest.raises(ValueError, match=r"results\.jsonl: a row of results lacks model, wer_raw"):
+        read_results(path)
+
+
+@pytest.mark.parametrize(
+    ("normalizer", "unit", "rate"),
+    [
+        ("whisper-basic+no-spaces", "char", "cer_norm"),
+        ("whisper-english", "word", "wer_norm"),
+        ("marks-kept", "word", "wer_norm"),
+    ],
+)
+def test_unit_and_main_rate_follow_the_normaliser(normalizer, unit, rate):
+    result = Result.from_row({**OLDEST, "normalizer": normalizer})
+    assert (result.unit, result.main_rate) == (unit, rate)
+
+
+@pytest.mark.skipif(
+    not PUBLISHED.exists(), reason=f"{PUBLISHED} is absent: it comes with ../shared"
+)
 def test_published_predictions_can_be_read():
-    counts = {path.name: len(read_predictions(path)) for path in SHARED.glob("*.csv")}
+    counts = {path.name: len(read_predictions(path)) for path in PUBLISHED.glob("*.csv")}
     assert counts == {
         "kotoba-whisper-v1.0.ja_asr.common_voice_8_0.csv": 4483,
         "whisper-large-v3.ja_asr.jsut_basic5000.csv": 5000,
     }
-
-
-def test_markdown_table():
-    rows = [
-        {"model": "teacher", "cer_norm": 1.25, "num_parameters": 1500, "done": True},
-        {"model": "a|b\nc", "cer_norm": 100.0, "num_parameters": None},
-    ]
-    assert markdown_table(rows, ["model", "cer_norm", "num_parameters", "done"]) == (
-        "| model | cer_norm | num_parameters | done |\n"
-        "| :--- | ---: | ---: | :--- |\n"
-        "| teacher | 1.2 | 1500 | True |\n"
-        "| a\\|b c | 100.0 |  |  |\n"
-    )
-    assert "| 1.250 |" in markdown_table(rows, ["cer_norm"], decimals=3)
-    assert markdown_table([], ["model"]) == "| model |\n| :--- |\n"
 
 
 def test_rows_are_plain_json_lines(path):

@@ -134,9 +134,9 @@ def test_runs_alternate_after_one_of_each():
 
 def test_ratio_and_interval_are_of_pairs():
     ratio, interval = speed.ratio_with_interval([2.0, 8.0], [1.0, 2.0])
-    # Twice and four times as fast: the logarithms to base 2 are 1 and 2, and t is 12.706.
+    # Twice and four times as fast: the logarithms to base 2 are 1 and 2, and t is 12.7062047.
     assert ratio == pytest.approx(2**1.5)
-    assert interval == pytest.approx((2 ** (1.5 - 6.353), 2 ** (1.5 + 6.353)))
+    assert interval == pytest.approx((2 ** (1.5 - 6.35310235), 2 ** (1.5 + 6.35310235)))
     ratio, interval = speed.ratio_with_interval([2.0, 4.0, 6.0], [1.0, 2.0, 3.0])
     assert (ratio, *interval) == pytest.approx((2, 2, 2))
 

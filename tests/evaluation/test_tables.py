@@ -1,4 +1,5 @@
-from distillery.evaluation.tables import error_tables
+from distillery.evaluation.results import Result
+from distillery.evaluation.tables import error_tables, folder_names, markdown_table
 
 DECODING = {"language": "ja", "task": "transcribe", "num_beams": 1}
 
@@ -6,7 +7,8 @@ DECODING = {"language": "ja", "task": "transcribe", "num_beams": 1}
 def row(model="org/a", dataset="org/x", cer=9.38, **fields):
     rates = {"cer_norm": cer, "wer_norm": 59.2, "cer_raw": 15.6, "wer_raw": 99.7}
     common = {"form": "short_form", "config": "default", "split": "test", "decoding": DECODING}
-    return {"model": model, "dataset": dataset, **common, **rates, **fields}
+    common["normalizer"] = "whisper-basic+no-spaces"
+    return Result.from_row({"model": model, "dataset": dataset, **common, **rates, **fields})
 
 
 def table(*rows):
@@ -112,3 +114,35 @@ def test_predictions_from_a_file_have_no_settings():
         "org/c", config=None, split=None, decoding={"language": "ja", "task": "transcribe"}
     )
     assert table(scored) == ["| model | org/x |", "| org/c | 9.4 |"]
+
+
+def test_words_come_first_where_they_are_spaced():
+    titles = [line for line in error_tables([row(normalizer="basic")]).splitlines() if "- " in line]
+    assert [title for title in titles if title.startswith("- ")] == [
+        *("- WER", "- CER", "- Raw WER", "- Raw CER")
+    ]
+    assert error_tables([row(normalizer="basic"), row("b")]).startswith("- CER")
+
+
+def test_a_folder_is_called_by_its_name_where_no_other_has_it():
+    paths = ["/runs/1/student", "/runs/2/student", "/runs/teacher", "org/teacher"]
+    assert folder_names(paths) == {
+        **{path: path for path in paths},
+        "/runs/teacher": "teacher",
+    }
+    assert table(row("/runs/teacher"))[1:] == ["| teacher | 9.4 |"]
+
+
+def test_markdown_table():
+    rows = [
+        {"model": "teacher", "cer_norm": 1.25, "num_parameters": 1500, "done": True},
+        {"model": "a|b\nc", "cer_norm": 100.0, "num_parameters": None},
+    ]
+    assert markdown_table(rows, ["model", "cer_norm", "num_parameters", "done"]) == (
+        "| model | cer_norm | num_parameters | done |\n"
+        "| :--- | ---: | ---: | :--- |\n"
+        "| teacher | 1.2 | 1500 | True |\n"
+        "| a\\|b c | 100.0 |  |  |\n"
+    )
+    assert "| 1.250 |" in markdown_table(rows, ["cer_norm"], decimals=3)
+    assert markdown_table([], ["model"]) == "| model |\n| :--- |\n"

@@ -4,9 +4,10 @@ import soundfile
 from command_lines import parsed
 from launching import launch
 from stage_runs import read_manifest, run, snapshot, talkative_model_folder, write_manifest
-from tiny import SAMPLE_RATE, SENTENCES, load_script
+from tiny import SAMPLE_RATE, SENTENCES
 
 from distillery.evaluation import results
+from distillery.evaluation.recordings import RecordingTranscription, timestamp_figures
 from distillery.text.timestamps import Segment
 
 SCRIPT = "run_long_form_eval.py"
@@ -197,6 +198,6 @@ def test_a_stride_of_half_a_chunk_is_refused(tmp_path, flags):
 
 
 def test_references_without_any_time_are_not_compared():
-    stage = load_script(SCRIPT)
-    heard = stage.HeardRecording("1", "a", "a", 1.0, references=[Segment(1.0, 1.0, "a")])
-    assert stage._timestamp_figures(None, [heard]) == {}
+    references = [Segment(1.0, 1.0, "a")]
+    recording = RecordingTranscription("1", "a", "a", 1.0, references=references)
+    assert timestamp_figures([recording]) == {}

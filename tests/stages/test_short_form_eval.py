@@ -1,3 +1,4 @@
+import re
 import weakref
 
 import pytest
@@ -18,11 +19,12 @@ from tiny import (
     tone_manifest,
 )
 
+from distillery.cli import evaluation
 from distillery.cli.runtime import load_model
 from distillery.data.collators import WindowCollator
 from distillery.data.sources import load
 from distillery.data.specs import DatasetSpec
-from distillery.evaluation import evaluations, results
+from distillery.evaluation import results
 from distillery.text import labels
 from distillery.text.error_rates import score
 from distillery.text.normalizers import normalizer_for
@@ -134,9 +136,10 @@ def test_same_evaluation_is_shown_and_not_repeated(evaluated, flags, capsys):
     before = snapshot(evaluated)
     capsys.readouterr()
     run(SCRIPT, *flags, "-o", evaluated)
-    told = capsys.readouterr().err
-    assert "was evaluated before" in told
-    assert "| cer_norm |" in told
+    told = capsys.readouterr()
+    assert "was evaluated before" in told.err
+    assert "| cer_norm |" in told.out
+    assert "| cer_norm |" not in told.err
     assert snapshot(evaluated) == before
 
 
@@ -335,7 +338,7 @@ def test_baselines_are_evaluated_on_the_same_rows(tmp_path, flags, manifest, mon
         loaded.append(weakref.ref(model.model))
         return model
 
-    monkeypatch.setattr(evaluations, "load_model", load_alone)
+    monkeypatch.setattr(evaluation, "load_model", load_alone)
     run(SCRIPT, *arguments, "--baseline", f"{first}+{second}")
     assert len(loaded) == 3
     rows = metrics(tmp_path / "eval")
@@ -356,6 +359,37 @@ def test_baselines_are_evaluated_on_the_same_rows(tmp_path, flags, manifest, mon
 
 
 PAIR = (("a", 1), ("b", 2))
+
+
+def test_an_unusable_clip_is_named_once_for_all_models(tmp_path, flags, manifest, model, capsys):
+    long = tone_manifest(tmp_path / "long.jsonl", 1, 6.0)  # the window is 4 s
+    (entry,) = read_manifest(long)
+    too_long = {**entry, "id": "long", "audio": str(tmp_path / entry["audio"])}
+    joined = write_manifest(
+        manifest.parent / "one-long.jsonl", [*read_manifest(manifest)[:3], too_long]
+    )
+    baseline = talkative_model_folder(tmp_path / "baseline", seed=1)
+    more = ["--baseline", baseline, "--max_bad_fraction", 0.5, "-o", tmp_path / "eval"]
+    run(SCRIPT, *flags, "-d", joined, *more)
+    assert [row["num_bad"] for row in metrics(tmp_path / "eval")] == [1, 1]
+    assert capsys.readouterr().err.count("WARNING") == 1
+
+
+def test_what_really_ran_is_recorded_and_batches_are_logged(tmp_path, flags, capsys):
+    more = ["--attn_type", "flash_attn", "--max_samples", 4, "--logging_steps", 1]
+    run(SCRIPT, *flags, *more, "-o", tmp_path)
+    (row,) = metrics(tmp_path)
+    assert row["attention"] == "sdpa"
+    told = capsys.readouterr().err
+    assert "attention flash_attn runs as sdpa" in told
+    assert "1 batches, 2 clips transcribed" in told
+    assert "2 batches, 4 clips transcribed" in told
+
+
+def test_results_reach_the_trackers(tmp_path, flags):
+    run(SCRIPT, *flags, "--max_samples", 2, "--report_to", "tensorboard", "-o", tmp_path)
+    events = [path.read_bytes() for path in tmp_path.rglob("events.out.tfevents.*")]
+    assert any(b"short_form/cer_norm" in event for event in events)
 
 
 def test_long_clips_are_decoded_in_chunks(tmp_path, flags, manifest):
@@ -440,7 +474,7 @@ def test_tables_of_what_is_there_need_no_model(evaluated, model, capsys):
     run(SCRIPT, "--pretty-table", "-o", evaluated)
     tables = capsys.readouterr().out
     assert tables.startswith("- CER\n\n| model | ")
-    assert tables.count(f"| {model} | ") == 4
+    assert len(re.findall(rf"^\| {model.name} \| [\d.]+ \|$", tables, re.MULTILINE)) == 4
     assert snapshot(evaluated) == before
 
 

@@ -1,27 +1,26 @@
 import csv
 import random
 from dataclasses import replace
-from pathlib import Path
 
 import jiwer
 import pytest
+from tiny import SHARED
 
 from distillery.text.error_rates import (
     RATES,
-    CharacterErrorRate,
     ErrorCounts,
     Scores,
-    WordErrorRate,
     aligned_runs,
     character_errors,
     count_errors,
+    error_rates,
     pair_error_rate,
     score,
     word_errors,
 )
 from distillery.text.normalizers import normalizer_for
 
-PREDICTIONS = Path(__file__).parents[2] / "shared" / "data" / "kotoba_predictions"
+PREDICTIONS = SHARED / "data" / "kotoba_predictions"
 KOTOBA = "kotoba-whisper-v1.0.ja_asr.common_voice_8_0.csv"
 LARGE_V3 = "whisper-large-v3.ja_asr.jsut_basic5000.csv"
 
@@ -166,18 +165,10 @@ def test_a_bin_holds_its_end(seconds, first):
     assert found["from_s"] == first
 
 
-@pytest.mark.parametrize(
-    ("metric", "name", "expected"),
-    [(WordErrorRate, "wer", 50.0), (CharacterErrorRate, "cer", 100 / 3)],
-)
-def test_evaluate_metrics_add_up_batches(metric, name, expected, tmp_path):
-    rate = metric(cache_dir=str(tmp_path))
-    for reference, prediction in [("a b", "a b"), ("NA", "na"), ("d", "")]:
-        rate.add_batch(references=[reference], predictions=[prediction])
-    assert rate.compute() == {name: pytest.approx(expected if name == "wer" else 50.0)}
-    assert rate.compute(references=["abc"], predictions=["abd"]) == {
-        name: pytest.approx(100.0 if name == "wer" else expected)
-    }
+def test_both_rates_of_a_corpus():
+    # One of two words, and "na" is two wrong characters; a lost "d" is one more of six.
+    assert error_rates(["a b", "NA", "d"], ["a b", "na", ""]) == {"wer": 50.0, "cer": 50.0}
+    assert error_rates(["abc"], ["abd"]) == {"wer": 100.0, "cer": pytest.approx(100 / 3)}
 
 
 def read_columns(name):
