@@ -66,7 +66,7 @@ def main(
         plan = batch_plan(accelerator, training_args)
         model = load_outline(model_args)
         lines = forecast.training_lines(run, model, None, data_args, training_args, plan)
-        forecast.show(accelerator, run.stage, lines)
+        forecast.show(accelerator, run, lines)
         return
     open_run(accelerator, run, output_args.overwrite_output_dir)
     if not run.is_complete:

@@ -187,7 +187,7 @@ def main(
         decoding_args = replace(decoding_args, return_timestamps=True)
     if short_args.predictions_file is not None:
         if run_args.dry_run:
-            forecast.show(accelerator, run.stage, _files_forecast(short_args))
+            forecast.show(accelerator, run, _files_forecast(short_args))
         elif accelerator.is_main_process:
             rows = _score_files(
                 run, short_args, model_args, data_args, decoding_args, post_args, args

@@ -169,7 +169,7 @@ def main(
     found = {one: _earlier(path, identity, contestants, one) for one in lengths_s}
     if run_args.dry_run:
         lines = _forecast(run, contestants, data_args, args, sum(map(bool, found.values())))
-        forecast.show(accelerator, run.stage, lines)
+        forecast.show(accelerator, run, lines)
         return
     missing = [length_s for length_s in lengths_s if not found[length_s]]
     if missing:

@@ -456,7 +456,7 @@ def measure_each(
         On the main process one row for each dataset; on the others, and in a dry run, none.
     """
     if run_args.dry_run:
-        forecast.show(accelerator, run.stage, _forecast(run, model, data_args, plan_each))
+        forecast.show(accelerator, run, _forecast(run, model, data_args, plan_each))
         return []
     found = []
     for spec, rows in specs_with_references(data_args):
