@@ -83,7 +83,7 @@ def main(args: StudentArguments) -> None:
     )
     is_made = run.was_made("--save_dir")
     if args.dry_run:
-        sys.stdout.write(forecast.text_of(run.stage, _forecast(args, run, is_made)))
+        sys.stdout.write(forecast.text_of(run, _forecast(args, run, is_made)))
         return
     if not is_made:
         teacher = checkpoint.load(args.teacher_checkpoint, args.dtype, cache_dir=args.cache_dir)

@@ -166,7 +166,7 @@ def main(
     if run_args.dry_run:
         speech = _survey(specs)
         row_filter = _row_filter(filter_args, specs[0], run_args.seed)
-        forecast.show(accelerator, run.stage, _forecast(run, speech, row_filter))
+        forecast.show(accelerator, run, _forecast(run, speech, row_filter))
         return
     open_run(accelerator, run, output_args.overwrite_output_dir)
     # The work is shared out with --preprocessing_num_workers, not among launched processes.

@@ -140,7 +140,7 @@ def main(
     if run_args.dry_run:
         outlines = load_outline(model_args), teacher_outline(names[1], model_args)
         lines = forecast.training_lines(run, *outlines, data_args, training_args, plan)
-        forecast.show(accelerator, run.stage, lines)
+        forecast.show(accelerator, run, lines)
         return
     open_run(accelerator, run, output_args.overwrite_output_dir)
     if not run.is_complete:

@@ -106,7 +106,7 @@ def main(
     if run_args.dry_run:
         outline = load_outline(model_args)
         lines = forecast.training_lines(run, outline, None, data_args, training_args, plan)
-        forecast.show(accelerator, run.stage, lines)
+        forecast.show(accelerator, run, lines)
         return
     open_run(accelerator, run, output_args.overwrite_output_dir)
     if not run.is_complete:

@@ -137,7 +137,7 @@ def main(
         decoding = _decoding(decoding_args, labelling_args.max_label_length, teacher)
         batch_size = labelling_args.per_device_eval_batch_size
         lines = _forecast(run, specs, teacher, decoding, batch_size, accelerator.num_processes)
-        forecast.show(accelerator, run.stage, lines)
+        forecast.show(accelerator, run, lines)
         return
     open_run(accelerator, run, output_args.overwrite_output_dir)
     if not run.is_complete:

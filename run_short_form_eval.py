@@ -193,7 +193,7 @@ def _score_files(accelerator: Accelerator, run: Run, groups: tuple[Any, ...]) ->
     specs = data_args.specs() if data_args.dataset_name is not None else []
     files = name_files(paths, plus_list(model_args.model_name_or_path), specs)
     if run_args.dry_run:
-        forecast.show(accelerator, run.stage, stages.files_forecast(files))
+        forecast.show(accelerator, run, stages.files_forecast(files))
     elif accelerator.is_main_process:
         language, scoring = decoding_args.language, stages.scoring_of(args)
         punctuator = post_args.punctuator

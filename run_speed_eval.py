@@ -166,7 +166,7 @@ def main(
     if run_args.dry_run:
         num_done = len(lengths_s) - len(missing_s)
         lines = _forecast(run, candidates, data_args, args, num_done)
-        forecast.show(accelerator, run.stage, lines)
+        forecast.show(accelerator, run, lines)
         return
     start_trackers(accelerator, run, run_args.wandb_project)
     rows = f"recordings of {' + '.join(args.lengths_s.split('+'))} s"

@@ -174,7 +174,7 @@ def show_forecast(
         forecast.disk_line(run.folder, None, "predictions, which are small,"),
         ("resume", f"{num_done} of {len(planned)} evaluations were made before"),
     ]
-    forecast.show(accelerator, run.stage, lines)
+    forecast.show(accelerator, run, lines)
 
 
 def files_forecast(files: Iterable[PredictionsFile]) -> list[forecast.Line]:

@@ -5,9 +5,11 @@ written. What cannot be known without more is called unknown; what is guessed fr
 called an estimate.
 """
 
+import logging
 import math
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -22,6 +24,7 @@ from datasets import Dataset, load_dataset_builder
 
 from distillery.audio.decoding import AudioError, decode_audio
 from distillery.cli import training
+from distillery.cli.hub import upload_plan
 from distillery.cli.training_arguments import TrainDataArguments, TrainingArguments
 from distillery.data import schema, sources
 from distillery.data.archives import is_archive
@@ -42,18 +45,23 @@ FLOAT32, ADAMW = 4, 8  # bytes for each number, and for AdamW's two means of its
 Line = tuple[str, str]  # a subject, and what is said about it
 
 
-def show(accelerator: Accelerator, stage: str, lines: Iterable[Line]) -> None:
+def show(accelerator: Accelerator, run: Run, lines: Iterable[Line]) -> None:
     """Print a forecast on the main process, and end the launch."""
     if accelerator.is_main_process:
-        sys.stdout.write(text_of(stage, lines))
+        sys.stdout.write(text_of(run, lines))
         sys.stdout.flush()
     accelerator.end_training()
 
 
-def text_of(stage: str, lines: Iterable[Line]) -> str:
-    """Return a forecast as a text."""
-    told = "".join(f"  {subject:<7} {text}\n" for subject, text in lines)
-    return f"{stage}, dry run: nothing is written\n{told}"
+def text_of(run: Run, lines: Iterable[Line]) -> str:
+    """Return a forecast as a text; what would leave the machine is its last line."""
+    table = "".join(f"  {subject:<7} {text}\n" for subject, text in [*lines, hub_line(run)])
+    return f"{run.stage}, dry run: nothing is written\n{table}"
+
+
+def hub_line(run: Run) -> Line:
+    """Say what would be uploaded."""
+    return "hub", upload_plan(run)
 
 
 # --- data -----------------------------------------------------------------------------------------
@@ -120,7 +128,8 @@ def survey(spec: DatasetSpec, column: str, flag: str, *instead: str) -> Speech:
         is_cut = schema.START in rows.column_names
         is_copied = _is_copied_first(spec) or is_cut
         if not is_copied:
-            rows = sources.load(replace(streamed, streaming=False))
+            with _silence():  # what there is to say was logged when the stream was opened
+                rows = sources.load(replace(streamed, streaming=False))
         if not set(instead) & set(rows.column_names):
             sources.require_column(rows, spec, column, flag)
         first = list(islice(rows, FIRST_ROWS))
@@ -143,6 +152,15 @@ def survey(spec: DatasetSpec, column: str, flag: str, *instead: str) -> Speech:
         num_first=len(seconds) + len(bad),
         bad=bad,
     )
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(logging.NOTSET)
 
 
 def _is_copied_first(spec: DatasetSpec) -> bool:

@@ -6,6 +6,7 @@ from pathlib import Path
 from huggingface_hub import HfApi, snapshot_download
 
 from distillery.storage.checkpoints import BEST, CHECKPOINTS
+from distillery.storage.runs import Run
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +32,15 @@ MODEL_FILES = [
     "punctuation.py",
     "silence.py",
 ]
+
+
+def upload_plan(run: Run) -> str:
+    """Say whether a run's result will be uploaded, and as what."""
+    name = run.arguments.get("hub_model_id")
+    if not run.arguments.get("push_to_hub") and not name:
+        return "nothing is uploaded"
+    kind = "public" if run.arguments.get("hub_public") else "private"
+    return f"will be uploaded as {name or run.folder.resolve().name}, {kind}"
 
 
 def upload(

@@ -226,21 +226,13 @@ def log_start(
         dtype: what the model computes in.
         rows: what is worked on, in words, such as `12,000 clips of my_speech.jsonl train`.
     """
-    parts = [rows, f"to {run.folder}", _upload_plan(run)]
+    parts = [rows, f"to {run.folder}", hub.upload_plan(run)]
     if accelerator is not None:
         parts.insert(1, f"processes: {accelerator.num_processes}")
     if model is not None:
         device = "" if accelerator is None else f" on {accelerator.device}"
         parts[0] = f"{model} in {dtype}{device}, {rows}"
     logger.info("%s", "; ".join(parts))
-
-
-def _upload_plan(run: Run) -> str:
-    name = run.arguments.get("hub_model_id")
-    if not run.arguments.get("push_to_hub") and not name:
-        return "nothing is uploaded"
-    kind = "public" if run.arguments.get("hub_public") else "private"
-    return f"will be uploaded as {name or run.folder.resolve().name}, {kind}"
 
 
 def log_end(run: Run, made: str, next_command: str | None) -> None:

@@ -1,8 +1,12 @@
+import subprocess
+import sys
 from dataclasses import fields
 
+import command_lines
 import pytest
 import tiny
 from command_lines import SCRIPTS, complaints, groups_of
+from launching import environment
 
 from distillery.cli.arguments import (
     DataArguments,
@@ -157,3 +161,42 @@ def test_how_recordings_are_cut(capsys, group, words):
         "--segment must be one of none, cues, vad; got 'loudness'",
         "--segment_max_s must be >= 1, got 0.0",
     ]
+
+
+HEAVY = {"torch", "transformers", "datasets", "accelerate", "pandas", "pyarrow", "scipy"}
+
+
+def parses_first(script):
+    """Tell whether a stage parses its flags before it imports what is heavy."""
+    return "ARGUMENTS = parse(" in command_lines.text_of(script)
+
+
+@pytest.mark.parametrize("script", filter(parses_first, SCRIPTS))
+def test_help_imports_nothing_heavy(script):
+    program = (
+        "import runpy, sys\n"
+        f"sys.argv = [{script!r}, '--help']\n"
+        "try:\n"
+        f"    runpy.run_path({str(tiny.REPOSITORY / script)!r}, run_name='__main__')\n"
+        "except SystemExit as stopped:\n"
+        "    assert stopped.code == 0\n"
+        "    sys.stderr.write(' '.join(sorted({name.split('.')[0] for name in sys.modules})))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, env=environment()
+    )
+    assert "usage: " in done.stdout
+    assert "yaml" in done.stderr.split()
+    assert not HEAVY & set(done.stderr.split())
+
+
+def test_help_has_a_heading_for_each_group_and_required_flags_first(capsys):
+    with pytest.raises(SystemExit):
+        parse((ModelArguments, TrainingArguments), ["--help"])
+    out = capsys.readouterr().out
+    assert out.index("required:") < out.index("--model_name_or_path") < out.index("The model to")
+    assert out.index("The model to run:") < out.index("--dtype") < out.index("How weights are")
+    assert "None" not in out
+    assert "(default: float32)" in out
+    after = out[out.index("--no_do_train") :]
+    assert after.split()[1:6] == ["The", "same", "as", "--do_train", "False."]

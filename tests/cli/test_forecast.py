@@ -1,3 +1,4 @@
+import logging
 import shutil
 
 import pytest
@@ -11,6 +12,7 @@ from distillery.cli.forecast import disk_line, hours, size, survey
 from distillery.cli.training_arguments import TrainingArguments
 from distillery.data import column_types, hub_layout, schema, segmentation, sources
 from distillery.data.specs import DatasetSpec
+from distillery.storage.runs import Run
 from distillery.whisper import checkpoint
 
 BUILDER = """
@@ -279,7 +281,28 @@ def test_amounts_for_people():
     ]
 
 
-def test_a_forecast_as_text():
-    assert forecast.text_of("run_x", [("data", "one"), ("memory", "two")]) == (
-        "run_x, dry run: nothing is written\n  data    one\n  memory  two\n"
+@pytest.mark.parametrize(
+    ("flags", "hub"),
+    [
+        ({}, "nothing is uploaded"),
+        ({"push_to_hub": True}, "will be uploaded as out, private"),
+        (
+            {"hub_model_id": "my-org/x", "push_to_hub": True, "hub_public": True},
+            "will be uploaded as my-org/x, public",
+        ),
+    ],
+)
+def test_a_forecast_as_text(tmp_path, flags, hub):
+    run = Run(tmp_path / "out", "run_x", flags, {})
+    assert forecast.text_of(run, [("data", "one"), ("memory", "two")]) == (
+        f"run_x, dry run: nothing is written\n  data    one\n  memory  two\n  hub     {hub}\n"
     )
+
+
+def test_a_dataset_is_described_once_in_the_log(clips, caplog):
+    caplog.set_level("INFO")
+    look(clips)
+    messages = [record.getMessage() for record in caplog.records]
+    assert len(messages) == len(set(messages))
+    logging.getLogger("distillery").info("heard again")
+    assert "heard again" in caplog.text
