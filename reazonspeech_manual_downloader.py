@@ -28,8 +28,6 @@ from pathlib import Path
 from types import FrameType
 from urllib.parse import urlsplit
 
-from tqdm import tqdm
-
 # Not from `distillery.cli.arguments`, which needs torch: that takes seconds to import.
 from distillery.cli.config_files import config_text
 from distillery.cli.flags import at_least, flag, one_of, parse, repeated, within
@@ -43,6 +41,7 @@ from distillery.storage.files import (
     write_json,
     write_text,
 )
+from distillery.storage.progress import ProgressBar
 from distillery.storage.runs import CONFIG
 
 logger = logging.getLogger("reazonspeech_manual_downloader")
@@ -79,7 +78,7 @@ class DownloaderArguments:
 
     def problems(self) -> list[str]:
         """Return what is wrong with the values."""
-        found = [
+        problems = [
             *one_of(self, "target", reazonspeech.NUM_ARCHIVES),
             *at_least(self, "pool", 1),
             *at_least(self, "max_attempts", 1),
@@ -88,10 +87,10 @@ class DownloaderArguments:
             *[problem for url in self.base_url for problem in _url_problems(url)],
         ]
         if self.deep and not self.health_check:
-            found.append("--deep needs --health_check")
+            problems.append("--deep needs --health_check")
         if self.dry_run and self.health_check:
-            found.append("--dry_run is about a download: leave out --health_check")
-        return found
+            problems.append("--dry_run is about a download: leave out --health_check")
+        return problems
 
     @property
     def indices(self) -> range:
@@ -130,16 +129,16 @@ def _range_problems(start: int | None, end: int | None, target: str) -> list[str
         return []
     if start is None or end is None:
         return ["--start_que and --end_que go together: one is missing"]
-    found = []
+    problems = []
     if start < 0:
-        found.append(f"--start_que must be >= 0, got {start}")
+        problems.append(f"--start_que must be >= 0, got {start}")
     if start >= end:
-        found.append(f"--start_que must be below --end_que, got {start} and {end}")
+        problems.append(f"--start_que must be below --end_que, got {start} and {end}")
     if end > most:
-        found.append(
+        problems.append(
             f"--end_que must be at most {most}, the number of archives of {target}, got {end}"
         )
-    return found
+    return problems
 
 
 def _url_problems(url: str) -> list[str]:
@@ -248,8 +247,9 @@ def check_health(arguments: DownloaderArguments) -> int:
     present = [path for path in paths if path.exists()]
     damage = {}
     with ThreadPool(arguments.pool) as workers:
-        found = workers.imap(lambda path: _damage(path, arguments.deep), present)
-        for path, reason in zip(present, tqdm(found, total=len(present), unit="file"), strict=True):
+        checked = workers.imap(lambda path: _damage(path, arguments.deep), present)
+        reasons = ProgressBar(checked, total=len(present), desc="checking", unit="file")
+        for path, reason in zip(present, reasons, strict=True):
             if reason:
                 damage[path] = reason
     for path in missing:

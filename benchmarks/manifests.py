@@ -123,11 +123,11 @@ def main() -> None:
         for kind in KINDS:
             path = Path(folder) / f"m.{kind}"
             for streaming in (True, False):
-                found: dict[bool, list[tuple[float, ...]]] = {True: [], False: []}
+                measured: dict[bool, list[tuple[float, ...]]] = {True: [], False: []}
                 for _ in range(args.runs):
-                    for ours, runs in found.items():
+                    for ours, runs in measured.items():
                         runs.append(in_a_fresh_process(ours, path, streaming, args.rows))
-                for ours, runs in found.items():
+                for ours, runs in measured.items():
                     cells = [
                         f"{statistics.median(values):.1f}" for values in zip(*runs, strict=True)
                     ]

@@ -255,21 +255,21 @@ class Kills:
 def kill_often(server: FaultServer, files: Files, folder: Path, num_kills: int) -> None:
     """Kill the downloader at random moments, and download anew whenever all is there."""
     kinds, _ = choose_faults(files)
-    chooser, found = random.Random(2), Kills()
-    while found.killed < num_kills:
+    chooser, kills = random.Random(2), Kills()
+    while kills.killed < num_kills:
         set_faults(server, files, kinds, set())
         server.sent.clear()
-        while run_and_kill(server, folder, len(files) - 1, chooser, found.killed < num_kills):
-            found.killed += 1
-            found.under_way += len(list(folder.glob("*.part")))
-            found.wrong += num_wrong(server, files, folder)
-        found.downloads += 1
-        found.wrong += num_wrong(server, files, folder)
-        found.missing += sum(not is_published(place(folder, path)) for path in files)
-        found.partial += len(list(folder.glob("*.part*")))
-        found.num_twice += num_bytes_twice(server)
-        found.num_bytes += sum(map(len, server.files.values()))
-        print(f"  {found}", flush=True)  # so far
+        while run_and_kill(server, folder, len(files) - 1, chooser, kills.killed < num_kills):
+            kills.killed += 1
+            kills.under_way += len(list(folder.glob("*.part")))
+            kills.wrong += num_wrong(server, files, folder)
+        kills.downloads += 1
+        kills.wrong += num_wrong(server, files, folder)
+        kills.missing += sum(not is_published(place(folder, path)) for path in files)
+        kills.partial += len(list(folder.glob("*.part*")))
+        kills.num_twice += num_bytes_twice(server)
+        kills.num_bytes += sum(map(len, server.files.values()))
+        print(f"  {kills}", flush=True)  # so far
         shutil.rmtree(folder)
 
 

@@ -2,8 +2,7 @@
 
 A file grows under `<name>.part`, beside `<name>.part.json`, which says from which URL and which
 version of it the bytes came. A killed download goes on from the last byte written. Only a whole and
-checked file gets its own name; its SHA-256 sum lies beside it as `<name>.sha256`, in the format of
-the `sha256sum` program.
+checked file gets its own name; its SHA-256 checksum lies beside it (`distillery.data.checksums`).
 """
 
 import logging

@@ -95,10 +95,10 @@ def _blocks(lines: Sequence[str], is_webvtt: bool) -> Iterator[tuple[int, str, l
 
 def _cue(line: int, timing: str, texts: Sequence[str]) -> Cue | str:
     """Return a cue, or the reason why it is none."""
-    found = _TIMING.fullmatch(timing)
-    if found is None:
+    times = _TIMING.fullmatch(timing)
+    if times is None:
         return "times not understood"
-    start_ms, end_ms = _milliseconds(found.groups()[:4]), _milliseconds(found.groups()[4:])
+    start_ms, end_ms = _milliseconds(times.groups()[:4]), _milliseconds(times.groups()[4:])
     text = _joined([" ".join(html.unescape(_MARKUP.sub("", text)).split()) for text in texts])
     if end_ms <= start_ms:
         return "ends before it starts"
