@@ -97,6 +97,7 @@ from distillery.data import hub_layout, label_shards, schema, sources
 from distillery.data.collators import PROBLEM, WindowCollator, Windows
 from distillery.data.hub_layout import SplitFiles
 from distillery.data.specs import DatasetSpec
+from distillery.data.splits import describe_splits, load_splits
 from distillery.storage.files import remove_leftovers, replacing
 from distillery.storage.ledger import Ledger
 from distillery.storage.runs import Run
@@ -143,7 +144,7 @@ def main(
     if not run.is_complete:
         teacher = load_model(model_args, accelerator)
         decoding = _decoding(decoding_args, labelling_args.max_label_length, teacher)
-        splits = _load_splits(specs, run.folder)
+        splits = _splits_of(specs, run.folder)
         start_trackers(accelerator, run, run_args.wandb_project)
         _log_start(accelerator, run, splits)
         _label(splits, teacher, decoding, labelling_args, run_args, accelerator)
@@ -204,8 +205,8 @@ class _Split:
     files: SplitFiles
 
 
-def _load_splits(specs: list[DatasetSpec], folder: Path) -> list[_Split]:
-    loaded = sources.load_splits(specs, schema.AUDIO, "--audio_column_name")
+def _splits_of(specs: list[DatasetSpec], folder: Path) -> list[_Split]:
+    loaded = load_splits(specs, schema.AUDIO, "--audio_column_name")
     return [
         _Split(spec, rows, SplitFiles(folder, WORK_FOLDER, str(spec.config), str(spec.split)))
         for spec, rows in loaded.items()
@@ -213,7 +214,7 @@ def _load_splits(specs: list[DatasetSpec], folder: Path) -> list[_Split]:
 
 
 def _log_start(accelerator: Accelerator, run: Run, splits: list[_Split]) -> None:
-    rows = sources.description({split.spec: split.rows for split in splits})
+    rows = describe_splits({split.spec: split.rows for split in splits})
     flags = run.arguments
     log_start(run, accelerator, flags["model_name_or_path"], flags["dtype"], rows)
 
