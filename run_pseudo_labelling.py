@@ -76,7 +76,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
 from accelerate import Accelerator
 from torch.utils.data import DataLoader
 
@@ -150,7 +149,7 @@ def main(
         _label(splits, teacher, decoding, labelling_args, run_args, accelerator)
         accelerator.wait_for_everyone()
         for split in splits:
-            _write_dataset(split, teacher, labelling_args.decode_token_ids, accelerator)
+            _write_dataset(split, teacher, labelling_args, accelerator)
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
             _finish(run, splits, teacher, decoding, data_args.max_bad_fraction)
@@ -318,14 +317,16 @@ def _account(rows: list[dict[str, Any]]) -> Ledger:
 
 
 def _write_dataset(
-    split: _Split, teacher: checkpoint.Whisper, decode_token_ids: bool, accelerator: Accelerator
+    split: _Split,
+    teacher: checkpoint.Whisper,
+    labelling_args: LabellingArguments,
+    accelerator: Accelerator,
 ) -> None:
     """Write this process's share of the dataset's files; one that is there is whole."""
     sealed = split.files.all_sealed()
-    # The chunks of the labels, which a run with another --rows_per_shard may have sealed.
-    size = max(1, int(pq.read_metadata(sealed[0]).num_rows))
+    decode_token_ids = labelling_args.decode_token_ids
     features = label_shards.dataset_features(split.rows.features, decode_token_ids)
-    for index, chunk in sources.iterate_chunks(split.rows, size):
+    for index, chunk in sources.iterate_chunks(split.rows, labelling_args.rows_per_shard):
         path = split.files.published(index, len(sealed))
         if _is_mine(index, accelerator) and not path.exists():
             added = label_shards.contract_rows(
