@@ -133,6 +133,7 @@ from distillery.data.filters import TranscriptFilter
 from distillery.data.hub_layout import SplitFiles
 from distillery.data.row_filter import RowFilter
 from distillery.data.specs import DatasetSpec
+from distillery.data.splits import describe_splits, load_splits
 from distillery.storage.ledger import Ledger
 from distillery.storage.progress import ProgressBar
 from distillery.storage.runs import Run
@@ -172,10 +173,10 @@ def main(
     # The work is shared out with --preprocessing_num_workers, not among launched processes.
     if accelerator.is_main_process and not run.is_complete:
         # First: a name that is wrong is told before any model's.
-        splits = sources.load_splits(specs, schema.WHISPER_TRANSCRIPT, "--dataset_name")
+        splits = load_splits(specs, schema.WHISPER_TRANSCRIPT, "--dataset_name")
         row_filter = _row_filter(filter_args, specs[0], run_args.seed)
         start_trackers(accelerator, run, run_args.wandb_project)
-        log_start(run, accelerator, None, None, sources.description(splits))
+        log_start(run, accelerator, None, None, describe_splits(splits))
         ledgers = {
             spec: _filter_split(_files(run, spec), rows, row_filter, filter_args, run_args)
             for spec, rows in splits.items()

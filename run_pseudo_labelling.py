@@ -76,7 +76,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
 from accelerate import Accelerator
 from torch.utils.data import DataLoader
 
@@ -97,6 +96,7 @@ from distillery.data import hub_layout, label_shards, schema, sources
 from distillery.data.collators import PROBLEM, WindowCollator, Windows
 from distillery.data.hub_layout import SplitFiles
 from distillery.data.specs import DatasetSpec
+from distillery.data.splits import describe_splits, load_splits
 from distillery.storage.files import remove_leftovers, replacing
 from distillery.storage.ledger import Ledger
 from distillery.storage.runs import Run
@@ -143,13 +143,13 @@ def main(
     if not run.is_complete:
         teacher = load_model(model_args, accelerator)
         decoding = _decoding(decoding_args, labelling_args.max_label_length, teacher)
-        splits = _load_splits(specs, run.folder)
+        splits = _splits_of(specs, run.folder)
         start_trackers(accelerator, run, run_args.wandb_project)
         _log_start(accelerator, run, splits)
         _label(splits, teacher, decoding, labelling_args, run_args, accelerator)
         accelerator.wait_for_everyone()
         for split in splits:
-            _write_dataset(split, teacher, labelling_args.decode_token_ids, accelerator)
+            _write_dataset(split, teacher, labelling_args, accelerator)
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
             _finish(run, splits, teacher, decoding, data_args.max_bad_fraction)
@@ -204,8 +204,8 @@ class _Split:
     files: SplitFiles
 
 
-def _load_splits(specs: list[DatasetSpec], folder: Path) -> list[_Split]:
-    loaded = sources.load_splits(specs, schema.AUDIO, "--audio_column_name")
+def _splits_of(specs: list[DatasetSpec], folder: Path) -> list[_Split]:
+    loaded = load_splits(specs, schema.AUDIO, "--audio_column_name")
     return [
         _Split(spec, rows, SplitFiles(folder, WORK_FOLDER, str(spec.config), str(spec.split)))
         for spec, rows in loaded.items()
@@ -213,7 +213,7 @@ def _load_splits(specs: list[DatasetSpec], folder: Path) -> list[_Split]:
 
 
 def _log_start(accelerator: Accelerator, run: Run, splits: list[_Split]) -> None:
-    rows = sources.description({split.spec: split.rows for split in splits})
+    rows = describe_splits({split.spec: split.rows for split in splits})
     flags = run.arguments
     log_start(run, accelerator, flags["model_name_or_path"], flags["dtype"], rows)
 
@@ -317,14 +317,16 @@ def _account(rows: list[dict[str, Any]]) -> Ledger:
 
 
 def _write_dataset(
-    split: _Split, teacher: checkpoint.Whisper, decode_token_ids: bool, accelerator: Accelerator
+    split: _Split,
+    teacher: checkpoint.Whisper,
+    labelling_args: LabellingArguments,
+    accelerator: Accelerator,
 ) -> None:
     """Write this process's share of the dataset's files; one that is there is whole."""
     sealed = split.files.all_sealed()
-    # The chunks of the labels, which a run with another --rows_per_shard may have sealed.
-    size = max(1, int(pq.read_metadata(sealed[0]).num_rows))
+    decode_token_ids = labelling_args.decode_token_ids
     features = label_shards.dataset_features(split.rows.features, decode_token_ids)
-    for index, chunk in sources.iterate_chunks(split.rows, size):
+    for index, chunk in sources.iterate_chunks(split.rows, labelling_args.rows_per_shard):
         path = split.files.published(index, len(sealed))
         if _is_mine(index, accelerator) and not path.exists():
             added = label_shards.contract_rows(

@@ -10,7 +10,7 @@ import inspect
 import logging
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,7 @@ from datasets.config import HF_DATASETS_CACHE
 
 from distillery.data import file_trees, folders, manifests, schema, segmentation
 from distillery.data.column_types import Rows as Rows  # what `load` returns
-from distillery.data.hub_layout import DEFAULT_CONFIG, refuse_same_split_twice
+from distillery.data.hub_layout import DEFAULT_CONFIG
 from distillery.data.manifests import Manifest
 from distillery.data.specs import DatasetSpec, choose
 from distillery.storage.files import RUN_RECORD, sha256
@@ -345,34 +345,6 @@ def require_column(rows: Rows, spec: DatasetSpec, name: str, flag: str) -> None:
             f"{', '.join(rows.column_names)}"
         )
     raise _missing_column(spec, flag, name, list(rows.column_names))
-
-
-def load_splits(specs: Sequence[DatasetSpec], column: str, flag: str) -> dict[DatasetSpec, Rows]:
-    """Load datasets that are written as splits of one; their names are filled in.
-
-    Args:
-        specs: what the flags name.
-        column: that the stage cannot do without.
-        flag: that names this column.
-
-    Raises:
-        ValueError: a dataset lacks the column, or two would be written to the same files.
-    """
-    splits = []
-    for spec in specs:
-        rows = load(spec)
-        require_column(rows, spec, column, flag)
-        splits.append((with_split(spec, rows), rows))
-    refuse_same_split_twice([spec for spec, _ in splits])
-    return dict(splits)
-
-
-def description(splits: Mapping[DatasetSpec, Rows]) -> str:
-    """Say how many rows there are of which datasets, for a line of the log."""
-    return ", ".join(
-        f"{len(rows):,} rows of {spec}" if isinstance(rows, Dataset) else f"{spec}, streamed"
-        for spec, rows in splits.items()
-    )
 
 
 def iterate_chunks(rows: Rows, size: int) -> Iterator[tuple[int, Rows | list[dict[str, Any]]]]:
