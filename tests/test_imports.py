@@ -31,6 +31,7 @@ COLUMNS = {value for name, value in vars(schema).items() if name.isupper() and t
 # Words that happen to be the name of something else: reasons in a ledger (`FilterReason`, a clip
 # that cannot be used), a key of the pipeline's answer, the best metric in a run's record.
 HOMONYMS = {
+    "seed_flags": {"duration"},
     "filters": {"truncated"},
     "run_pseudo_labelling": {"audio"},
     "run_data_filtering": {"audio"},
