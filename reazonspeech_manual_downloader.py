@@ -2,7 +2,7 @@
 
 Reads: https://corpus.reazon-research.org/reazonspeech-v2 (accept the corpus's terms first:
 https://huggingface.co/datasets/reazon-research/reazonspeech).
-Writes: `<target>.<target>.tsv`, `<target>.<number>.tar`, their SHA-256 sums and
+Writes: `<target>.<target>.tsv`, `<target>.<number>.tar`, their SHA-256 checksums and
 `<target>.ledger.json` into `~/.cache/reazon_manual_download/<target>[_A_B]`, for
 `reazonspeech_manual_dataloader.py`. The same command again goes on where the last one stopped.
 
@@ -32,8 +32,16 @@ from urllib.parse import urlsplit
 from distillery.cli.config_files import config_text
 from distillery.cli.flags import at_least, flag, one_of, parse, repeated, within
 from distillery.data import reazonspeech
-from distillery.data.checksums import damaged_path, is_published, set_aside
-from distillery.data.downloads import Download, Policy, ask_sizes, download_all, lock_folder
+from distillery.data.downloads import (
+    Download,
+    Policy,
+    ask_sizes,
+    damaged_path,
+    download_all,
+    is_published,
+    lock_folder,
+    set_aside,
+)
 from distillery.storage.files import (
     DamagedFileError,
     free_bytes,

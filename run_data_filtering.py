@@ -132,8 +132,8 @@ from distillery.data import hub_layout, schema, sources
 from distillery.data.filters import TranscriptFilter
 from distillery.data.hub_layout import SplitFiles
 from distillery.data.row_filter import RowFilter
+from distillery.data.sources import describe_splits, load_splits
 from distillery.data.specs import DatasetSpec
-from distillery.data.splits import describe_splits, load_splits
 from distillery.storage.ledger import Ledger
 from distillery.storage.progress import ProgressBar
 from distillery.storage.runs import Run

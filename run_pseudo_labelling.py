@@ -95,8 +95,8 @@ from distillery.cli.speech_progress import SpeechProgress
 from distillery.data import hub_layout, label_shards, schema, sources
 from distillery.data.collators import PROBLEM, WindowCollator, Windows
 from distillery.data.hub_layout import SplitFiles
+from distillery.data.sources import describe_splits, load_splits
 from distillery.data.specs import DatasetSpec
-from distillery.data.splits import describe_splits, load_splits
 from distillery.storage.files import remove_leftovers, replacing
 from distillery.storage.ledger import Ledger
 from distillery.storage.runs import Run

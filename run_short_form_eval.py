@@ -18,9 +18,9 @@ Punctuated by rules, and with timestamps fitted to the sound, as kotoba-whisper 
 
 An evaluation that was made before, of the same model on the same rows, is shown and not repeated.
 
-The published commands also score files and print tables with this script, without a model. What
-does that is `score_predictions.py`; its flags `--predictions_file` and `--pretty-table` are taken
-here too.
+The published commands also score files and print tables with this script, without a model. The
+script for that is `score_predictions.py`; `--predictions_file` and `--pretty-table` still work
+here.
 """
 
 from dataclasses import dataclass
@@ -187,7 +187,7 @@ def main(
 
 
 def _score_files(accelerator: Accelerator, run: Run, groups: tuple[Any, ...]) -> None:
-    """Score predictions that are there already; the flags of model and dataset only name them."""
+    """Score prediction files; the flags of model and dataset only name them."""
     model_args, data_args, decoding_args, post_args, args, short_args, run_args = groups
     paths = [Path(name) for name in plus_list(short_args.predictions_file)]
     specs = data_args.specs() if data_args.dataset_name is not None else []
@@ -245,8 +245,7 @@ def _evaluate_models(accelerator: Accelerator, run: Run, groups: tuple[Any, ...]
 class _Transcriber:
     """Transcribes datasets, on all processes.
 
-    `reported` are the ids of unusable clips that were named in the log: a clip is named once,
-    however many models are given it.
+    `reported` are the ids of unusable clips that the log has named: once for all models.
     """
 
     accelerator: Accelerator
@@ -275,7 +274,7 @@ class _Transcriber:
         return everything, time.perf_counter() - started
 
     def _batches(self, whisper: Whisper, rows: sources.Rows) -> Iterator[Windows]:
-        """Yield this process's share of the dataset: every so-many-th batch."""
+        """Yield this process's share of the batches: `count` processes take them in turn."""
         keep_waveforms = self.postprocess.stable_ts
         collate = WindowCollator(whisper.log_mel, self.chunk_length_s, keep_waveforms)
         size, count = self.batch_size, self.accelerator.num_processes
@@ -339,7 +338,7 @@ class _Transcriber:
 
 @dataclass(frozen=True)
 class _Evaluator:
-    """What is the same for all models of a run; `algorithm` is all else that changes a result."""
+    """What all models of a run share; `algorithm` holds the other settings of a result."""
 
     accelerator: Accelerator
     run: Run
@@ -356,7 +355,7 @@ class _Evaluator:
         assistant: str | None = None,
         baselines: list[Result] | None = None,
     ) -> list[Result]:
-        """Load a model and evaluate it on each dataset; for a dry run, say what would be done."""
+        """Load a model and evaluate it on each dataset; in a dry run, show the forecast."""
         candidate = stages.load_candidate(model_args, self.accelerator, assistant, outline=dry_run)
         whisper = candidate.whisper
         stages.check_chunk(self.algorithm["chunk_length_s"], whisper)

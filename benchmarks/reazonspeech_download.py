@@ -35,7 +35,7 @@ from urllib.request import urlretrieve
 
 from loopback import FaultServer, clip_name, flac, tar
 
-from distillery.data.checksums import is_published
+from distillery.data.downloads import is_published
 from distillery.data.responses import part_path
 
 DOWNLOADER = Path(__file__).resolve().parent.parent / "reazonspeech_manual_downloader.py"

@@ -54,7 +54,7 @@ def kill(script: str, target: str, call: int, *args: object) -> None:
     Args:
         script: path in the repository.
         target: the function, as `module:name`.
-        call: the how manieth call is the last.
+        call: number of the last call, from 1.
         args: the script's command line.
     """
     done = launch("tests/stage_runs.py", script, target, call, *args, check=False)

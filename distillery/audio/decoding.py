@@ -4,8 +4,8 @@ Two decoders: libsndfile (WAV, FLAC, OGG, Opus, MP3, NIST Sphere and more), and 
 know (M4A, MP4, WebM, WMA and more) FFmpeg's libraries, which are in the package `av`. A format is
 known by its content; the name of a file does not matter.
 
-Two checks are our own, because neither library makes them: that the samples of a WAV or AIFF are as
-many as its header says, and whether an MP3 counts its frames.
+Two checks are our own, because neither library makes them: whether all samples are there that the
+header of a WAV, AIFF or NIST Sphere file claims, and whether an MP3 states its length.
 """
 
 import functools
@@ -30,7 +30,7 @@ Source: TypeAlias = bytes | Path
 LONGEST_S = 24 * 3600  # where the caller sets no limit; a broken header may claim any length
 BLOCK_SAMPLES = 2**20  # of all channels together, decoded at once
 
-UNKNOWN_LENGTH = 2**63 - 1  # frames, as libsndfile gives them; it cannot read such a file
+UNKNOWN_LENGTH = 2**63 - 1  # frames that libsndfile reports for a file that it cannot read
 UNKNOWN_FORMAT = (1, 3)  # libsndfile's codes: format not recognised, encoding not supported
 MISSING_S = 0.1  # encoders count the frames of an MP3 a little differently
 NIST_HEADER_BYTES = 1024

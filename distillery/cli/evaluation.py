@@ -15,8 +15,7 @@ from distillery.cli.runtime import load_model, load_outline
 from distillery.data import schema, sources
 from distillery.data.specs import DatasetSpec
 from distillery.evaluation import comparison, tables
-from distillery.evaluation.candidates import Candidate
-from distillery.evaluation.evaluations import Evaluation, Scoring, Transcription
+from distillery.evaluation.evaluations import Candidate, Evaluation, Scoring, Transcription
 from distillery.evaluation.predictions_files import PredictionsFile
 from distillery.evaluation.report import gather, write_report
 from distillery.evaluation.results import Result, read_foreign_predictions

@@ -143,7 +143,7 @@ def _show_error(
 ) -> None:
     """Show an error that our own code raised as its message alone, and any other with its trace.
 
-    What a user can mend is raised as one of three kinds; the place in the code says nothing to him.
+    Errors that a user can mend are of three kinds; for them a traceback is of no use.
     """
     raised_in = Path(traceback.extract_tb(trace)[-1].filename).resolve()
     script = Path(sys.argv[0]).resolve()

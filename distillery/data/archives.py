@@ -44,7 +44,7 @@ def is_compressed(path: Path) -> bool:
 
 
 class _BoundedFile(io.BufferedReader):
-    """A file that refuses the reads and the places that a forged header can ask of tarfile."""
+    """A file that refuses the reads and seeks that only a forged header asks for."""
 
     def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
         is_plain = not isinstance(self.raw, gzip.GzipFile)  # whose size is that of the content

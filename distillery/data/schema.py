@@ -1,4 +1,4 @@
-"""Columns that every stage agrees on: their names, their types, and who writes them.
+"""Names of the columns that every stage agrees on; `column_types` has their types.
 
 A stage reads and writes these names only; the user's own column names are translated once, when a
 dataset is loaded (`distillery.data.sources`).

@@ -221,7 +221,7 @@ def _without_bars() -> Iterator[None]:
 
 
 def _is_cut(path: Path) -> bool:
-    """Tell whether all was cut: what could not be decoded is tried again, mended perhaps."""
+    """Tell whether a lot was cut whole; recordings that failed to decode are tried again."""
     is_whole = path.exists() and _account_path(path).exists()
     return is_whole and not read_json(_account_path(path))["undecoded"]
 

@@ -31,5 +31,5 @@ class ProgressBar(tqdm):  # type: ignore[misc,type-arg]  # tqdm ships no types
         """Draw the bar, or log it as a line."""
         if self._is_drawn:
             super().display(msg, pos)
-        elif self.n > self.initial:  # a line about nothing says nothing
+        elif self.n > self.initial:  # no line before the first item
             logger.info("%s", self)

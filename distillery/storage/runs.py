@@ -69,7 +69,7 @@ class Run:
         write_text(self.folder / CONFIG, self.config)
 
     def finish(self, **results: Any) -> None:
-        """Write the record of a run that did all it had to."""
+        """Write the record of a run that is complete."""
         self.write(COMPLETE, **results)
 
     def was_completed(self) -> bool:
@@ -98,7 +98,7 @@ class Run:
         return True
 
     def has_work(self) -> bool:
-        """Tell whether an earlier run was completed, or left more in the folder than its record."""
+        """Tell whether an earlier run was completed, or left files beside its record."""
         left = (path for pattern in self.owned for path in self.folder.glob(pattern))
         return self.record_path.exists() and (self.was_completed() or any(left))
 

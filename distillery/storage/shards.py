@@ -1,4 +1,4 @@
-"""Shards that are sealed: files with a checksum and an account of the rows in them."""
+"""Sealed shards: files whose seal holds a checksum and the account of their rows."""
 
 from collections.abc import Callable
 from pathlib import Path

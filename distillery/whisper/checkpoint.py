@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Processor:
-    """What surrounds a Whisper model: text side, audio side, and the decoder's positions."""
+    """A checkpoint but for its weights: tokenizer, features, and number of decoder positions."""
 
     tokenizer: WhisperTokenizer
     feature_extractor: WhisperFeatureExtractor
@@ -55,7 +55,7 @@ class Processor:
 
 @dataclass(frozen=True)
 class Whisper(Processor):
-    """A Whisper checkpoint: a model with what surrounds it."""
+    """A Whisper checkpoint: the model and its processor."""
 
     model: WhisperForConditionalGeneration
 
@@ -149,9 +149,9 @@ def load_outline(
     revision: str | None = None,
     cache_dir: str | None = None,
 ) -> Whisper:
-    """Load a checkpoint without its weights: the model has all shapes, and no numbers.
+    """Load a checkpoint without its weights: the model has shapes only, for a dry run.
 
-    It can tell what the real one would do and take. Arguments and errors are those of `load`.
+    Arguments and errors are those of `load`.
     """
     processor = load_processor(name_or_path, revision, cache_dir)
     source = {"revision": revision or "main", "cache_dir": cache_dir}
@@ -198,7 +198,7 @@ def is_multilingual(generation: GenerationConfig, config: WhisperConfig) -> bool
 def _check_model_type(name: str, source: dict[str, str | None]) -> None:
     try:
         config = WhisperConfig.get_config_dict(name, **source)[0]
-    except OSError as error:  # without a connection it does not say what was asked for
+    except OSError as error:  # without a connection its message does not name the model
         raise OSError(f"model {name} cannot be read: {error}") from error
     if config.get("model_type") != "whisper":
         raise ValueError(
@@ -235,7 +235,7 @@ def check_finite(model: WhisperForConditionalGeneration, name: str) -> None:
 def have_same_weights(first: nn.Module, second: nn.Module) -> bool:
     """Tell whether two modules have equal weights of the same names, in the dtype of the first.
 
-    Of outlines, which have no numbers, the shapes are compared.
+    Of outlines, which have no weights, only the shapes are compared.
     """
     ours, theirs = first.state_dict(), second.state_dict()
     return ours.keys() == theirs.keys() and all(
