@@ -172,18 +172,6 @@ def word_errors(references: Sequence[str], predictions: Sequence[str]) -> ErrorC
     return _corpus_errors(references, predictions, "word")
 
 
-def error_rates(references: Sequence[str], predictions: Sequence[str]) -> dict[str, float]:
-    """Return `wer` and `cer` of a corpus in percent, without any normalisation.
-
-    Raises:
-        ValueError: if the two are not of equal length.
-    """
-    return {
-        "wer": word_errors(references, predictions).error_rate,
-        "cer": character_errors(references, predictions).error_rate,
-    }
-
-
 def pair_error_rate(reference: str, prediction: str, unit: Unit) -> float:
     """Return the error rate of one pair in percent; `ErrorCounts` says how an empty one counts."""
     expected, predicted = _units(reference, prediction, unit)

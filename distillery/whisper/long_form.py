@@ -285,13 +285,15 @@ def transcribe_in_chunks(
         The number of a recording and its segments, once it is finished. Without timestamps, a
         segment is a chunk.
     """
+    rate = whisper.log_mel.sampling_rate
     stride_s = chunk_length_s / 6 if stride_length_s is None else stride_length_s
     segments: dict[int, list[Segment]] = {}
 
     def cut_all() -> Iterator[_Chunk]:
         for number, waveform in enumerate(waveforms):
             segments[number] = []  # silence has no chunk, and is a recording all the same
-            yield from _chunks(whisper, number, waveform, chunk_length_s, 2 * stride_s)
+            for start, end in chunk_bounds(waveform, rate, chunk_length_s, 2 * stride_s):
+                yield _Chunk(number, start, waveform[start:end])
 
     chunks = cut_all()
     while batch := list(islice(chunks, batch_size)):
@@ -303,14 +305,6 @@ def transcribe_in_chunks(
         for number in [number for number in segments if number < batch[-1].number]:
             yield number, segments.pop(number)
     yield from segments.items()
-
-
-def _chunks(
-    whisper: Whisper, number: int, waveform: Waveform, chunk_length_s: float, overlap_s: float
-) -> Iterator["_Chunk"]:
-    rate = whisper.log_mel.sampling_rate
-    for start, end in chunk_bounds(waveform, rate, chunk_length_s, overlap_s):
-        yield _Chunk(number, start, waveform[start:end])
 
 
 def chunk_bounds(
