@@ -45,8 +45,8 @@ class LongFormArguments:
     )
     stride_length_s: float | None = flag(
         None,
-        "Chunked: a chunk ends in the quietest place of its last twice so many seconds; default: a "
-        "sixth of a chunk.",
+        "Chunked: seconds; a chunk is cut at the quietest place in its last two strides; "
+        "default: a sixth of a chunk.",
     )
     condition_on_prev_tokens: bool = flag(
         False, "Sequential: show the decoder what it wrote before in the recording."

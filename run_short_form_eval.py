@@ -43,7 +43,7 @@ class ShortFormArguments:
 
     chunk_length_s: float | None = flag(
         None,
-        "Decode clips that are longer than so many seconds in chunks of at most that length; "
+        "Decode clips longer than this, in seconds, in chunks of at most this length; "
         "default: a clip must fit into the model's window.",
         "-c",
         "--chunk_length",

@@ -50,8 +50,8 @@ class SpeedArguments:
     lengths_s: str = flag("10+30+60+300", "Lengths of the recordings in seconds, joined with '+'.")
     num_tokens: int | None = flag(
         None,
-        "Have every model write exactly so many ids for each window; default: until it ends by "
-        "itself.",
+        "Ids that every model writes for each window, neither more nor fewer; default: until it "
+        "ends by itself.",
     )
     generation_max_length: int = flag(
         225, "Most ids of the transcript of one window.", "--max_label_length"
@@ -211,7 +211,7 @@ def _load_candidates(
 
 
 def _of_exact_length(whisper: Whisper, decoding: Decoding, num_tokens: int) -> Decoding:
-    """Have a model write exactly so many ids per window; it gets its minimum here."""
+    """Return the decoding, and set the model, for exactly `num_tokens` ids per window."""
     prefix = whisper.tokens.prefix(decoding.language, decoding.task, decoding.timestamps)
     longest = len(prefix) + num_tokens
     if longest > whisper.max_label_length:

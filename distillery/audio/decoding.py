@@ -167,7 +167,7 @@ def _by_libsndfile(source: Source, max_duration_s: float | None) -> tuple[Wavefo
 
 @contextmanager
 def _opened(source: Source) -> Iterator[IO[bytes]]:
-    """Open bytes or a file, and refuse a file of which a part is missing."""
+    """Open bytes or a file, and refuse a file that is cut short."""
     with io.BytesIO(source) if isinstance(source, bytes) else source.open("rb", 0) as stream:
         _check_pcm_is_whole(stream)
         yield stream

@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 # What a row's targets are made of: the first of these columns that it has a value in.
 TARGET_COLUMNS = (schema.LABELS, schema.WHISPER_TRANSCRIPT, schema.TEXT)
-SHUFFLED_ROWS = 1000  # a stream is shuffled in blocks of so many rows
+SHUFFLED_ROWS = 1000  # in a block; a stream is shuffled block by block
 
 
 class TrainingRows(torch.utils.data.Dataset[dict[str, Any]]):

@@ -25,5 +25,5 @@ TRUNCATED = "truncated"  # the teacher ran into the maximum length
 LABELS = "labels"  # final decoder targets, prompt and task prefix included
 INPUT_FEATURES = "input_features"  # log-mel, mels x frames of real audio
 
-# What public speech datasets call the reference, for users who do not say: the first that is there.
+# Names of the reference in public speech datasets: the first that exists is taken by default.
 REFERENCE_NAMES = (TEXT, "transcription", "sentence", "transcript")

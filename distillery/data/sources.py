@@ -389,7 +389,7 @@ def load_splits(specs: Sequence[DatasetSpec], column: str, flag: str) -> dict[Da
 
 
 def describe_splits(splits: Mapping[DatasetSpec, Rows]) -> str:
-    """Say how many rows there are of which datasets, for a line of the log."""
+    """Return the datasets and their numbers of rows, for a line of the log."""
     return ", ".join(
         f"{len(rows):,} rows of {spec}" if isinstance(rows, Dataset) else f"{spec}, streamed"
         for spec, rows in splits.items()

@@ -10,7 +10,7 @@ from markupsafe import Markup
 
 from distillery.evaluation.results import Result
 
-OUTLIER = 5  # a bar that is so many times longer than the next is cut off
+OUTLIER = 5  # a bar that is more than this many times as long as the next is cut off
 
 
 @dataclass(frozen=True)

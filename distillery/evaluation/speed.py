@@ -333,7 +333,7 @@ def compare(
         sound: what recordings are cut from.
         length_s: of each recording.
         num_runs: after one to warm up.
-        logging_steps: log after so many of them.
+        logging_steps: log once in this many rounds.
     """
     recordings = [
         _recordings(candidate, sound, length_s, size)

@@ -316,7 +316,7 @@ def chunk_bounds(
         waveform: float32 (samples,).
         rate: samples a second.
         chunk_length_s: most seconds of a chunk.
-        overlap_s: a chunk ends in the quietest place of so many seconds before its longest end.
+        overlap_s: length of the end of a chunk in which it is cut, at the quietest place.
     """
     longest, overlap = round(chunk_length_s * rate), round(overlap_s * rate)
     start = next_sound(waveform, rate, 0)
