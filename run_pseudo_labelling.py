@@ -30,7 +30,7 @@ from distillery.cli.flags import at_least, flag, parse
 
 @dataclass(frozen=True)
 class LabellingArguments:
-    """What only this stage decides."""
+    """Labelling."""
 
     per_device_eval_batch_size: int = flag(
         16, "Windows that are decoded at once.", "-b", resumable=True

@@ -3,7 +3,7 @@
 import json
 import logging
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 
 import torch
@@ -128,11 +128,28 @@ def resume(trainer: Trainer, folder: Path) -> Progress:
         trainer.schedule.load_state_dict(state["schedule"])
         if trainer.accelerator.scaler:
             trainer.accelerator.scaler.load_state_dict(state["scaler"])
-        progress = Progress(**read_json(newest / checkpoints.PROGRESS))
+        progress = read_progress(newest / checkpoints.PROGRESS)
         logger.info("going on from %s", newest)
     if trainer.accelerator.is_main_process:
         cut_log(folder / LOSS_LOG, progress.step)
     return progress
+
+
+def read_progress(path: Path) -> Progress:
+    """Read the progress of a checkpoint.
+
+    Raises:
+        ValueError: another version of this software wrote it.
+    """
+    values = read_json(path)
+    names = {each.name for each in fields(Progress)}
+    if set(values) != names:
+        raise ValueError(
+            f"{path} was written by another version: it has {', '.join(sorted(values))} where "
+            f"{', '.join(sorted(names))} are needed; go on with that version, or start over with "
+            "--overwrite_output_dir"
+        )
+    return Progress(**values)
 
 
 def cut_log(path: Path, step: int) -> None:

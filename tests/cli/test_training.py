@@ -67,16 +67,18 @@ def folder(tmp_path_factory):
     return tiny_model_folder(tmp_path_factory.mktemp("model"))
 
 
-def student_of(folder, run_folder, freeze_encoder=True, gradient_checkpointing=False):
-    return training.load_student(
-        SimpleNamespace(device=torch.device("cpu")),
-        SimpleNamespace(folder=run_folder),
-        ModelArguments(model_name_or_path=str(folder)),
-        DecodingArguments(language="Japanese"),
-        TrainingArguments(
+def student_of(
+    folder, run_folder, freeze_encoder=True, gradient_checkpointing=False, num_processes=1
+):
+    flags = SimpleNamespace(
+        model=ModelArguments(model_name_or_path=str(folder)),
+        decoding=DecodingArguments(language="Japanese"),
+        training=TrainingArguments(
             freeze_encoder=freeze_encoder, gradient_checkpointing=gradient_checkpointing
         ),
     )
+    accelerator = SimpleNamespace(device=torch.device("cpu"), num_processes=num_processes)
+    return training.load_student(accelerator, SimpleNamespace(folder=run_folder), flags)
 
 
 def trainable(model):
@@ -120,3 +122,14 @@ def test_gradient_checkpointing(folder, tmp_path):
 def test_the_student_will_write_the_language_that_it_is_trained_on(folder, tmp_path):
     settings = student_of(folder, tmp_path).model.generation_config
     assert (settings.language, settings.task) == ("ja", "transcribe")
+
+
+@pytest.mark.parametrize("name", ["encoder_layerdrop", "decoder_layerdrop"])
+def test_layers_are_not_dropped_in_several_processes(folder, tmp_path, name):
+    model = checkpoint.load(str(folder))
+    setattr(model.model.config, name, 0.25)
+    checkpoint.save(model.model, model.tokenizer, model.feature_extractor, tmp_path / "dropping")
+    student_of(tmp_path / "dropping", tmp_path)
+    student_of(folder, tmp_path, num_processes=2)
+    with pytest.raises(ValueError, match=f"{name} is 0.25 .* 2 processes .* set it to 0"):
+        student_of(tmp_path / "dropping", tmp_path, num_processes=2)

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from distillery.storage.files import read_json, write_json
+from distillery.storage.files import write_json
 from distillery.training import monitor, resume
 from distillery.training.loop import Progress
 from distillery.training.settings import Saving
@@ -56,7 +56,19 @@ def test_progress_comes_back_exactly(tmp_path):
         bad_clips = [f"clip {i} is broken" for i in range(rng.randrange(3))]
         progress = Progress(rng.randrange(10**9), window, rng.random() / 3, bad_clips)
         write_json(tmp_path / "progress.json", asdict(progress))
-        assert Progress(**read_json(tmp_path / "progress.json")) == progress
+        assert resume.read_progress(tmp_path / "progress.json") == progress
+
+
+@pytest.mark.parametrize(
+    ("taken", "added"), [("bad_clips", {}), ("step", {}), (None, {"num_bad": 0})]
+)
+def test_progress_of_another_version_is_refused(tmp_path, taken, added):
+    values = {**asdict(Progress(3)), **added}
+    values.pop(taken, None)
+    path = tmp_path / "progress.json"
+    write_json(path, values)
+    with pytest.raises(ValueError, match=f"^{path} was written by another version.*--overwrite_o"):
+        resume.read_progress(path)
 
 
 def test_two_runs_share_neither_window_nor_bad_clips():
