@@ -118,12 +118,7 @@ def survey(spec: DatasetSpec, column: str, flag: str, *instead: str) -> Speech:
     split = spec.split.partition("[")[0] if spec.split else None
     with TemporaryDirectory() as cache:
         streamed = replace(spec, split=split, streaming=True, cache_dir=cache)
-        rows = sources.load(streamed)
-        is_cut = schema.START in rows.column_names
-        is_copied = _is_copied_first(spec) or is_cut
-        if not is_copied:
-            with _silence():  # what there is to say was logged when the stream was opened
-                rows = sources.load(replace(streamed, streaming=False))
+        rows, is_copied = _open(streamed)
         if not set(instead) & set(rows.column_names):
             sources.require_column(rows, spec, column, flag)
         first = list(islice(rows, FIRST_ROWS))
@@ -131,7 +126,8 @@ def survey(spec: DatasetSpec, column: str, flag: str, *instead: str) -> Speech:
             raise ValueError(f"dataset {spec} has no rows")
         num_rows, all_s = _of_all_rows(rows, streamed)
     seconds, bad = _seconds(first)
-    audio_s, num_bytes = _total(all_s), None
+    stored_s, num_bytes = _total(all_s), None
+    audio_s = stored_s
     if num_rows is not None:
         num_bytes = fmean(map(_num_bytes, first)) * num_rows
         if audio_s is None and seconds:
@@ -141,11 +137,20 @@ def survey(spec: DatasetSpec, column: str, flag: str, *instead: str) -> Speech:
         num_rows=num_rows,
         audio_s=audio_s,
         num_bytes=num_bytes,
-        is_estimate=_total(all_s) is None,
+        is_estimate=stored_s is None,
         is_copied=is_copied and not spec.streaming,
         num_first=len(seconds) + len(bad),
         bad=bad,
     )
+
+
+def _open(spec: DatasetSpec) -> tuple[sources.Rows, bool]:
+    """Open a streamed dataset, and tell whether a run would copy, or cut, all of it first."""
+    rows = sources.load(spec)
+    if _is_copied_first(spec) or schema.START in rows.column_names:
+        return rows, True
+    with _silence():  # what there is to say was logged when the stream was opened
+        return sources.load(replace(spec, streaming=False)), False
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from distillery.data.examples import TARGET_COLUMNS
 from distillery.data.order import BatchPlan
 from distillery.storage import checkpoints
 from distillery.storage.runs import Run
+from distillery.training.step import refuse_layerdrop
 from distillery.whisper.checkpoint import Whisper
 
 FLOAT32, ADAMW = 4, 8  # bytes for each number, and for AdamW's two means of its gradient
@@ -34,6 +35,7 @@ def lines(
         teacher: an outline; None for plain fine-tuning.
     """
     args, targets = flags.training, (schema.TEXT, "--text_column_name", *TARGET_COLUMNS)
+    refuse_layerdrop(student, accelerator.num_processes)
     # Fails by name if they misfit.
     student.tokens.prefix(flags.decoding.language, flags.decoding.task, True)
     speech = [forecast.survey(spec, *targets) for spec in flags.data.train_specs()]
