@@ -34,7 +34,7 @@ def _lines(program: str, groups: Sequence[Any], name: str) -> Iterator[str]:
     yield from _comment(f"Made with commit {code_commit() or 'unknown'}; {made}")
     for group in groups:
         yield ""
-        yield f"## {(type(group).__doc__ or '').splitlines()[0].rstrip('.')}"
+        yield f"## {(type(group).__doc__ or '').splitlines()[0]}"
         for each in fields(group):
             if each.name not in NOT_SAVED:
                 yield ""
