@@ -49,13 +49,9 @@ def show(accelerator: Accelerator, run: Run, lines: Iterable[Line]) -> None:
 
 def text_of(run: Run, lines: Iterable[Line]) -> str:
     """Return a forecast as a text; what would leave the machine is its last line."""
-    table = "".join(f"  {subject:<7} {text}\n" for subject, text in [*lines, hub_line(run)])
+    lines = [*lines, ("hub", upload_plan(run))]
+    table = "".join(f"  {subject:<7} {text}\n" for subject, text in lines)
     return f"{run.stage}, dry run: nothing is written\n{table}"
-
-
-def hub_line(run: Run) -> Line:
-    """Say what would be uploaded."""
-    return "hub", upload_plan(run)
 
 
 # --- data -----------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from distillery.training import loop, resume
 from distillery.training.monitor import LOSS_LOG, Evaluator, LossMonitor
 from distillery.training.rows import BatchLoader, eval_sets, training_data
 from distillery.training.session import Session
-from distillery.training.settings import Evaluation, LabelSettings, Length, Optimization, Saving
+from distillery.training.settings import Evaluation, LabelSettings, Length, Optimization
 from distillery.training.step import Learner, make_trainable, refuse_layerdrop, set_prompt
 from distillery.whisper import checkpoint
 
@@ -124,11 +124,6 @@ def optimization(args: TrainingArguments) -> Optimization:
     )
 
 
-def saving(args: TrainingArguments) -> Saving:
-    """Return when checkpoints are saved."""
-    return Saving(args.save_steps, args.save_total_limit)
-
-
 def evaluation(decoding_args: DecodingArguments, args: TrainingArguments) -> Evaluation:
     """Return how the model is evaluated while it is trained."""
     return Evaluation(
@@ -207,13 +202,11 @@ def begin_session(
         batch_plan(accelerator, flags.training),
         batch_loader(accelerator, learner.student, flags.run),
     )
-    trainer = loop.make_trainer(
-        accelerator, learner, optimization(flags.training), data.num_updates
-    )
-    progress = resume.resume(trainer, run.folder)
-    every = flags.run.logging_steps
-    losses = LossMonitor(trainer, progress, run.folder, every, data.num_updates)
+    args, folder = flags.training, run.folder
+    trainer = loop.make_trainer(accelerator, learner, optimization(args), data.num_updates)
+    progress = resume.resume(trainer, folder)
+    losses = LossMonitor(trainer, progress, folder, flags.run.logging_steps, data.num_updates)
     saver = resume.CheckpointSaver(
-        trainer, progress, losses.window, run.folder, saving(flags.training)
+        trainer, progress, losses.window, folder, args.save_steps, args.save_total_limit
     )
     return Session(trainer, data, progress, losses, saver)

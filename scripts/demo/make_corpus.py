@@ -21,7 +21,6 @@ The same arguments give the same bytes. A finished corpus is left as it is.
 import argparse
 import itertools
 import json
-import os
 import random
 import sys
 from collections.abc import Iterator
@@ -45,6 +44,7 @@ from distillery.data.schema import (
     SPEAKER_ID,
     TEXT,
 )
+from distillery.storage.files import write_text
 
 TIMESTAMPED_TEXT = "timestamped_text"
 LANGUAGE = "language"
@@ -244,23 +244,13 @@ def write_audio(folder: Path, name: str, samples: np.ndarray) -> None:
     soundfile.write(folder / "audio" / f"{name}.flac", samples, SAMPLE_RATE, subtype="PCM_16")
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Write a file so that it is there whole or not at all."""
-    partial = path.with_name(path.name + ".part")
-    with partial.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
-
-
 def write_manifest(path: Path, rows: Iterator[dict[str, Any]]) -> dict[str, Any]:
     """Write rows as JSON lines; return their number and hours."""
     lines, seconds = [], 0.0
     for row in rows:
         lines.append(json.dumps(row, ensure_ascii=False) + "\n")
         seconds += row[DURATION]
-    write_whole(path, "".join(lines))
+    write_text(path, "".join(lines))
     return {"rows": len(lines), "hours": round(seconds / 3600, 4)}
 
 
@@ -353,7 +343,7 @@ def main(arguments: list[str] | None = None) -> None:
         return
     counts = make_corpus(folder, **parsed)
     summary = {"parameters": parameters, "sets": counts}
-    write_whole(folder / SUMMARY, json.dumps(summary, indent=2) + "\n")
+    write_text(folder / SUMMARY, json.dumps(summary, indent=2) + "\n")
     for name, count in counts.items():
         print(f"{folder / name}.jsonl: {count['rows']} rows, {count['hours']:.2f} hours")
 

@@ -10,7 +10,7 @@ from distillery.cli import training
 from distillery.cli.arguments import DecodingArguments, ModelArguments
 from distillery.cli.training_arguments import TrainingArguments
 from distillery.storage import checkpoints
-from distillery.training.settings import Evaluation, Length, Optimization, Saving
+from distillery.training.settings import Evaluation, Length, Optimization
 from distillery.whisper import checkpoint
 
 # --- plain values --------------------------------------------------------------------------------
@@ -33,11 +33,8 @@ def test_every_flag_finds_its_setting():
         adam_beta1=0.1,
         adam_beta2=0.2,
         max_grad_norm=7.0,
-        save_steps=11,
-        save_total_limit=2,
     )
     assert training.optimization(args) == Optimization(0.5, "cosine", 3, 0.25, (0.1, 0.2), 7.0)
-    assert training.saving(args) == Saving(11, 2)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,6 @@ import pytest
 from distillery.storage.files import write_json
 from distillery.training import monitor, resume
 from distillery.training.loop import Progress
-from distillery.training.settings import Saving
 
 # --- the log -------------------------------------------------------------------------------------
 
@@ -93,7 +92,7 @@ def test_when_a_checkpoint_is_saved(monkeypatch, tmp_path, first, every, last, w
     )
     progress = Progress(first)
     window = SimpleNamespace(to_list=lambda: [1.0, 2.0, 3.0, 4.0])
-    saver = resume.CheckpointSaver(None, progress, window, tmp_path, Saving(every, 7))
+    saver = resume.CheckpointSaver(None, progress, window, tmp_path, every, 7)
     while progress.step < last:
         progress.step += 1
         saver.save_if_due(progress)
