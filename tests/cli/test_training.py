@@ -7,9 +7,19 @@ import torch
 from tiny import tiny_model_folder
 
 from distillery.cli import training
-from distillery.cli.arguments import DecodingArguments, ModelArguments
-from distillery.cli.training_arguments import TrainingArguments
+from distillery.cli.arguments import (
+    DecodingArguments,
+    ModelArguments,
+    OutputArguments,
+    RunArguments,
+)
+from distillery.cli.training_arguments import (
+    TrainDataArguments,
+    TrainingArguments,
+    TrainingFlags,
+)
 from distillery.storage import checkpoints
+from distillery.training.loop import Progress
 from distillery.training.settings import Evaluation, Length, Optimization
 from distillery.whisper import checkpoint
 
@@ -54,6 +64,29 @@ def test_what_the_best_model_is_best_in(flags, metric):
     assert training.evaluation(decoding_args, args) == Evaluation(
         4, 5, metric, transcribe, timestamps=True, num_beams=6, max_length=9
     )
+
+
+def test_a_session_saves_as_its_flags_say(monkeypatch, tmp_path):
+    stand_ins = {
+        "training_data": SimpleNamespace(num_updates=9),
+        "batch_loader": None,
+        "LossMonitor": SimpleNamespace(window=None),
+    }
+    for name, value in stand_ins.items():
+        monkeypatch.setattr(training, name, lambda *_, value=value: value)
+    monkeypatch.setattr(training.loop, "make_trainer", lambda *_: None)
+    monkeypatch.setattr(training.resume, "resume", lambda *_: Progress())
+    flags = TrainingFlags(
+        ModelArguments(model_name_or_path="model"),
+        TrainDataArguments(train_dataset_name="data"),
+        DecodingArguments(),
+        TrainingArguments(save_steps=11, save_total_limit=2),
+        OutputArguments(output_dir="out"),
+        RunArguments(),
+    )
+    accelerator, run = SimpleNamespace(num_processes=1), SimpleNamespace(folder=tmp_path)
+    session = training.begin_session(accelerator, run, SimpleNamespace(student=None), flags)
+    assert (session.saver.every, session.saver.keep) == (11, 2)
 
 
 # --- the model to be trained ---------------------------------------------------------------------
