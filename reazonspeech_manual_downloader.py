@@ -57,7 +57,7 @@ logger = logging.getLogger("reazonspeech_manual_downloader")
 
 @dataclass(frozen=True)
 class DownloaderArguments:
-    """What is fetched, from where, to where."""
+    """Download."""
 
     target: str = flag("tiny", f"Size of the corpus: {', '.join(reazonspeech.NUM_ARCHIVES)}.", "-t")
     pool: int = flag(10, "Files at a time.", "-p")

@@ -23,7 +23,7 @@ from distillery.text.tokens import TASKS
 
 @dataclass(frozen=True)
 class FilterOutputArguments(OutputArguments):
-    """Where the stage writes; by default beside its input, named after its threshold."""
+    """Output folder and upload."""
 
     output_dir: str | None = flag(
         None,
@@ -36,7 +36,7 @@ class FilterOutputArguments(OutputArguments):
 
 @dataclass(frozen=True)
 class FilterArguments:
-    """What only this stage decides."""
+    """Filter limits and labels."""
 
     wer_threshold: float | None = flag(
         None, "Drop rows whose word error rate against the reference is higher, in percent."

@@ -33,7 +33,7 @@ SEQUENTIAL, CHUNKED = "sequential", "chunked"
 
 @dataclass(frozen=True)
 class LongFormArguments:
-    """How long recordings are decoded."""
+    """Decoding of long recordings."""
 
     algorithm: str | None = flag(
         None,
@@ -106,13 +106,7 @@ GROUPS = (
 )
 
 
-def check(
-    model_args: ModelArguments,
-    data_args: DataArguments,
-    decoding_args: DecodingArguments,
-    args: EvaluationArguments,
-    *others: Any,
-) -> list[str]:
+def check(decoding_args: DecodingArguments, args: EvaluationArguments) -> list[str]:
     """Return what is wrong with flags of several groups."""
     return draft_problems(args, decoding_args)
 

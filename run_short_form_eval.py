@@ -39,7 +39,7 @@ from distillery.cli.flags import flag, missing, parse, plus_list
 
 @dataclass(frozen=True)
 class ShortFormArguments:
-    """What only short-form evaluation decides."""
+    """Chunks, baselines and tables."""
 
     chunk_length_s: float | None = flag(
         None,
@@ -93,7 +93,6 @@ def check(
     post_args: PostprocessingArguments,
     args: EvaluationArguments,
     short_args: ShortFormArguments,
-    run_args: RunArguments,
 ) -> list[str]:
     """Return what is wrong with flags of several groups."""
     problems = draft_problems(args, decoding_args)

@@ -31,7 +31,7 @@ from distillery.cli.flags import at_least, flag, parse, plus_list
 
 @dataclass(frozen=True, kw_only=True)
 class SpeedDataArguments(DataArguments):
-    """One or several datasets to read, joined with `+`; without any, sound is made."""
+    """Datasets to read; without any, sound is made."""
 
     dataset_name: str | None = flag(
         None,
@@ -44,7 +44,7 @@ class SpeedDataArguments(DataArguments):
 
 @dataclass(frozen=True)
 class SpeedArguments:
-    """What only the measurement of speed decides."""
+    """Measurement of speed."""
 
     output_dir: str = flag("speed", "Folder for the figures.", "-o", resumable=True)
     lengths_s: str = flag("10+30+60+300", "Lengths of the recordings in seconds, joined with '+'.")
@@ -86,7 +86,7 @@ def _length_problems(lengths_s: str) -> list[str]:
 GROUPS = (ModelArguments, SpeedDataArguments, DecodingArguments, SpeedArguments, RunArguments)
 
 
-def check(model_args: ModelArguments, *others: Any) -> list[str]:
+def check(model_args: ModelArguments) -> list[str]:
     """Return what is wrong with flags of several groups."""
     if model_args.model_revision is None or len(plus_list(model_args.model_name_or_path)) < 2:
         return []

@@ -26,7 +26,7 @@ from distillery.text.tokens import TASKS
 
 @dataclass(frozen=True)
 class PredictionsArguments:
-    """The files to score, and what their rows are."""
+    """Files to score."""
 
     predictions_file: str | None = flag(
         None, "CSV files to score, joined with '+'; default: only show the results that are there."

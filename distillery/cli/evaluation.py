@@ -120,6 +120,8 @@ def evaluate(
 ) -> list[Result]:
     """Evaluate a model on each split in turn, unless the same was done before.
 
+    Returns on the main process a result for each evaluation, on the others none.
+
     Args:
         accelerator: of this launch.
         run: the flags, which are written beside the results where something was evaluated.
@@ -128,9 +130,6 @@ def evaluate(
         plan: puts together what identifies each evaluation on a split.
         transcribe: returns the transcriptions of all processes, and the seconds that they took.
         baselines: results of the models to compare with.
-
-    Returns:
-        On the main process a result for each evaluation, on the others none.
     """
     results = []
     for spec, rows in splits:
