@@ -248,7 +248,7 @@ def check_health(arguments: DownloaderArguments) -> int:
     damage = {}
     with ThreadPool(arguments.pool) as workers:
         checked = workers.imap(lambda path: _damage(path, arguments.deep), present)
-        reasons = ProgressBar(checked, total=len(present), desc="checking", unit="file")
+        reasons = ProgressBar(checked, total=len(present), desc="checking", unit=" files")
         for path, reason in zip(present, reasons, strict=True):
             if reason:
                 damage[path] = reason

@@ -63,14 +63,13 @@ from pathlib import Path
 
 from accelerate import Accelerator
 
-from distillery.cli import forecast, training
+from distillery.cli import forecast, hub, training
 from distillery.cli.runtime import (
     load_outline,
     log_end,
     log_start,
     make_accelerator,
     open_run,
-    publish,
     stage_run,
     start_trackers,
 )
@@ -123,7 +122,7 @@ def main(
             raise SystemExit(loop.STOPPED)  # not 0: a recipe must not go on with this model
         log_end(run, *training.made_and_next(run, decoding_args, training_args))
     if accelerator.is_main_process:
-        publish(run, output_args, "model")
+        hub.publish(run)
 
 
 def finetune(

@@ -99,7 +99,7 @@ def main(args: PredictionsArguments, scoring_args: ScoringArguments) -> None:
     sys.stdout.write(tables.error_tables(results.read_folder(scoring_args.output_dir)))
     write_page(scoring_args)
     if files:
-        log_end(run, f"metric.*.jsonl and predictions; files: {len(files)}", None)
+        log_end(run, f"metric.*.jsonl and predictions; files: {len(files)}")
 
 
 def _named_files(args: PredictionsArguments) -> list[PredictionsFile]:

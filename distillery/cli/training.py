@@ -169,10 +169,10 @@ def rows_in_words(data_args: TrainDataArguments, args: TrainingArguments) -> str
 
 def made_and_next(
     run: Run, decoding_args: DecodingArguments, args: TrainingArguments
-) -> tuple[str, str | None]:
-    """Return what a run has made, and the command that goes on with it."""
+) -> tuple[str, ...]:
+    """Return what a run has made, and the command that goes on with it, if any."""
     if not args.do_train:
-        return f"scores in {LOSS_LOG}", None
+        return (f"scores in {LOSS_LOG}",)
     language = f" --language {decoding_args.language}" if decoding_args.language else ""
     return (
         f"the trained model, its checkpoints, and its losses in {LOSS_LOG}",
