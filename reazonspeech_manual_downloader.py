@@ -17,34 +17,13 @@ Look for damage in what is there; damaged files are renamed, and fetched again b
     python reazonspeech_manual_downloader.py --target tiny --health_check --deep
 """
 
-import logging
-import signal
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from multiprocessing.pool import ThreadPool
 from pathlib import Path
-from types import FrameType
 from urllib.parse import urlsplit
 
-# Not from `distillery.cli.arguments`, which needs torch: that takes seconds to import.
-from distillery.cli.config_files import config_text
 from distillery.cli.flags import at_least, flag, one_of, parse, repeated, within
 from distillery.data import reazonspeech
-from distillery.data.checksums import damaged_path, is_published, set_aside
-from distillery.data.downloads import Download, Policy, ask_sizes, download_all, lock_folder
-from distillery.storage.files import (
-    DamagedFileError,
-    free_bytes,
-    remove_leftovers,
-    write_json,
-    write_text,
-)
-from distillery.storage.progress import ProgressBar
-from distillery.storage.runs import CONFIG
-
-logger = logging.getLogger("reazonspeech_manual_downloader")
+from distillery.data.downloads import Policy
 
 
 @dataclass(frozen=True)
@@ -150,6 +129,33 @@ def _url_problems(url: str) -> list[str]:
 
 
 GROUPS = (DownloaderArguments,)
+
+if __name__ == "__main__":
+    # Before the rest is imported: --help and wrong flags answer within a second.
+    ARGUMENTS = parse(GROUPS, description=__doc__)
+
+import logging
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from multiprocessing.pool import ThreadPool
+from types import FrameType
+
+from distillery.cli.config_files import config_text
+from distillery.data.checksums import damaged_path, is_published, set_aside
+from distillery.data.downloads import Download, ask_sizes, download_all, lock_folder
+from distillery.storage.files import (
+    DamagedFileError,
+    free_bytes,
+    remove_leftovers,
+    write_json,
+    write_text,
+)
+from distillery.storage.progress import ProgressBar
+from distillery.storage.runs import CONFIG
+
+logger = logging.getLogger("reazonspeech_manual_downloader")
 
 
 def main(arguments: DownloaderArguments) -> int:
@@ -288,4 +294,4 @@ def _sigterm_as_interrupt() -> Iterator[None]:
 
 
 if __name__ == "__main__":
-    sys.exit(main(*parse(GROUPS, description=__doc__)))
+    sys.exit(main(*ARGUMENTS))
