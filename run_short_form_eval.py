@@ -182,7 +182,7 @@ def main(
         return
     if accelerator.is_main_process:
         if short_args.pretty_table:
-            sys.stdout.write(tables.error_tables(results.read_folder(args.output_dir)))
+            sys.stdout.write("\n" + tables.error_tables(results.read_folder(args.output_dir)))
         stages.write_page(args)
         if made:
             summary = f"metric.*.jsonl and predictions; results: {len(made)}"

@@ -148,7 +148,9 @@ def evaluate(
                     count = whisper.num_parameters
                     results.append(evaluation.conclude(transcriptions, wall_s, count))
             elif accelerator.is_main_process:
-                logger.info("%s was evaluated before: %s", spec, evaluation.metrics_path)
+                name = Path(evaluation.identity["model"]).name
+                earlier_path = evaluation.metrics_path
+                logger.info("%s on %s was evaluated before: %s", name, spec, earlier_path)
                 results.append(evaluation.complete(earlier))
     return results
 

@@ -10,8 +10,8 @@ from tqdm.auto import tqdm
 logger = logging.getLogger(__name__)
 
 LINE_EVERY_S = 30.0  # where the output is no terminal
-LINE = "{desc}: {n_fmt} of {total_fmt}{unit} ({rate_noinv_fmt}), {remaining} left"
-LINE_WITHOUT_TOTAL = "{desc}: {n_fmt}{unit} in {elapsed} ({rate_noinv_fmt})"
+LINE = "{desc}: {n_fmt} of {total_fmt}{unit}, {rate_noinv_fmt}, {remaining} left"
+LINE_WITHOUT_TOTAL = "{desc}: {n_fmt}{unit} in {elapsed}, {rate_noinv_fmt}"
 
 
 class ProgressBar(tqdm):  # type: ignore[misc,type-arg]  # tqdm ships no types
@@ -39,4 +39,4 @@ class ProgressBar(tqdm):  # type: ignore[misc,type-arg]  # tqdm ships no types
         elif self.n > self._logged_n:  # a line about nothing says nothing
             self._logged_n = self.n
             self.bar_format = LINE if self.total else LINE_WITHOUT_TOTAL
-            logger.info("%s", self)
+            logger.info("%s", " ".join(str(self).split()))  # tqdm pads the rate
