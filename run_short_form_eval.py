@@ -182,7 +182,8 @@ def main(
         return
     if accelerator.is_main_process:
         if short_args.pretty_table:
-            sys.stdout.write("\n" + tables.error_tables(results.read_folder(args.output_dir)))
+            shown = tables.error_tables(results.read_folder(args.output_dir))
+            sys.stdout.write(f"\n{shown}" if made else shown)
         stages.write_page(args)
         if made:
             summary = f"metric.*.jsonl and predictions; results: {len(made)}"
