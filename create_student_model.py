@@ -98,10 +98,10 @@ def main(args: StudentArguments) -> None:
             run,
             f"a student of {student.num_parameters() / 1e6:.1f} M parameters; its teacher has "
             f"{teacher.num_parameters / 1e6:.1f} M",
-            f"python run_distillation.py -m {run.folder} --teacher {args.teacher_checkpoint} with "
-            "-d and the folder of run_data_filtering.py",
+            f"python run_distillation.py -m {run.folder} --teacher {args.teacher_checkpoint} "
+            "-d FILTERED_DATASET -o student",
         )
-    end_stage(run, args, "model")
+    end_stage(run)
 
 
 def _forecast(args: StudentArguments, run: Run, is_made: bool) -> list[forecast.Line]:

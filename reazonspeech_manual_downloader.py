@@ -17,42 +17,13 @@ Look for damage in what is there; damaged files are renamed, and fetched again b
     python reazonspeech_manual_downloader.py --target tiny --health_check --deep
 """
 
-import logging
-import signal
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from multiprocessing.pool import ThreadPool
 from pathlib import Path
-from types import FrameType
 from urllib.parse import urlsplit
 
-# Not from `distillery.cli.arguments`, which needs torch: that takes seconds to import.
-from distillery.cli.config_files import config_text
 from distillery.cli.flags import at_least, flag, one_of, parse, repeated, within
 from distillery.data import reazonspeech
-from distillery.data.downloads import (
-    Download,
-    Policy,
-    ask_sizes,
-    damaged_path,
-    download_all,
-    is_published,
-    lock_folder,
-    set_aside,
-)
-from distillery.storage.files import (
-    DamagedFileError,
-    free_bytes,
-    remove_leftovers,
-    write_json,
-    write_text,
-)
-from distillery.storage.progress import ProgressBar
-from distillery.storage.runs import CONFIG
-
-logger = logging.getLogger("reazonspeech_manual_downloader")
+from distillery.data.downloads import Policy
 
 
 @dataclass(frozen=True)
@@ -159,6 +130,34 @@ def _url_problems(url: str) -> list[str]:
 
 GROUPS = (DownloaderArguments,)
 
+if __name__ == "__main__":
+    # Before the rest is imported: --help and wrong flags answer within a second.
+    ARGUMENTS = parse(GROUPS, description=__doc__)
+
+import logging
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from multiprocessing.pool import ThreadPool
+from types import FrameType
+
+from distillery.data.checksums import damaged_path, is_published, set_aside
+
+from distillery.cli.config_files import config_text
+from distillery.data.downloads import Download, ask_sizes, download_all, lock_folder
+from distillery.storage.files import (
+    DamagedFileError,
+    free_bytes,
+    remove_leftovers,
+    write_json,
+    write_text,
+)
+from distillery.storage.progress import ProgressBar
+from distillery.storage.runs import CONFIG
+
+logger = logging.getLogger("reazonspeech_manual_downloader")
+
 
 def main(arguments: DownloaderArguments) -> int:
     """Run the command; return 0 where every file is there and whole, else 1 (130: stopped)."""
@@ -256,7 +255,7 @@ def check_health(arguments: DownloaderArguments) -> int:
     damage = {}
     with ThreadPool(arguments.pool) as workers:
         checked = workers.imap(lambda path: _damage(path, arguments.deep), present)
-        reasons = ProgressBar(checked, total=len(present), desc="checking", unit="file")
+        reasons = ProgressBar(checked, total=len(present), desc="checking", unit=" files")
         for path, reason in zip(present, reasons, strict=True):
             if reason:
                 damage[path] = reason
@@ -296,4 +295,4 @@ def _sigterm_as_interrupt() -> Iterator[None]:
 
 
 if __name__ == "__main__":
-    sys.exit(main(*parse(GROUPS, description=__doc__)))
+    sys.exit(main(*ARGUMENTS))

@@ -105,6 +105,7 @@ if __name__ == "__main__":
     ARGUMENTS = parse(GROUPS, description=__doc__)
 
 import logging
+import shlex
 import shutil
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import nullcontext
@@ -183,7 +184,7 @@ def main(
         }
         _finish(run, ledgers, data_args.max_bad_fraction, row_filter)
         _track(accelerator, sum(ledgers.values(), Ledger()))
-    end_stage(run, output_args, "dataset", accelerator)
+    end_stage(run, accelerator)
 
 
 def _default_output(dataset_name: str, args: FilterArguments) -> str:
@@ -349,9 +350,20 @@ def _finish(
     log_end(
         run,
         f"{ledger.num_out:,} rows to learn from; rows: {ledger}",
-        "python create_student_model.py for a student, then python run_distillation.py on it with "
-        + hub_layout.flags_naming(run.folder, specs),
+        *_next_commands(run, specs, row_filter.rule.language),
     )
+
+
+def _next_commands(run: Run, specs: list[DatasetSpec], language: str | None) -> list[str]:
+    """Return what makes a student of the teacher that labelled the rows, and trains it."""
+    labelled = hub_layout.read_run_record(plus_list(run.arguments["dataset_name"])[0])
+    teacher = shlex.quote(labelled.get("model_name_or_path") or "TEACHER")
+    data = hub_layout.flags_naming(run.folder, specs, to_train=True)
+    spoken = f" --language {language}" if language else ""
+    return [
+        f"python create_student_model.py --teacher_checkpoint {teacher} --save_dir student-init",
+        f"python run_distillation.py -m student-init --teacher {teacher} {data}{spoken} -o student",
+    ]
 
 
 def _track(accelerator: Accelerator, ledger: Ledger) -> None:

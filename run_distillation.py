@@ -56,8 +56,8 @@ from typing import Any
 
 from accelerate import Accelerator
 
-from distillery.cli import forecast, training, training_forecast
-from distillery.cli.runtime import load_outline, make_accelerator, open_run, publish
+from distillery.cli import forecast, hub, training, training_forecast
+from distillery.cli.runtime import load_outline, make_accelerator, open_run
 from distillery.storage.runs import Run
 from distillery.training.losses import LossWeights
 from distillery.training.step import Learner, StudentStep, Teacher
@@ -84,7 +84,7 @@ def main(distillation_args: DistillationArguments, *shared_groups: Any) -> None:
         is_done = distil(accelerator, run, learner, flags)
         training.end_run(accelerator, run, flags, is_done)
     if accelerator.is_main_process:
-        publish(run, flags.output, "model")
+        hub.publish(run)
 
 
 def teacher_outline(name: str, model_args: ModelArguments) -> checkpoint.Whisper:

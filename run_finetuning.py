@@ -32,8 +32,8 @@ from typing import Any
 
 from accelerate import Accelerator
 
-from distillery.cli import forecast, training, training_forecast
-from distillery.cli.runtime import load_outline, make_accelerator, open_run, publish
+from distillery.cli import forecast, hub, training, training_forecast
+from distillery.cli.runtime import load_outline, make_accelerator, open_run
 from distillery.storage.runs import Run
 from distillery.training.losses import LossWeights
 from distillery.training.step import Learner, StudentStep
@@ -58,7 +58,7 @@ def main(*groups: Any) -> None:
         is_done = finetune(accelerator, run, learner, flags)
         training.end_run(accelerator, run, flags, is_done)
     if accelerator.is_main_process:
-        publish(run, flags.output, "model")
+        hub.publish(run)
 
 
 def finetune(accelerator: Accelerator, run: Run, learner: Learner, flags: TrainingFlags) -> bool:

@@ -148,7 +148,7 @@ def main(
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
             _finish(run, splits, teacher, decoding, data_args.max_bad_fraction)
-    end_stage(run, output_args, "dataset", accelerator)
+    end_stage(run, accelerator)
 
 
 def _decoding(
@@ -354,6 +354,7 @@ def _finish(
     run.finish(ledger=ledger.to_dict(), scores=scores, attention=teacher.attention)
     shutil.rmtree(run.folder / WORK_FOLDER)
     next_command = f"python run_data_filtering.py {hub_layout.flags_naming(run.folder, specs)}"
+    next_command += f" -o {run.folder}-filtered"
     log_end(run, f"{ledger.num_out:,} labelled clips; rows: {ledger}", next_command)
 
 

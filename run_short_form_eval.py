@@ -172,21 +172,26 @@ def main(
     run = stage_run("run_short_form_eval", groups, Path(args.output_dir), {})
     if not run_args.dry_run:
         start_trackers(accelerator, run, run_args.wandb_project)
+    made: list[Result] = []
     if short_args.predictions_file is not None:
-        _score_files(accelerator, run, groups)
+        made = _score_files(accelerator, run, groups)
     elif model_args.model_name_or_path is not None:
-        _evaluate_models(accelerator, run, groups)
+        made = _evaluate_models(accelerator, run, groups)
     if run_args.dry_run:
         return
     if accelerator.is_main_process:
         if short_args.pretty_table:
-            sys.stdout.write(tables.error_tables(results.read_folder(args.output_dir)))
+            shown = tables.error_tables(results.read_folder(args.output_dir))
+            sys.stdout.write(f"\n{shown}" if made else shown)
         stages.write_page(args)
+        if made:
+            summary = f"metric.*.jsonl and predictions; results: {len(made)}"
+            log_end(run, summary, f"python score_predictions.py -o {args.output_dir}")
     accelerator.end_training()
 
 
-def _score_files(accelerator: Accelerator, run: Run, groups: tuple[Any, ...]) -> None:
-    """Score prediction files; the flags of model and dataset only name them."""
+def _score_files(accelerator: Accelerator, run: Run, groups: tuple[Any, ...]) -> list[Result]:
+    """Score predictions that are there already; the flags of model and dataset only name them."""
     model_args, data_args, decoding_args, post_args, args, short_args, run_args = groups
     paths = [Path(name) for name in plus_list(short_args.predictions_file)]
     specs = data_args.specs() if data_args.dataset_name is not None else []
@@ -198,9 +203,11 @@ def _score_files(accelerator: Accelerator, run: Run, groups: tuple[Any, ...]) ->
         punctuator = post_args.punctuator
         scored = score_files(run, files, language, decoding_args.task, scoring, punctuator)
         stages.report(accelerator, scored)
+        return scored
+    return []
 
 
-def _evaluate_models(accelerator: Accelerator, run: Run, groups: tuple[Any, ...]) -> None:
+def _evaluate_models(accelerator: Accelerator, run: Run, groups: tuple[Any, ...]) -> list[Result]:
     """Evaluate the baselines and then the model, with one model in memory at a time."""
     model_args, data_args, decoding_args, post_args, args, short_args, run_args = groups
     postprocess = Postprocessor()
@@ -226,7 +233,8 @@ def _evaluate_models(accelerator: Accelerator, run: Run, groups: tuple[Any, ...]
     )
     sets = " + ".join(map(str, evaluator.specs))
     name = str(model_args.model_name_or_path)
-    log_start(run, accelerator, name, model_args.dtype, f"clips of {sets}")
+    if not run_args.dry_run:
+        log_start(run, accelerator, name, model_args.dtype, f"clips of {sets}")
     baselines: list[Result] = []
     for baseline in plus_list(short_args.baseline):
         baseline_args = replace(model_args, model_name_or_path=baseline, model_revision=None)
@@ -235,9 +243,7 @@ def _evaluate_models(accelerator: Accelerator, run: Run, groups: tuple[Any, ...]
     measured = evaluator.evaluate(model_args, run_args.dry_run, args.assistant_model, baselines)
     if accelerator.is_main_process and not run_args.dry_run:
         stages.report(accelerator, [*baselines, *measured])
-        count = len(baselines) + len(measured)
-        made = f"metric.*.jsonl and predictions; results: {count}"
-        log_end(run, made, f"python score_predictions.py -o {args.output_dir}")
+    return [*baselines, *measured]
 
 
 @dataclass(frozen=True)

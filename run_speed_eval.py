@@ -170,7 +170,7 @@ def main(
         return
     start_trackers(accelerator, run, run_args.wandb_project)
     rows = f"recordings of {' + '.join(args.lengths_s.split('+'))} s"
-    log_start(run, accelerator, " + ".join(names), model_args.dtype, rows)
+    log_start(run, accelerator, str(model_args.model_name_or_path), model_args.dtype, rows)
     if missing_s:
         run.write_config()
         sound = _sound(data_args, candidates[0].whisper.log_mel.sampling_rate, max(missing_s))
@@ -181,7 +181,7 @@ def main(
         for result in results[length_s]:
             append_row(path, result.to_row())
     _leave(accelerator, path, [r for each in lengths_s for r in results[each]], bool(missing_s))
-    log_end(run, "speed.jsonl, speed.csv and speed.png", None)
+    log_end(run, "speed.jsonl, speed.csv and speed.png")
     accelerator.end_training()
 
 
@@ -346,12 +346,14 @@ def _measure_length(
     at_one = measure([1] * len(candidates))
     searches = []
     for candidate in candidates:
-        logger.info("%g s: looking for the batch that saturates %s", length_s, candidate.name)
+        name = Path(candidate.name).name
+        logger.info("%g s: looking for the batch that saturates %s", length_s, name)
         throughput = partial(speed.throughput, candidate, sound, length_s)
         searches.append(
             speed.find_saturating_batch(throughput, args.max_batch_size, args.min_growth)
         )
-        logger.info("batches and RTFx: %s; ended by %s", searches[-1].tried, searches[-1].ended_by)
+        tried = ", ".join(f"{batch}: {rtfx:.1f}" for batch, rtfx in searches[-1].tried)
+        logger.info("RTFx of %s by batch: %s; ended by %s", name, tried, searches[-1].ended_by)
     sizes = [search.batch_size for search in searches]
     saturated = measure(sizes)
     return [replace(result, setting=ONE) for result in at_one] + [

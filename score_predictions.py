@@ -52,6 +52,9 @@ class PredictionsArguments:
     punctuator: str | None = flag(
         None, "Punctuate the predictions first, as run_short_form_eval.py does.", "-p"
     )
+    dry_run: bool = flag(
+        False, "Say which files would be scored, write nothing and stop.", resumable=True
+    )
 
     def problems(self) -> list[str]:
         """Return what is wrong with the values."""
@@ -77,7 +80,8 @@ if __name__ == "__main__":
 import logging
 import sys
 
-from distillery.cli.evaluation import scoring_of, write_page
+from distillery.cli import forecast
+from distillery.cli.evaluation import files_forecast, scoring_of, write_page
 from distillery.cli.runtime import log_end, set_up_logging, stage_run
 from distillery.data.specs import broadcast_specs
 from distillery.evaluation import results, tables
@@ -91,6 +95,9 @@ def main(args: PredictionsArguments, scoring_args: ScoringArguments) -> None:
     set_up_logging()
     run = stage_run("score_predictions", (args, scoring_args), Path(scoring_args.output_dir), {})
     files = _named_files(args)
+    if args.dry_run:
+        sys.stdout.write(forecast.text_of(run, files_forecast(files)))
+        return
     if files:
         named = " + ".join(str(file.path) for file in files)
         logger.info("predictions of %s, to %s; nothing is uploaded", named, run.folder)
@@ -99,7 +106,7 @@ def main(args: PredictionsArguments, scoring_args: ScoringArguments) -> None:
     sys.stdout.write(tables.error_tables(results.read_folder(scoring_args.output_dir)))
     write_page(scoring_args)
     if files:
-        log_end(run, f"metric.*.jsonl and predictions; files: {len(files)}", None)
+        log_end(run, f"metric.*.jsonl and predictions; files: {len(files)}")
 
 
 def _named_files(args: PredictionsArguments) -> list[PredictionsFile]:

@@ -63,8 +63,8 @@ def main(model_args: PipelineArguments, output_args: OutputArguments) -> None:
         with sealed_folder(folder) as temporary:
             save_pipeline(source, temporary, output_args.hub_model_id or folder.resolve().name)
             replace(run, folder=temporary).finish()
-        log_end(run, f"pipeline(model={str(folder)!r}, trust_remote_code=True)", None)
-    end_stage(run, output_args, "model")
+        log_end(run, f"pipeline(model={str(folder)!r}, trust_remote_code=True)")
+    end_stage(run)
 
 
 def _source(args: PipelineArguments) -> Path:

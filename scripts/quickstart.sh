@@ -17,7 +17,6 @@ case $out in /*) ;; *) out="$PWD/$out" ;; esac
 export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 # Threads that wait do not spin: beside one other busy process an update took 0.4 s, and 2.4 without.
 export OMP_WAIT_POLICY=PASSIVE
-threads=$(python -c 'import os; print(os.cpu_count())') # accelerate's own default is one
 
 corpus=$out/corpus
 teacher_init=$out/teacher-init
@@ -33,10 +32,6 @@ stage() {
   echo
   echo "== $1 ($((SECONDS - started)) s since the start)"
 }
-launch() {
-  accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
-    --num_cpu_threads_per_process "$threads" "$@"
-}
 
 stage "corpus: speech by espeak-ng"
 python scripts/demo/make_corpus.py --output_dir "$corpus" \
@@ -44,7 +39,7 @@ python scripts/demo/make_corpus.py --output_dir "$corpus" \
 
 stage "teacher: from random weights, by run_finetuning.py"
 python scripts/demo/make_teacher.py --corpus "$corpus" --output_dir "$teacher_init"
-launch run_finetuning.py \
+python run_finetuning.py \
   --model_name_or_path "$teacher_init" \
   --train_dataset_name "$corpus/train.jsonl+$corpus/windows.jsonl" \
   --text_column_name timestamped_text \
@@ -61,7 +56,7 @@ launch run_finetuning.py \
   --output_dir "$teacher"
 
 stage "labels: what the teacher hears"
-launch run_pseudo_labelling.py \
+python run_pseudo_labelling.py \
   --model_name_or_path "$teacher" \
   --dataset_name "$corpus/train.jsonl+$corpus/windows.jsonl" \
   --dataset_split_name "train+windows" \
@@ -89,7 +84,7 @@ python create_student_model.py \
 stage "distillation: the student follows the teacher"
 # Fewer updates are too few: with 500 and a learning rate of 2e-3 the student's CER was 1.3 points
 # above its teacher's (2.1), and 4.0 on long recordings; with these it was 0.7 and 1.5 to 2.7.
-launch run_distillation.py \
+python run_distillation.py \
   --model_name_or_path "$student_init" \
   --teacher_model_name_or_path "$teacher" \
   --train_dataset_name "$filtered+$filtered" \
@@ -107,11 +102,11 @@ launch run_distillation.py \
   --output_dir "$student"
 
 stage "evaluation: clips, and recordings of 20 to 40 s, also cut at their utterances"
-launch run_short_form_eval.py -m "$student" --baseline "$teacher+$student_init" \
+python run_short_form_eval.py -m "$student" --baseline "$teacher+$student_init" \
   -d "$corpus/test.jsonl+$corpus/long_clips.jsonl" --language ja --generation_max_length 64 \
   --per_device_eval_batch_size 64 -o "$evals"
 for model in "$teacher" "$student"; do
-  launch run_long_form_eval.py -m "$model" -d "$corpus/long.jsonl" --language ja \
+  python run_long_form_eval.py -m "$model" -d "$corpus/long.jsonl" --language ja \
     --algorithm sequential+chunked --chunk_length_s 2.5 --stride_length_s 1 \
     --generation_max_length 64 -o "$evals"
 done

@@ -146,7 +146,9 @@ def evaluate(
                     count = whisper.num_parameters
                     results.append(evaluation.conclude(transcriptions, wall_s, count))
             elif accelerator.is_main_process:
-                logger.info("%s was evaluated before: %s", spec, evaluation.metrics_path)
+                name = Path(evaluation.identity["model"]).name
+                earlier_path = evaluation.metrics_path
+                logger.info("%s on %s was evaluated before: %s", name, spec, earlier_path)
                 results.append(evaluation.complete(earlier))
     return results
 
@@ -166,7 +168,7 @@ def show_forecast(
     decoding, batch_size = planned[0].decoding, run.arguments["per_device_eval_batch_size"]
     lines = [
         *forecast.data_lines(speech),
-        forecast.model_line(candidate.name, whisper),
+        forecast.model_line(str(run.arguments["model_name_or_path"]), whisper),
         forecast.windows_line(speech, whisper.log_mel.window_s),
         forecast.decoding_memory(whisper, batch_size, decoding.num_beams, decoding.max_length),
         forecast.disk_line(run.folder, None, "predictions, which are small,"),
@@ -187,7 +189,7 @@ def report(accelerator: Accelerator, results: Sequence[Result]) -> None:
     sys.stdout.write(tables.result_table(results, shown))
     compared = [line for result in results for line in comparison.table_rows(result, shown)]
     if compared:
-        sys.stdout.write(tables.markdown_table(compared, list(compared[0]), decimals=2))
+        sys.stdout.write("\n" + tables.markdown_table(compared, list(compared[0]), decimals=2))
     for step, result in enumerate(results):
         figures = {k: v for k, v in result.to_row().items() if isinstance(v, int | float)}
         accelerator.log({f"{result.form}/{name}": v for name, v in figures.items()}, step=step)

@@ -10,6 +10,7 @@ from distillery.storage.runs import Run
 
 logger = logging.getLogger(__name__)
 
+DATASET_STAGES = ("run_pseudo_labelling", "run_data_filtering")  # the others make models
 DATASET_FILES = ["README.md", "run.json", "**/*.parquet"]
 MODEL_FILES = [
     "README.md",
@@ -34,13 +35,41 @@ MODEL_FILES = [
 ]
 
 
+def repo_type(run: Run) -> str:
+    """Return what a run makes, `model` or `dataset`."""
+    return "dataset" if run.stage in DATASET_STAGES else "model"
+
+
+def target(run: Run) -> str | None:
+    """Return the repository that a run's result is uploaded to, or None.
+
+    A dataset is uploaded as soon as a repository is named for it, as the commands of
+    kotoba-whisper have it; a model wants `--push_to_hub`.
+    """
+    name = run.arguments.get("hub_model_id")
+    is_wanted = run.arguments.get("push_to_hub") or (name and repo_type(run) == "dataset")
+    return (name or run.folder.resolve().name) if is_wanted else None
+
+
 def upload_plan(run: Run) -> str:
     """Say whether a run's result will be uploaded, and as what."""
-    name = run.arguments.get("hub_model_id")
-    if not run.arguments.get("push_to_hub") and not name:
-        return "nothing is uploaded"
-    kind = "public" if run.arguments.get("hub_public") else "private"
-    return f"will be uploaded as {name or run.folder.resolve().name}, {kind}"
+    repo_id = target(run)
+    if repo_id is None:
+        unused = run.arguments.get("hub_model_id")
+        advice = f": --hub_model_id {unused} wants --push_to_hub, too" if unused else ""
+        return f"nothing is uploaded{advice}"
+    visibility = "public" if run.arguments.get("hub_public") else "private"
+    return f"will be uploaded as {repo_id}, {visibility}"
+
+
+def publish(run: Run) -> None:
+    """Upload what a run made, where its flags ask for it."""
+    repo_id = target(run)
+    if repo_id is not None:
+        kind = repo_type(run)
+        files = MODEL_FILES if kind == "model" else DATASET_FILES
+        public = bool(run.arguments.get("hub_public"))
+        upload(run.folder, repo_id, kind, files, public, f"Made by {run.stage}")
 
 
 def upload(

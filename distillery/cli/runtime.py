@@ -24,8 +24,6 @@ from distillery.storage.runs import CONFIG, OTHER_FOLDER, STARTED, Run
 from distillery.training.seeding import seed_everything
 from distillery.whisper import checkpoint
 
-logger = logging.getLogger(__name__)
-
 
 def make_accelerator(run: RunArguments, output_dir: str, dtype: str) -> Accelerator:
     """Build the accelerator, set up logging, and seed.
@@ -188,7 +186,7 @@ def open_run(accelerator: Accelerator, run: Run, overwrite: bool) -> Run:
                 run.write_config()
         run.is_complete = run.was_completed()
     if run.is_complete:
-        logger.info("%s is complete: nothing to do", run.folder)
+        logging.getLogger(run.stage).info("%s is complete: nothing to do", run.folder)
     return run
 
 
@@ -232,50 +230,31 @@ def log_start(
     if model is not None:
         device = "" if accelerator is None else f" on {accelerator.device}"
         parts[0] = f"{model} in {dtype}{device}, {rows}"
-    logger.info("%s", "; ".join(parts))
+    logging.getLogger(run.stage).info("%s", "; ".join(parts))
 
 
-def log_end(run: Run, made: str, next_command: str | None) -> None:
-    """Log what a stage made, where, and which command goes on with it.
+def log_end(run: Run, made: str, *next_commands: str) -> None:
+    """Log what a stage made, where, and which commands go on with it.
 
     Args:
         run: the finished run.
         made: what is in its folder, in words and numbers.
-        next_command: what a user would start next, or None at the end of the pipeline.
+        next_commands: what a user would start next; names in capitals are his to fill in.
     """
+    logger = logging.getLogger(run.stage)
     logger.info("%s: %s", run.folder, made)
-    if next_command:
-        logger.info("next: %s", next_command)
+    for command in next_commands:
+        logger.info("next: %s", command)
 
 
-def end_stage(run: Run, args: Any, repo_type: str, accelerator: Accelerator | None = None) -> None:
+def end_stage(run: Run, accelerator: Accelerator | None = None) -> None:
     """Upload what a run made, where its flags ask for it, and let go of trackers and processes.
 
     Args:
         run: the finished run.
-        args, repo_type: as in `publish`.
         accelerator: of this launch; None for a stage that runs in one process without one.
     """
     if accelerator is None or accelerator.is_main_process:
-        publish(run, args, repo_type)
+        hub.publish(run)
     if accelerator is not None:
         accelerator.end_training()
-
-
-def publish(run: Run, args: Any, repo_type: str) -> None:
-    """Upload what a run made, where its flags ask for it.
-
-    A dataset is uploaded as soon as a repository is named for it, as the commands of
-    kotoba-whisper have it; a model wants `--push_to_hub`.
-
-    Args:
-        run: the finished run.
-        args: has the flags `push_to_hub`, `hub_model_id` and `hub_public`.
-        repo_type: `model` or `dataset`.
-    """
-    named = repo_type == "dataset" and args.hub_model_id
-    if args.push_to_hub or named:
-        repo_id = args.hub_model_id or run.folder.resolve().name
-        files = hub.MODEL_FILES if repo_type == "model" else hub.DATASET_FILES
-        message = f"Made by {run.stage}"
-        hub.upload(run.folder, repo_id, repo_type, files, args.hub_public, message)

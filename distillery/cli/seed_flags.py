@@ -3,6 +3,7 @@
 By stage and name: what a message says behind the flag, once somebody types it.
 """
 
+_HUB_PRIVATE = "uploads are private unless --hub_public is given: leave it out"
 _HUB = {
     "token": "log in with `hf auth login`, or set HF_TOKEN",
     "hub_token": "log in with `hf auth login`, or set HF_TOKEN",
@@ -24,11 +25,13 @@ _WANDB = {
     "wandb_name": "set the environment variable WANDB_NAME",
     "wandb_dir": "set the environment variable WANDB_DIR",
     "wandb_job_type": "set the environment variable WANDB_JOB_TYPE",
+    "save_code_to_wandb": "the commit is in run.json: leave it out",
 }
 _DTYPE = {
     "fp16": "use --dtype float16",
     "bf16": "use --dtype bfloat16",
 }
+_SAMPLING_RATE = "recordings have the sampling rate of the model: leave it out"
 _TRANSLATION = {
     "translation_model": "no second model translates; for one that does itself: --task translate",
 }
@@ -41,7 +44,8 @@ LABELLING = {
     **_WANDB,
     "concatenate_audio": "clips are not joined: each row is labelled by itself",
     "max_duration_in_seconds": "longer clips are dropped by run_data_filtering.py",
-    "private_dataset": "uploads are private unless --hub_public is given",
+    "private_dataset": _HUB_PRIVATE,
+    "hub_private_repo": _HUB_PRIVATE,
     "gradient_accumulation_steps": "nothing is trained here: leave it out",
     "num_chunks": "rows are written in shards, and a killed run goes on: see --rows_per_shard",
 }
@@ -91,8 +95,16 @@ TRAINING = {
     **{
         f"dataset_{part}_{number}": "datasets are joined with '+': --train_dataset_name a+b"
         for number in (1, 2)
-        for part in ("name", "config_name", "split_name", "feature", "language", "task", "kl")
+        for part in (
+            *("name", "config_name", "split_name", "feature"),
+            *("language", "task", "timestamp", "kl"),
+        )
     },
+    "num_workers": "use --dataloader_num_workers",
+    "eval_strategy": "use --do_eval and --eval_steps",
+    "evaluation_strategy": "use --do_eval and --eval_steps",
+    "save_strategy": "a checkpoint is saved after every --save_steps updates: leave it out",
+    "hub_private_repo": _HUB_PRIVATE,
 }
 
 EVALUATION = {
@@ -133,6 +145,9 @@ LONG_FORM = {
 SPEED = {
     **_TRANSLATION,
     "n": "use --num_runs",
+    "n_trial": "use --num_runs",
+    "s": _SAMPLING_RATE,
+    "sampling_rate": _SAMPLING_RATE,
     "duration": "use --lengths_s, joined with '+'",
     "output": "use --output_dir",
     "pretty_table": "the table is always printed: leave it out",

@@ -71,7 +71,7 @@ def end_run(accelerator: Accelerator, run: Run, flags: TrainingFlags, is_done: b
     if not is_done:
         raise SystemExit(loop.STOPPED)
     if not flags.training.do_train:
-        log_end(run, f"scores in {LOSS_LOG}", None)
+        log_end(run, f"scores in {LOSS_LOG}")
         return
     language = f" --language {flags.decoding.language}" if flags.decoding.language else ""
     log_end(

@@ -149,13 +149,24 @@ def refuse_same_split_twice(specs: Sequence[DatasetSpec]) -> None:
             )
 
 
-def flags_naming(folder: Path, specs: Sequence[DatasetSpec]) -> str:
-    """Return the flags by which a stage reads all splits of a dataset that was written here."""
+def flags_naming(folder: Path, specs: Sequence[DatasetSpec], *, to_train: bool = False) -> str:
+    """Return the flags by which a stage reads all splits of a dataset that was written here.
+
+    Args:
+        folder: the dataset.
+        specs: its configurations and splits.
+        to_train: name the flags as the stages that train do.
+    """
+    config_flag, split_flag = (
+        ("--train_dataset_config_name", "--train_split_name")
+        if to_train
+        else ("--dataset_config_name", "--dataset_split_name")
+    )
     words = ["-d", str(folder)]
     if any(spec.config != DEFAULT_CONFIG for spec in specs):
-        words += ["--dataset_config_name", "+".join(str(spec.config) for spec in specs)]
+        words += [config_flag, "+".join(str(spec.config) for spec in specs)]
     if len(specs) > 1:
-        words += ["--dataset_split_name", "+".join(str(spec.split) for spec in specs)]
+        words += [split_flag, "+".join(str(spec.split) for spec in specs)]
     return shlex.join(words)
 
 

@@ -33,7 +33,8 @@ from distillery.data.column_types import Rows as Rows  # what `load` returns
 from distillery.data.hub_layout import DEFAULT_CONFIG, refuse_same_split_twice
 from distillery.data.manifests import Manifest
 from distillery.data.specs import DatasetSpec, choose
-from distillery.storage.files import RUN_RECORD, sha256
+from distillery.storage.files import RUN_RECORD, read_json, sha256
+from distillery.storage.runs import STARTED
 
 logger = logging.getLogger(__name__)
 
@@ -131,6 +132,7 @@ def _source(spec: DatasetSpec) -> Rows:
 
 
 def _from_hub_layout(spec: DatasetSpec) -> Rows:
+    _refuse_unfinished(Path(spec.name))
     config = spec.config or choose(
         "configuration", None, get_dataset_config_names(spec.name), DEFAULT_CONFIG, spec.name
     )
@@ -141,6 +143,16 @@ def _from_hub_layout(spec: DatasetSpec) -> Rows:
     return load_dataset(
         spec.name, config, split=split, streaming=spec.streaming, cache_dir=_cache_dir(spec)
     )
+
+
+def _refuse_unfinished(folder: Path) -> None:
+    """Raise ValueError for the folder of a stage that was stopped: some rows are not there yet."""
+    record = folder / RUN_RECORD
+    if record.is_file() and read_json(record).get("status") == STARTED:
+        raise ValueError(
+            f"dataset {folder} is not finished: the run that makes it was stopped or failed; give "
+            "its command again, and it goes on"
+        )
 
 
 def _cache_dir(spec: DatasetSpec) -> str | None:

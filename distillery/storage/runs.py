@@ -10,8 +10,6 @@ from typing import Any
 from distillery.storage.files import RUN_RECORD, read_json, write_json, write_text
 from distillery.storage.provenance import code_commit, versions
 
-logger = logging.getLogger(__name__)
-
 CONFIG = "config.yaml"  # what a stage leaves beside its output, to be run again
 STARTED, COMPLETE = "started", "complete"
 OTHER_FOLDER = "name another folder, or start over with --overwrite_output_dir"
@@ -94,7 +92,7 @@ class Run:
         if overwrite:
             return False
         self.refuse_other_configuration()
-        logger.info("%s is complete: nothing to do", self.folder)
+        logging.getLogger(self.stage).info("%s is complete: nothing to do", self.folder)
         return True
 
     def has_work(self) -> bool:

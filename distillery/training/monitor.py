@@ -134,12 +134,12 @@ class LossMonitor:
         }
         log_values(self.trainer.accelerator, self.folder, update.step, "train", values)
         logger.info(
-            "update %d of %d: loss %.4f, CE %.4f, KL %.4f, learning rate %.2e, %s left",
+            "update %d of %d: loss %.4f%s, learning rate %.2e, %s left",
             update.step,
             self.num_updates,
             means["loss"],
-            means["ce"],
-            means["kl"],
+            # Without a teacher the loss is the CE.
+            f", CE {means['ce']:.4f}, KL {means['kl']:.4f}" if means["kl"] else "",
             values["learning_rate"],
             self._time_left(update.step),
         )

@@ -198,8 +198,10 @@ def is_multilingual(generation: GenerationConfig, config: WhisperConfig) -> bool
 def _check_model_type(name: str, source: dict[str, str | None]) -> None:
     try:
         config = WhisperConfig.get_config_dict(name, **source)[0]
-    except OSError as error:  # without a connection its message does not name the model
-        raise OSError(f"model {name} cannot be read: {error}") from error
+    except OSError as error:  # without a connection it does not say what was asked for
+        place = "" if Path(name).exists() else "it is no folder here; of the Hub: "
+        reason = str(error).splitlines()[0]
+        raise FileNotFoundError(f"model {name} cannot be read: {place}{reason}") from error
     if config.get("model_type") != "whisper":
         raise ValueError(
             f"{name}: not a Whisper checkpoint; its model_type is {config.get('model_type')}"

@@ -120,3 +120,33 @@ def test_a_token_reaches_no_record_card_or_log(calls, tmp_path, monkeypatch, cap
     texts += [str(calls), *capfd.readouterr()]
     assert "uploaded" in texts[-1]
     assert not [text for text in texts if canary in text]
+
+
+@pytest.mark.parametrize(
+    ("stage", "flags", "target"),
+    [
+        ("run_distillation", {"hub_model_id": "me/x"}, None),
+        ("run_distillation", {"hub_model_id": "me/x", "push_to_hub": True}, "me/x"),
+        ("run_distillation", {"push_to_hub": True}, "out"),
+        ("run_data_filtering", {"hub_model_id": "me/x"}, "me/x"),
+        ("run_data_filtering", {}, None),
+        ("run_short_form_eval", {}, None),
+    ],
+)
+def test_what_is_uploaded_is_what_was_said(calls, tmp_path, stage, flags, target):
+    run = Run(tmp_path / "out", stage, flags, {})
+    plan = hub.upload_plan(run)
+    hub.publish(run)
+    if target is None:
+        assert plan.startswith("nothing is uploaded")
+        assert calls == []
+    else:
+        assert plan == f"will be uploaded as {target}, private"
+        assert calls[0][1] == target
+        kind = "model" if stage == "run_distillation" else "dataset"
+        assert calls[0][2]["repo_type"] == kind
+
+
+def test_a_model_that_is_named_but_not_pushed_is_pointed_out(tmp_path):
+    run = Run(tmp_path, "run_distillation", {"hub_model_id": "me/x"}, {})
+    assert "--hub_model_id me/x wants --push_to_hub" in hub.upload_plan(run)

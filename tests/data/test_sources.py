@@ -2,6 +2,7 @@ import hashlib
 import os
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import tiny
@@ -11,6 +12,7 @@ from hub_clips import CLIPS, IDS, hub_folder, rows_of
 from distillery.data import column_types, hub_layout, schema, sources
 from distillery.data.sources import load
 from distillery.data.specs import DatasetSpec, broadcast_specs
+from distillery.storage.runs import STARTED, Run
 
 
 @pytest.fixture(scope="module")
@@ -322,3 +324,11 @@ def test_the_record_of_a_stage_is_read(tmp_path):
     assert hub_layout.read_run_record(str(tmp_path)) == {"language": "ja"}
     assert hub_layout.read_run_record(str(tmp_path / "run.json")) == {}
     assert hub_layout.read_run_record("no/such/folder") == {}
+
+
+def test_a_dataset_whose_run_was_stopped_is_refused(tmp_path):
+    Run(tmp_path, "run_pseudo_labelling", {}, {}).write(STARTED)
+    (tmp_path / "default").mkdir()
+    pq.write_table(pa.table({"id": ["a"]}), tmp_path / "default" / "train-00000-of-00002.parquet")
+    with pytest.raises(ValueError, match="is not finished"):
+        load(DatasetSpec(str(tmp_path)))

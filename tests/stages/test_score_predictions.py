@@ -107,3 +107,9 @@ def test_published_predictions_have_the_published_rates(tmp_path, capsys):
     rates = (row["cer_norm"], row["wer_norm"], row["cer_raw"])
     assert rates == pytest.approx((9.4, 59.3, 15.6), abs=0.06)
     assert "| kotoba-tech/kotoba-whisper-v1.0 | 9.4 |" in capsys.readouterr().out
+
+
+def test_a_dry_run_names_the_files_and_writes_nothing(tmp_path, file, capsys):
+    run(SCRIPT, "--predictions_file", file, "-l", "ja", "-o", tmp_path / "eval", "--dry_run")
+    assert f"data    {file}: 2 predictions" in capsys.readouterr().out
+    assert not (tmp_path / "eval").exists()
