@@ -21,6 +21,7 @@ from distillery.cli.config_files import config_text
 from distillery.cli.flags import flags_of, plus_list, resumable_flags
 from distillery.storage.files import RUN_RECORD
 from distillery.storage.runs import CONFIG, OTHER_FOLDER, STARTED, Run
+from distillery.storage.stops import end_with_launcher
 from distillery.training.seeding import seed_everything
 from distillery.whisper import checkpoint
 
@@ -44,6 +45,7 @@ def make_accelerator(run: RunArguments, output_dir: str, dtype: str) -> Accelera
         project_dir=output_dir,
         kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(seconds=run.ddp_timeout))],
     )
+    end_with_launcher()
     set_up_logging(accelerator.is_local_main_process)
     if accelerator.device.type == "cpu" and launcher_chose_threads():
         torch.set_num_threads(num_cores_each())
