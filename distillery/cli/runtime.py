@@ -4,6 +4,7 @@ import logging
 import os
 import shutil
 import sys
+import weakref
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -20,6 +21,7 @@ from distillery.cli.arguments import ModelArguments, RunArguments
 from distillery.cli.config_files import config_text
 from distillery.cli.flags import flags_of, plus_list, resumable_flags
 from distillery.storage.files import RUN_RECORD
+from distillery.storage.ownership import leave_folder, take_folder
 from distillery.storage.runs import CONFIG, OTHER_FOLDER, STARTED, Run
 from distillery.storage.stops import end_with_launcher
 from distillery.training.seeding import seed_everything
@@ -172,11 +174,14 @@ def open_run(accelerator: Accelerator, run: Run, overwrite: bool) -> Run:
         The same run, which knows whether it is complete already.
 
     Raises:
+        FolderInUseError: another process works on it.
         ValueError: the folder holds a run of another stage, or of another configuration that is
             not to be overwritten.
     """
     with accelerator.main_process_first():
         if accelerator.is_main_process:
+            # For as long as the run is worked on: until its object goes, or the process does.
+            weakref.finalize(run, leave_folder, take_folder(run.folder))
             if run.record_path.exists():
                 run.refuse_other_stage()
                 if overwrite:

@@ -19,6 +19,7 @@ from distillery.cli import runtime
 from distillery.cli.arguments import RunArguments
 from distillery.cli.flags import flag
 from distillery.cli.runtime import make_accelerator, open_run, stage_run
+from distillery.storage.ownership import LOCK
 from distillery.storage.provenance import versions
 from distillery.storage.stops import stop_request
 from distillery.training.seeding import seed_everything
@@ -198,6 +199,7 @@ def test_overwriting_deletes_what_the_stage_owns_and_nothing_else(start, tmp_pat
     assert not run.is_complete
     assert record_of(run)["arguments"]["language"] == "ko"
     names = sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
+    names.remove(LOCK)  # the run is there still
     assert names == ["config.yaml", "mine/b.parquet", "notes.txt", "run.json"]
 
 

@@ -2,11 +2,10 @@
 
 import signal
 import subprocess
-import time
 
 import psutil
 import pytest
-from launching import command, environment
+from launching import command, environment, wait_until
 from tiny import REPOSITORY
 from training_runs import FINETUNING, manifest, model_folder
 
@@ -15,13 +14,6 @@ from distillery.storage.checkpoints import newest_checkpoint
 STARTS_WITHIN_S = 120
 ENDS_WITHIN_S = 20
 MANY_UPDATES = 100_000
-
-
-def wait_until(is_so, seconds):
-    deadline = time.monotonic() + seconds
-    while not is_so():
-        assert time.monotonic() < deadline, f"not within {seconds} s"
-        time.sleep(0.05)
 
 
 @pytest.fixture
