@@ -2,7 +2,6 @@
 
 import logging
 import os
-import shutil
 import sys
 import weakref
 from collections.abc import Mapping, Sequence
@@ -20,9 +19,8 @@ from distillery.cli import hub
 from distillery.cli.arguments import ModelArguments, RunArguments
 from distillery.cli.config_files import config_text
 from distillery.cli.flags import flags_of, plus_list, resumable_flags
-from distillery.storage.files import RUN_RECORD
 from distillery.storage.ownership import leave_folder, take_folder
-from distillery.storage.runs import CONFIG, OTHER_FOLDER, STARTED, Run
+from distillery.storage.runs import OTHER_FOLDER, STARTED, Run
 from distillery.storage.stops import end_with_launcher
 from distillery.training.seeding import seed_everything
 from distillery.whisper import checkpoint
@@ -176,17 +174,18 @@ def open_run(accelerator: Accelerator, run: Run, overwrite: bool) -> Run:
     Raises:
         FolderInUseError: another process works on it.
         ValueError: the folder holds a run of another stage, or of another configuration that is
-            not to be overwritten.
+            not to be overwritten, or files of the user's under the names of this stage.
     """
     with accelerator.main_process_first():
         if accelerator.is_main_process:
             # For as long as the run is worked on: until its object goes, or the process does.
             weakref.finalize(run, leave_folder, take_folder(run.folder))
-            if run.record_path.exists():
+            if not run.record_path.exists():
+                run.refuse_foreign_files()
+            else:
                 run.refuse_other_stage()
                 if overwrite:
-                    # The record goes last: without it, what a kill left would not look like ours.
-                    _throw_away(run.folder, [*run.owned, CONFIG, RUN_RECORD])
+                    run.throw_away()
             if run.has_work():
                 run.refuse_other_configuration()
             else:
@@ -197,12 +196,6 @@ def open_run(accelerator: Accelerator, run: Run, overwrite: bool) -> Run:
     if run.is_complete:
         logger.info("%s is complete: nothing to do", run.folder)
     return run
-
-
-def _throw_away(folder: Path, owned: Sequence[str]) -> None:
-    for pattern in owned:
-        for path in folder.glob(pattern):
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def start_trackers(accelerator: Accelerator, run: Run, project: str | None) -> None:
