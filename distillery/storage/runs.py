@@ -137,9 +137,7 @@ class Run:
     def throw_away(self) -> None:
         """Delete what earlier runs of this stage left, and never through a symbolic link."""
         for path in self._files_of_stage():
-            if any(
-                part.is_symlink() for part in [path, *path.parents][: _depth(path, self.folder)]
-            ):
+            if _leads_elsewhere(path, self.folder):
                 raise ValueError(
                     f"--overwrite_output_dir: {path} is, or lies behind, a symbolic link: what it "
                     "leads to is not deleted; remove the link"
@@ -184,5 +182,7 @@ class Run:
             )
 
 
-def _depth(path: Path, folder: Path) -> int:
-    return len(path.relative_to(folder).parts)
+def _leads_elsewhere(path: Path, folder: Path) -> bool:
+    """Tell whether a path in a folder is, or lies behind, a symbolic link."""
+    parts = path.relative_to(folder).parts
+    return any(folder.joinpath(*parts[: n + 1]).is_symlink() for n in range(len(parts)))

@@ -48,7 +48,7 @@ def test_a_model_is_not_trained_into_its_own_folder_or_its_data(tmp_path):
     flags = ["-m", model, "-d", rows, "--language", "ja", "--max_steps", 1]
     for folder in (model, tmp_path / "data"):
         before = snapshot(folder)
-        with pytest.raises(ValueError, match="--output_dir .* the input"):
+        with pytest.raises(ValueError, match=r"--output_dir .* the input"):
             run(FINETUNING, *flags, "-o", folder)
         assert snapshot(folder) == before
 
