@@ -105,12 +105,19 @@ def encode_flac(samples: Waveform, rate: int) -> bytes:
     return buffer.getvalue()
 
 
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError as error:  # a name that is too long, for one
+        raise AudioError(f"cannot be opened: {error.strerror}") from error
+
+
 def _source(audio: Mapping[str, Any] | None) -> Source:
     if audio is None:
         raise AudioError("has no audio")
     content = audio.get("bytes")
     path = Path(audio.get("path") or "")
-    if content is None and not path.is_file():
+    if content is None and not _is_file(path):
         raise AudioError(f"file not found: {audio.get('path')}")
     if not (content if content is not None else path.stat().st_size):
         raise AudioError("is an empty file")

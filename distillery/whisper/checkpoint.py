@@ -24,6 +24,21 @@ from distillery.whisper.compute import ATTENTIONS
 
 logger = logging.getLogger(__name__)
 
+# Patterns of the files of a checkpoint that decide what the model writes.
+DECIDING_FILES = (
+    "*.safetensors",
+    "config.json",
+    "generation_config.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "tokenizer*.json",
+    "vocab.json",
+    "merges.txt",
+    "normalizer.json",
+    "added_tokens.json",
+    "special_tokens_map.json",
+)
+
 
 @dataclass(frozen=True)
 class Processor:
@@ -165,21 +180,24 @@ def load_outline(
 def _generation_config(name_or_path: str, source: dict[str, str | None]) -> GenerationConfig:
     try:
         return GenerationConfig.from_pretrained(name_or_path, **source)
-    except OSError:  # the file is optional
-        return GenerationConfig()
+    except OSError as error:
+        path = Path(name_or_path) / "generation_config.json"
+        if path.exists():
+            raise ValueError(f"{path} is damaged: {error}") from error
+        return GenerationConfig()  # the file is optional
 
 
 def fingerprint(name_or_path: str) -> str | None:
     """Return a checksum that changes when a local model is trained again; None for a Hub id.
 
-    It covers names, sizes and times of the files that decide what the model writes.
+    It covers names, sizes and times of the files that decide what the model writes: weights,
+    settings, tokenizer and preprocessor.
     """
     folder = Path(name_or_path)
     if not folder.exists():
         return None
     digest = hashlib.sha256()
-    settings = [folder / name for name in ("config.json", "generation_config.json")]
-    for file in sorted([*folder.glob("*.safetensors"), *filter(Path.exists, settings)]):
+    for file in sorted(path for kind in DECIDING_FILES for path in folder.glob(kind)):
         stat = file.stat()
         digest.update(f"{file.name} {stat.st_size} {stat.st_mtime_ns}".encode())
     return digest.hexdigest()
