@@ -73,6 +73,7 @@ class FilterArguments:
         "Checkpoint whose tokenizer and features are used; default: the one that labelled the "
         "dataset, by its run.json, else openai/whisper-large-v3.",
         "-m",
+        is_input=True,
     )
     language: str | None = flag(None, "Language; default: as the dataset was labelled.", "-l")
     task: str | None = flag(

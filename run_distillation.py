@@ -32,7 +32,9 @@ from distillery.cli.training_arguments import TRAINING_GROUPS, TrainingFlags, ch
 class DistillationArguments:
     """Teacher and distillation loss."""
 
-    teacher_model_name_or_path: str = required("Whisper checkpoint to learn from.", "--teacher")
+    teacher_model_name_or_path: str = required(
+        "Whisper checkpoint to learn from.", "--teacher", is_input=True
+    )
     kl_weight: float = flag(1.0, "Weight of the KL divergence.")
     ce_weight: float = flag(0.8, "Weight of the cross-entropy.")
     temperature: float = flag(2.0, "Softens both distributions in the KL divergence.")

@@ -121,6 +121,7 @@ class DataArguments(ReadingArguments):
         "Voice have it; .py file with one builder. Several are joined with '+'.",
         "-d",
         "--dataset",
+        is_input=True,
     )
     dataset_config_name: str | None = flag(
         None,
@@ -178,7 +179,9 @@ class DataArguments(ReadingArguments):
 class ModelArguments:
     """Model."""
 
-    model_name_or_path: str = required("Whisper checkpoint: Hub id or folder.", "-m", "--model")
+    model_name_or_path: str = required(
+        "Whisper checkpoint: Hub id or folder.", "-m", "--model", is_input=True
+    )
     model_revision: str | None = flag(None, "Branch, tag or commit of the model on the Hub.")
     cache_dir: str | None = flag(None, "Folder for files fetched from the Hub.", resumable=True)
     dtype: str = flag("float32", f"Dtype to compute in: {', '.join(DTYPES)}.")

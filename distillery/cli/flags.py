@@ -26,7 +26,9 @@ DRY_RUN = (
 TRACEBACK = "DISTILLERY_TRACEBACK"  # environment variable: show where errors come from
 
 
-def flag(default: Any, help: str, *aliases: str, resumable: bool = False) -> Any:
+def flag(
+    default: Any, help: str, *aliases: str, resumable: bool = False, is_input: bool = False
+) -> Any:
     """Return a dataclass field for a flag with a default, a help text and other spellings.
 
     Args:
@@ -35,14 +37,18 @@ def flag(default: Any, help: str, *aliases: str, resumable: bool = False) -> Any
         aliases: other spellings.
         resumable: it says how a run is made, not what comes out of it, so that it may differ
             between a killed run and the one that goes on with it.
+        is_input: it names what is read, joined with `+`: nothing may be written there.
     """
-    metadata = {"help": help, "aliases": list(aliases), "resumable": resumable}
-    return field(default=default, metadata=metadata)
+    return field(default=default, metadata=_metadata(help, aliases, resumable, is_input))
 
 
-def required(help: str, *aliases: str, resumable: bool = False) -> Any:
-    """Return a dataclass field for a flag that must be given."""
-    return field(metadata={"help": help, "aliases": list(aliases), "resumable": resumable})
+def required(help: str, *aliases: str, resumable: bool = False, is_input: bool = False) -> Any:
+    """Return a dataclass field for a flag that must be given; the arguments are those of `flag`."""
+    return field(metadata=_metadata(help, aliases, resumable, is_input))
+
+
+def _metadata(help: str, aliases: Sequence[str], resumable: bool, is_input: bool) -> dict[str, Any]:
+    return {"help": help, "aliases": list(aliases), "resumable": resumable, "is_input": is_input}
 
 
 def repeated(help: str, *aliases: str) -> Any:
@@ -175,3 +181,14 @@ def resumable_flags(groups: Sequence[Any]) -> frozenset[str]:
     return frozenset(
         each.name for group in groups for each in fields(group) if each.metadata.get("resumable")
     )
+
+
+def input_names(groups: Sequence[Any]) -> list[str]:
+    """Return the names of all that the flags say is read."""
+    return [
+        name
+        for group in groups
+        for each in fields(group)
+        if each.metadata.get("is_input")
+        for name in plus_list(getattr(group, each.name))
+    ]

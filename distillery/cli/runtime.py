@@ -18,8 +18,8 @@ from accelerate.utils import InitProcessGroupKwargs
 from distillery.cli import hub
 from distillery.cli.arguments import ModelArguments, RunArguments
 from distillery.cli.config_files import config_text
-from distillery.cli.flags import flags_of, plus_list, resumable_flags
-from distillery.storage.ownership import leave_folder, take_folder
+from distillery.cli.flags import flags_of, input_names, plus_list, resumable_flags
+from distillery.storage.ownership import leave_folder, refuse_overlap, take_folder
 from distillery.storage.runs import OTHER_FOLDER, STARTED, Run
 from distillery.storage.stops import end_with_launcher
 from distillery.training.seeding import seed_everything
@@ -149,6 +149,7 @@ def stage_run(
         {**flags_of(*groups), **(derived or {})},
         inputs,
         owned,
+        reads=input_names(groups),
         may_change=resumable_flags(groups),
         config=config_text(f"{stage}.py", groups),
         remedy=remedy,
@@ -171,11 +172,13 @@ def open_run(accelerator: Accelerator, run: Run, overwrite: bool) -> Run:
 
     Raises:
         FolderInUseError: another process works on it.
-        ValueError: the folder holds a run of another stage, or of another configuration that is
-            not to be overwritten, or files of the user's under the names of this stage.
+        ValueError: the folder is an input, or in or around one; it holds a run of another stage, or
+            of another configuration that is not to be overwritten, or files of the user's under
+            the names of this stage.
     """
     with accelerator.main_process_first():
         if accelerator.is_main_process:
+            refuse_overlap(run.folder, run.reads)
             # For as long as the run is worked on: until its object goes, or the process does.
             weakref.finalize(run, leave_folder, take_folder(run.folder))
             if not run.record_path.exists():

@@ -20,14 +20,18 @@ METRICS = ("loss", "wer", "cer")
 class TrainDataArguments(ReadingArguments):
     """Datasets to train and evaluate on."""
 
-    train_dataset_name: str = required("Datasets to train on, joined with '+'.", "-d")
+    train_dataset_name: str = required(
+        "Datasets to train on, joined with '+'.", "-d", is_input=True
+    )
     train_dataset_config_name: str | None = flag(None, "Configuration of each, joined with '+'.")
     train_split_name: str | None = flag(None, "Split of each, joined with '+'.")
     text_column_name: str | None = flag(None, "Column with the reference of each, joined with '+'.")
     train_dataset_samples: str | None = flag(
         None, "Weight of each in the mix, joined with '+', such as hours; default: its size."
     )
-    eval_dataset_name: str | None = flag(None, "Datasets to evaluate on, joined with '+'.")
+    eval_dataset_name: str | None = flag(
+        None, "Datasets to evaluate on, joined with '+'.", is_input=True
+    )
     eval_dataset_config_name: str | None = flag(None, "Configuration of each, joined with '+'.")
     eval_split_name: str | None = flag(None, "Split of each, joined with '+'.")
     eval_text_column_name: str | None = flag(

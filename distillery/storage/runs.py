@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from distillery.storage.files import RUN_RECORD, read_json, write_json, write_text
+from distillery.storage.ownership import refuse_overlap
 from distillery.storage.provenance import code_commit, versions
 
 CONFIG = "config.yaml"  # what a stage leaves beside its output, to be run again
@@ -27,6 +28,7 @@ class Run:
         inputs: fingerprints of what is read, by name.
         owned: patterns of the names that this stage writes in the folder, beside its record; only
             these are ever deleted.
+        reads: names of what is read, as the flags have them.
         may_change: names of arguments that do not affect the result: they may differ between a
             killed run and the one that goes on with it.
         config: the text of a configuration file that repeats the run.
@@ -38,6 +40,7 @@ class Run:
     arguments: Mapping[str, Any]
     inputs: Mapping[str, str | None]
     owned: Sequence[str] = ()
+    reads: Sequence[str] = ()
     may_change: Collection[str] = frozenset()
     config: str = ""
     remedy: str = OTHER_FOLDER
@@ -110,8 +113,11 @@ class Run:
         Raises:
             ValueError: it would be refused, as by `open_run`.
         """
+        refuse_overlap(self.folder, self.reads)
         if self.record_path.exists():
             self.refuse_other_stage()
+        else:
+            self.refuse_foreign_files()
         if not self.has_work():
             return "nothing is there of an earlier run"
         if self.arguments.get("overwrite_output_dir"):

@@ -38,7 +38,7 @@ def test_an_input_is_never_written_to(labelled, overwrite, inside):
 def test_a_folder_around_an_input_is_refused(labelled):
     folder, flags = labelled
     before = snapshot(folder.parent)
-    with pytest.raises(ValueError, match=f"holds the input {folder}"):
+    with pytest.raises(ValueError, match=f"holds the input {folder.parent}"):
         run(LABELLING, *flags, "-d", folder, "-o", folder.parent)
     assert snapshot(folder.parent) == before
 

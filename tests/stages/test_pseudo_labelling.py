@@ -357,7 +357,7 @@ def test_audio_alone_is_enough(tmp_path, flags, labelled, manifest):
     bare = write_manifest(manifest.parent / "bare.jsonl", entries)
     run(SCRIPT, *flags, "-d", bare, "-o", tmp_path)
     rows = split_rows(tmp_path)
-    assert [row["id"] for row in rows] == [f"row-{i:09d}" for i in range(NUM_CLIPS)]
+    assert [row["id"] for row in rows] == [Path(entry["audio"]).stem for entry in entries]
     wanted = [row["whisper_transcript"] for row in split_rows(labelled)]
     assert [row["whisper_transcript"] for row in rows] == wanted
     assert {row["text"] for row in rows} == {row["condition_on_prev"] for row in rows} == {None}
