@@ -20,13 +20,13 @@ from distillery.whisper.compute import DTYPES
 
 @dataclass(frozen=True)
 class StudentArguments:
-    """The teacher, the student's size, and where it goes."""
+    """Teacher, student and output folder."""
 
     teacher_checkpoint: str = required("Whisper checkpoint to copy from.", "-m")
     save_dir: str = required("Folder to write to.", "-o", "--output_dir", resumable=True)
     encoder_layers: int | None = flag(None, "Encoder layers of the student; default: all.")
     decoder_layers: int = flag(2, "Decoder layers of the student.")
-    dtype: str = flag("float32", f"Number type of its weights: {', '.join(DTYPES)}.")
+    dtype: str = flag("float32", f"Dtype of its weights: {', '.join(DTYPES)}.")
     cache_dir: str | None = flag(None, "Folder for files fetched from the Hub.", resumable=True)
     push_to_hub: bool = flag(
         False, "Upload the student to the Hub, as a private repository.", resumable=True

@@ -2,7 +2,7 @@
 
 Reads: https://corpus.reazon-research.org/reazonspeech-v2 (accept the corpus's terms first:
 https://huggingface.co/datasets/reazon-research/reazonspeech).
-Writes: `<target>.<target>.tsv`, `<target>.<number>.tar`, their SHA-256 sums and
+Writes: `<target>.<target>.tsv`, `<target>.<number>.tar`, their SHA-256 checksums and
 `<target>.ledger.json` into `~/.cache/reazon_manual_download/<target>[_A_B]`, for
 `reazonspeech_manual_dataloader.py`. The same command again goes on where the last one stopped.
 
@@ -28,7 +28,7 @@ from distillery.data.downloads import Policy
 
 @dataclass(frozen=True)
 class DownloaderArguments:
-    """What is fetched, from where, to where."""
+    """Download."""
 
     target: str = flag("tiny", f"Size of the corpus: {', '.join(reazonspeech.NUM_ARCHIVES)}.", "-t")
     pool: int = flag(10, "Files at a time.", "-p")
@@ -142,8 +142,9 @@ from contextlib import contextmanager
 from multiprocessing.pool import ThreadPool
 from types import FrameType
 
-from distillery.cli.config_files import config_text
 from distillery.data.checksums import damaged_path, is_published, set_aside
+
+from distillery.cli.config_files import config_text
 from distillery.data.downloads import Download, ask_sizes, download_all, lock_folder
 from distillery.storage.files import (
     DamagedFileError,

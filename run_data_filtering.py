@@ -23,7 +23,7 @@ from distillery.text.tokens import TASKS
 
 @dataclass(frozen=True)
 class FilterOutputArguments(OutputArguments):
-    """Where the stage writes; by default beside its input, named after its threshold."""
+    """Output folder and upload."""
 
     output_dir: str | None = flag(
         None,
@@ -36,7 +36,7 @@ class FilterOutputArguments(OutputArguments):
 
 @dataclass(frozen=True)
 class FilterArguments:
-    """What only this stage decides."""
+    """Filter limits and labels."""
 
     wer_threshold: float | None = flag(
         None, "Drop rows whose word error rate against the reference is higher, in percent."
@@ -133,8 +133,8 @@ from distillery.data import hub_layout, schema, sources
 from distillery.data.filters import TranscriptFilter
 from distillery.data.hub_layout import SplitFiles
 from distillery.data.row_filter import RowFilter
+from distillery.data.sources import describe_splits, load_splits
 from distillery.data.specs import DatasetSpec
-from distillery.data.splits import describe_splits, load_splits
 from distillery.storage.ledger import Ledger
 from distillery.storage.progress import ProgressBar
 from distillery.storage.runs import Run

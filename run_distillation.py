@@ -23,23 +23,14 @@ A killed run goes on from its newest whole checkpoint when it is started again; 
 
 from dataclasses import dataclass
 
-from distillery.cli.arguments import (
-    DecodingArguments,
-    ModelArguments,
-    OutputArguments,
-    RunArguments,
-)
+from distillery.cli.arguments import ModelArguments
 from distillery.cli.flags import at_least, flag, parse, required
-from distillery.cli.training_arguments import (
-    TrainDataArguments,
-    TrainingArguments,
-    training_problems,
-)
+from distillery.cli.training_arguments import TRAINING_GROUPS, TrainingFlags, check
 
 
 @dataclass(frozen=True)
 class DistillationArguments:
-    """What only this stage decides."""
+    """Teacher and distillation loss."""
 
     teacher_model_name_or_path: str = required("Whisper checkpoint to learn from.", "--teacher")
     kl_weight: float = flag(1.0, "Weight of the KL divergence.")
@@ -54,107 +45,44 @@ class DistillationArguments:
         return problems
 
 
-GROUPS = (
-    ModelArguments,
-    DistillationArguments,
-    TrainDataArguments,
-    DecodingArguments,
-    TrainingArguments,
-    OutputArguments,
-    RunArguments,
-)
-
-
-def check(
-    model_args: ModelArguments,
-    distillation_args: DistillationArguments,
-    data_args: TrainDataArguments,
-    decoding_args: DecodingArguments,
-    training_args: TrainingArguments,
-    output_args: OutputArguments,
-    run_args: RunArguments,
-) -> list[str]:
-    """Return what is wrong with flags of several groups."""
-    return training_problems(data_args, training_args)
+GROUPS = (DistillationArguments, *TRAINING_GROUPS)
 
 
 if __name__ == "__main__":
     # Before what is heavy is imported: --help and wrong flags answer within a second.
     ARGUMENTS = parse(GROUPS, description=__doc__, check=check)
 
-from contextlib import closing
-from pathlib import Path
+from typing import Any
 
 from accelerate import Accelerator
 
-from distillery.cli import forecast, hub, training
-from distillery.cli.runtime import (
-    load_outline,
-    log_end,
-    log_start,
-    make_accelerator,
-    open_run,
-    stage_run,
-    start_trackers,
-)
+from distillery.cli import forecast, hub, training, training_forecast
+from distillery.cli.runtime import load_outline, make_accelerator, open_run
 from distillery.storage.runs import Run
-from distillery.storage.stops import stop_request
-from distillery.training import loop, resume
 from distillery.training.losses import LossWeights
-from distillery.training.monitor import LossMonitor
 from distillery.training.step import Learner, StudentStep, Teacher
 from distillery.whisper import checkpoint
 
 
-def main(
-    model_args: ModelArguments,
-    distillation_args: DistillationArguments,
-    data_args: TrainDataArguments,
-    decoding_args: DecodingArguments,
-    training_args: TrainingArguments,
-    output_args: OutputArguments,
-    run_args: RunArguments,
-) -> None:
+def main(distillation_args: DistillationArguments, *shared_groups: Any) -> None:
     """Train, or go on training."""
-    groups = (
-        model_args,
-        distillation_args,
-        data_args,
-        decoding_args,
-        training_args,
-        output_args,
-        run_args,
-    )
-    names = [model_args.model_name_or_path, distillation_args.teacher_model_name_or_path]
-    accelerator = make_accelerator(run_args, output_args.output_dir, model_args.dtype)
-    plan = training.batch_plan(accelerator, training_args)
-    run = stage_run(
-        "run_distillation",
-        groups,
-        Path(output_args.output_dir),
-        resume.input_fingerprints(data_args.train_specs(), names),
-        owned=resume.OWNED,
-        derived={resume.GLOBAL_BATCH: plan.global_size},
-    )
-    if run_args.dry_run:
-        outlines = load_outline(model_args), teacher_outline(names[1], model_args)
-        lines = forecast.training_lines(run, *outlines, data_args, training_args, plan)
+    groups, flags = (distillation_args, *shared_groups), TrainingFlags(*shared_groups)
+    teacher = distillation_args.teacher_model_name_or_path
+    models = [flags.model.model_name_or_path, teacher]
+    accelerator = make_accelerator(flags.run, flags.output.output_dir, flags.model.dtype)
+    run = training.describe_run("run_distillation", accelerator, groups, flags, models)
+    if flags.run.dry_run:
+        outlines = load_outline(flags.model), teacher_outline(teacher, flags.model)
+        lines = training_forecast.lines(accelerator, run, flags, *outlines)
         forecast.show(accelerator, run, lines)
         return
-    open_run(accelerator, run, output_args.overwrite_output_dir)
+    open_run(accelerator, run, flags.output.overwrite_output_dir)
     if not run.is_complete:
-        rows = training.rows_in_words(data_args, training_args)
-        log_start(run, accelerator, " following ".join(names), model_args.dtype, rows)
-        start_trackers(accelerator, run, run_args.wandb_project)
-        student = training.load_student(accelerator, run, model_args, decoding_args, training_args)
-        learner = with_teacher(accelerator, student, model_args, distillation_args)
-        is_done = distil(
-            accelerator, run, learner, data_args, decoding_args, training_args, run_args
-        )
-        loop.leave_together(accelerator)
-        if not is_done:
-            raise SystemExit(loop.STOPPED)  # not 0: a recipe must not go on with this student
-        log_end(run, *training.made_and_next(run, decoding_args, training_args))
+        training.begin_run(accelerator, run, " following ".join(models), flags)
+        student = training.load_student(accelerator, run, flags)
+        learner = with_teacher(accelerator, student, flags.model, distillation_args)
+        is_done = distil(accelerator, run, learner, flags)
+        training.end_run(accelerator, run, flags, is_done)
     if accelerator.is_main_process:
         hub.publish(run)
 
@@ -183,42 +111,19 @@ def with_teacher(
     return Learner(student, step, Teacher(teacher.model, student.model))
 
 
-def distil(
-    accelerator: Accelerator,
-    run: Run,
-    learner: Learner,
-    data_args: TrainDataArguments,
-    decoding_args: DecodingArguments,
-    args: TrainingArguments,
-    run_args: RunArguments,
-) -> bool:
+def distil(accelerator: Accelerator, run: Run, learner: Learner, flags: TrainingFlags) -> bool:
     """Make the updates that are left; return False where SIGTERM asked to stop before the last."""
-    evaluator = training.make_evaluator(
-        accelerator, run, learner, data_args, decoding_args, args, run_args
-    )
-    if not args.do_train:
+    evaluator = training.make_evaluator(accelerator, run, learner, flags)
+    if not flags.training.do_train:
         evaluator.scores(step=0)
         return True
-    student = learner.student
-    data = training.load_data(accelerator, student, data_args, decoding_args, args, run_args)
-    trainer = loop.make_trainer(accelerator, learner, training.optimization(args), data.num_updates)
-    progress = resume.resume(trainer, run.folder)
-    losses = LossMonitor(trainer, progress, run.folder, run_args.logging_steps, data.num_updates)
-    saver = resume.CheckpointSaver(
-        trainer, progress, losses.window, run.folder, training.saving(args)
-    )
-    with stop_request() as stop, closing(loop.updates(trainer, data, progress, stop)) as updates:
+    session = training.begin_session(accelerator, run, learner, flags)
+    with session.updates() as updates:
         for update in updates:
-            losses.add(update)
-            evaluator.keep_best(update, progress)
-            saver.save_if_due(progress)
-        saver.save(progress)
-    if progress.step < data.num_updates:
-        return False
-    loop.check_bad_clips(progress, data.num_clips(), data_args.max_bad_fraction)
-    if accelerator.is_main_process:
-        resume.finish(run, student, progress, data.ledger)
-    return True
+            session.losses.add(update)
+            evaluator.keep_best(update, session.progress)
+            session.saver.save_if_due(session.progress)
+    return session.conclude(run, flags.data.max_bad_fraction)
 
 
 if __name__ == "__main__":

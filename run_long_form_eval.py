@@ -33,7 +33,7 @@ SEQUENTIAL, CHUNKED = "sequential", "chunked"
 
 @dataclass(frozen=True)
 class LongFormArguments:
-    """How long recordings are decoded."""
+    """Decoding of long recordings."""
 
     algorithm: str | None = flag(
         None,
@@ -45,8 +45,8 @@ class LongFormArguments:
     )
     stride_length_s: float | None = flag(
         None,
-        "Chunked: two neighbouring chunks are cut apart in the quietest place of twice so many "
-        "seconds; default: a sixth of a chunk.",
+        "Chunked: seconds; a chunk is cut at the quietest place in its last two strides; "
+        "default: a sixth of a chunk.",
     )
     condition_on_prev_tokens: bool = flag(
         False, "Sequential: show the decoder what it wrote before in the recording."
@@ -62,7 +62,7 @@ class LongFormArguments:
         return self.algorithm.split("+")
 
     def settings(self, algorithm: str) -> dict[str, Any]:
-        """Return the settings that an algorithm looks at."""
+        """Return the settings of an algorithm."""
         names = {
             SEQUENTIAL: ("condition_on_prev_tokens", "temperature_fallback"),
             CHUNKED: ("chunk_length_s", "stride_length_s"),
@@ -106,13 +106,7 @@ GROUPS = (
 )
 
 
-def check(
-    model_args: ModelArguments,
-    data_args: DataArguments,
-    decoding_args: DecodingArguments,
-    args: EvaluationArguments,
-    *others: Any,
-) -> list[str]:
+def check(decoding_args: DecodingArguments, args: EvaluationArguments) -> list[str]:
     """Return what is wrong with flags of several groups."""
     return draft_problems(args, decoding_args)
 
@@ -125,6 +119,7 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import field, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -145,8 +140,13 @@ from distillery.cli.runtime import (
 from distillery.data import schema, sources
 from distillery.data.specs import DatasetSpec
 from distillery.evaluation import evaluations
-from distillery.evaluation.candidates import Candidate
-from distillery.evaluation.evaluations import Evaluation, Scoring, Transcription, reference_of
+from distillery.evaluation.evaluations import (
+    Candidate,
+    Evaluation,
+    Scoring,
+    Transcription,
+    reference_of,
+)
 from distillery.evaluation.hallucinations import Hallucinations
 from distillery.evaluation.recordings import (
     LongFormEvaluation,
@@ -188,12 +188,7 @@ def main(
     scoring = stages.scoring_of(args, data_args.max_bad_fraction)
     specs = data_args.specs()
 
-    def plans(spec: DatasetSpec) -> list[Evaluation]:
-        return [
-            _plan(algorithm, spec, candidate, asked, scoring, long_args)
-            for algorithm in long_args.algorithms()
-        ]
-
+    plans = partial(_plans, candidate, asked, scoring, long_args)
     if run_args.dry_run:
         stages.show_forecast(accelerator, run, candidate, specs, plans)
         return
@@ -226,24 +221,27 @@ def _with_chunk(args: LongFormArguments, whisper: Whisper) -> LongFormArguments:
     return replace(args, algorithm="+".join(args.algorithms()), chunk_length_s=chunk_s)
 
 
-def _plan(
-    algorithm: str,
-    spec: DatasetSpec,
+def _plans(
     candidate: Candidate,
     asked: Decoding,
     scoring: Scoring,
     long_args: LongFormArguments,
-) -> LongFormEvaluation:
-    planned = evaluations.plan(
-        "long_form",
-        spec,
-        candidate,
-        replace(asked, timestamps=algorithm == SEQUENTIAL or asked.timestamps),
-        scoring,
-        algorithm=algorithm,
-        long_form=long_args.settings(algorithm),
-    )
-    return LongFormEvaluation(**vars(planned))
+    spec: DatasetSpec,
+) -> list[Evaluation]:
+    """Return one evaluation of a dataset for each algorithm."""
+    plans: list[Evaluation] = []
+    for algorithm in long_args.algorithms():
+        planned = evaluations.plan(
+            "long_form",
+            spec,
+            candidate,
+            replace(asked, timestamps=algorithm == SEQUENTIAL or asked.timestamps),
+            scoring,
+            algorithm=algorithm,
+            long_form=long_args.settings(algorithm),
+        )
+        plans.append(LongFormEvaluation(**vars(planned)))
+    return plans
 
 
 @dataclass(frozen=True)
@@ -301,7 +299,7 @@ class _Transcriber:
 
 @dataclass
 class _Recordings:
-    """The recordings of one process: decoded as they are asked for, and told apart by number."""
+    """The recordings of one process, decoded one at a time and numbered."""
 
     rows: Iterator[dict[str, Any]]
     rate: int
@@ -311,7 +309,7 @@ class _Recordings:
     )
 
     def waveforms(self) -> Iterator[Waveform]:
-        """Yield the recordings that can be decoded; note the others."""
+        """Yield the recordings that can be decoded; the others become transcriptions at once."""
         number = 0
         for row in self.rows:
             try:
@@ -328,7 +326,7 @@ class _Recordings:
             yield waveform
 
     def note(self, number: int, segments: Sequence[Segment]) -> None:
-        """Note the segments of a recording."""
+        """Make a transcription of the segments of a recording."""
         row, duration_s, silent = self.waiting.pop(number)
         references = reference_segments(row)
         self.transcriptions.append(

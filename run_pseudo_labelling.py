@@ -30,7 +30,7 @@ from distillery.cli.flags import at_least, flag, parse
 
 @dataclass(frozen=True)
 class LabellingArguments:
-    """What only this stage decides."""
+    """Labelling."""
 
     per_device_eval_batch_size: int = flag(
         16, "Windows that are decoded at once.", "-b", resumable=True
@@ -96,8 +96,8 @@ from distillery.cli.speech_progress import SpeechProgress
 from distillery.data import hub_layout, label_shards, schema, sources
 from distillery.data.collators import PROBLEM, WindowCollator, Windows
 from distillery.data.hub_layout import SplitFiles
+from distillery.data.sources import describe_splits, load_splits
 from distillery.data.specs import DatasetSpec
-from distillery.data.splits import describe_splits, load_splits
 from distillery.storage.files import remove_leftovers, replacing
 from distillery.storage.ledger import Ledger
 from distillery.storage.runs import Run
@@ -122,23 +122,18 @@ def main(
 ) -> None:
     """Label every split, then write the dataset."""
     accelerator = make_accelerator(run_args, output_args.output_dir, model_args.dtype)
-    specs = data_args.specs()
+    specs, model = data_args.specs(), model_args.model_name_or_path
     run = stage_run(
         "run_pseudo_labelling",
         (model_args, data_args, decoding_args, labelling_args, output_args, run_args),
         Path(output_args.output_dir),
-        {
-            model_args.model_name_or_path: checkpoint.fingerprint(model_args.model_name_or_path),
-            **{str(spec): sources.fingerprint(spec) for spec in specs},
-        },
+        {model: checkpoint.fingerprint(model), **{str(s): sources.fingerprint(s) for s in specs}},
         owned=(WORK_FOLDER, "README.md", "*/*.parquet"),
     )
     if run_args.dry_run:
         teacher = load_outline(model_args)
         decoding = _decoding(decoding_args, labelling_args.max_label_length, teacher)
-        batch_size = labelling_args.per_device_eval_batch_size
-        lines = _forecast(run, specs, teacher, decoding, batch_size, accelerator.num_processes)
-        forecast.show(accelerator, run, lines)
+        forecast.show(accelerator, run, _forecast(accelerator, run, specs, teacher, decoding))
         return
     open_run(accelerator, run, output_args.overwrite_output_dir)
     if not run.is_complete:
@@ -175,21 +170,21 @@ def _decoding(
 
 
 def _forecast(
+    accelerator: Accelerator,
     run: Run,
     specs: list[DatasetSpec],
     teacher: checkpoint.Whisper,
     decoding: windows.Decoding,
-    batch_size: int,
-    num_processes: int,
 ) -> list[forecast.Line]:
     """Say what this run would do and take."""
+    batch_size = run.arguments["per_device_eval_batch_size"]
     speech = [forecast.survey(spec, schema.AUDIO, "--audio_column_name") for spec in specs]
     hub_layout.refuse_same_split_twice([dataset.spec for dataset in speech])
     num_labelled = forecast.sealed_rows(run.folder, f"{WORK_FOLDER}/*/*/*.parquet")
     return [
         *forecast.data_lines(speech),
         forecast.model_line(run.arguments["model_name_or_path"], teacher),
-        forecast.batches(forecast.total_rows(speech), batch_size, num_processes),
+        forecast.batches(forecast.total_rows(speech), batch_size, accelerator.num_processes),
         forecast.decoding_memory(teacher, batch_size, decoding.num_beams, decoding.max_length),
         forecast.disk_line(run.folder, forecast.total_bytes(speech), "audio and labels"),
         ("resume", run.resume_status(f"{num_labelled:,} rows are labelled")),

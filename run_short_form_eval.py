@@ -18,9 +18,9 @@ Punctuated by rules, and with timestamps fitted to the sound, as kotoba-whisper 
 
 An evaluation that was made before, of the same model on the same rows, is shown and not repeated.
 
-The published commands also score files and print tables with this script, without a model. What
-does that is `score_predictions.py`; its flags `--predictions_file` and `--pretty-table` are taken
-here too.
+The published commands also score files and print tables with this script, without a model. The
+script for that is `score_predictions.py`; `--predictions_file` and `--pretty-table` still work
+here.
 """
 
 from dataclasses import dataclass
@@ -39,11 +39,11 @@ from distillery.cli.flags import flag, missing, parse, plus_list
 
 @dataclass(frozen=True)
 class ShortFormArguments:
-    """What only short-form evaluation decides."""
+    """Chunks, baselines and tables."""
 
     chunk_length_s: float | None = flag(
         None,
-        "Decode clips that are longer than so many seconds in chunks of at most that length; "
+        "Decode clips longer than this, in seconds, in chunks of at most this length; "
         "default: a clip must fit into the model's window.",
         "-c",
         "--chunk_length",
@@ -93,7 +93,6 @@ def check(
     post_args: PostprocessingArguments,
     args: EvaluationArguments,
     short_args: ShortFormArguments,
-    run_args: RunArguments,
 ) -> list[str]:
     """Return what is wrong with flags of several groups."""
     problems = draft_problems(args, decoding_args)
@@ -251,8 +250,7 @@ def _evaluate_models(accelerator: Accelerator, run: Run, groups: tuple[Any, ...]
 class _Transcriber:
     """Transcribes datasets, on all processes.
 
-    `reported` are the ids of unusable clips that were named in the log: a clip is named once,
-    however many models are given it.
+    `reported` are the ids of unusable clips that the log has named: once for all models.
     """
 
     accelerator: Accelerator
@@ -281,7 +279,7 @@ class _Transcriber:
         return everything, time.perf_counter() - started
 
     def _batches(self, whisper: Whisper, rows: sources.Rows) -> Iterator[Windows]:
-        """Yield this process's share of the dataset: every so-many-th batch."""
+        """Yield this process's share of the batches: `count` processes take them in turn."""
         keep_waveforms = self.postprocess.stable_ts
         collate = WindowCollator(whisper.log_mel, self.chunk_length_s, keep_waveforms)
         size, count = self.batch_size, self.accelerator.num_processes
@@ -345,7 +343,7 @@ class _Transcriber:
 
 @dataclass(frozen=True)
 class _Evaluator:
-    """What is the same for all models of a run; `algorithm` is all else that changes a result."""
+    """What all models of a run share; `algorithm` holds the other settings of a result."""
 
     accelerator: Accelerator
     run: Run
@@ -362,7 +360,7 @@ class _Evaluator:
         assistant: str | None = None,
         baselines: list[Result] | None = None,
     ) -> list[Result]:
-        """Load a model and evaluate it on each dataset; for a dry run, say what would be done."""
+        """Load a model and evaluate it on each dataset; in a dry run, show the forecast."""
         candidate = stages.load_candidate(model_args, self.accelerator, assistant, outline=dry_run)
         whisper = candidate.whisper
         stages.check_chunk(self.algorithm["chunk_length_s"], whisper)

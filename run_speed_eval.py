@@ -1,6 +1,6 @@
 r"""Measure how fast Whisper models turn audio into text, against each other in one run.
 
-Reads   any datasets with audio, laid end to end and cut to the lengths; without any, made sound.
+Reads   any datasets with audio, laid end to end and cut to the lengths; default: synthetic sound.
 Writes  one row per model, length and batch in `speed.jsonl`; the same in `speed.csv`, `speed.png`.
 
     python run_speed_eval.py -m openai/whisper-large-v3+my-org/my-student \
@@ -31,12 +31,12 @@ from distillery.cli.flags import at_least, flag, parse, plus_list
 
 @dataclass(frozen=True, kw_only=True)
 class SpeedDataArguments(DataArguments):
-    """One or several datasets to read, joined with `+`; without any, sound is made."""
+    """Datasets to read; without any, sound is made."""
 
     dataset_name: str | None = flag(
         None,
         "Datasets whose recordings are laid end to end, joined with '+' (see "
-        "run_pseudo_labelling.py); default: made sound.",
+        "run_pseudo_labelling.py); default: synthetic sound.",
         "-d",
         "--dataset",
     )
@@ -44,14 +44,14 @@ class SpeedDataArguments(DataArguments):
 
 @dataclass(frozen=True)
 class SpeedArguments:
-    """What only the measurement of speed decides."""
+    """Measurement of speed."""
 
     output_dir: str = flag("speed", "Folder for the figures.", "-o", resumable=True)
     lengths_s: str = flag("10+30+60+300", "Lengths of the recordings in seconds, joined with '+'.")
     num_tokens: int | None = flag(
         None,
-        "Have every model write exactly so many ids for each window; default: until it ends by "
-        "itself.",
+        "Ids that every model writes for each window, neither more nor fewer; default: until it "
+        "ends by itself.",
     )
     generation_max_length: int = flag(
         225, "Most ids of the transcript of one window.", "--max_label_length"
@@ -86,7 +86,7 @@ def _length_problems(lengths_s: str) -> list[str]:
 GROUPS = (ModelArguments, SpeedDataArguments, DecodingArguments, SpeedArguments, RunArguments)
 
 
-def check(model_args: ModelArguments, *others: Any) -> list[str]:
+def check(model_args: ModelArguments) -> list[str]:
     """Return what is wrong with flags of several groups."""
     if model_args.model_revision is None or len(plus_list(model_args.model_name_or_path)) < 2:
         return []
@@ -150,7 +150,7 @@ def main(
     args: SpeedArguments,
     run_args: RunArguments,
 ) -> None:
-    """Measure all models at all lengths and leave rows, table and picture."""
+    """Measure all models at all lengths; write rows, table and plot."""
     accelerator = make_accelerator(run_args, args.output_dir, model_args.dtype)
     if accelerator.num_processes > 1:
         raise ValueError("speed is measured by one process: launch with --num_processes 1")
@@ -176,7 +176,7 @@ def main(
         sound = _sound(data_args, candidates[0].whisper.log_mel.sampling_rate, max(missing_s))
     for length_s in missing_s:
         more = {**identity, "commit": code_commit()}
-        measured = _measure_length(candidates, sound, length_s, args)
+        measured = _measure_length(candidates, sound, length_s, args, run_args.logging_steps)
         results[length_s] = [replace(result, more=more) for result in measured]
         for result in results[length_s]:
             append_row(path, result.to_row())
@@ -192,12 +192,12 @@ def _load_candidates(
     dry_run: bool,
     accelerator: Accelerator,
 ) -> list[SpeedCandidate]:
-    """Load all models; they must take windows of one length, lest their work differ."""
+    """Load all models, which must have windows of one length, so that all do the same work."""
     asked = stages.decoding_of(decoding_args, args.generation_max_length)
     candidates = []
     for name in plus_list(model_args.model_name_or_path):
-        one_model = replace(model_args, model_name_or_path=name)
-        candidate = stages.load_candidate(one_model, accelerator, outline=dry_run)
+        named = replace(model_args, model_name_or_path=name)
+        candidate = stages.load_candidate(named, accelerator, outline=dry_run)
         decoding = asked.in_language_of(candidate.whisper).fitted_to(candidate.whisper)
         if args.num_tokens is not None:
             decoding = _of_exact_length(candidate.whisper, decoding, args.num_tokens)
@@ -211,7 +211,7 @@ def _load_candidates(
 
 
 def _of_exact_length(whisper: Whisper, decoding: Decoding, num_tokens: int) -> Decoding:
-    """Have a model write so many ids for each window; the least is set in the model itself."""
+    """Return the decoding, and set the model, for exactly `num_tokens` ids per window."""
     prefix = whisper.tokens.prefix(decoding.language, decoding.task, decoding.timestamps)
     longest = len(prefix) + num_tokens
     if longest > whisper.max_label_length:
@@ -222,10 +222,12 @@ def _of_exact_length(whisper: Whisper, decoding: Decoding, num_tokens: int) -> D
 
 
 def _sound(data_args: DataArguments, rate: int, longest_s: float) -> Sound:
-    """Return the clips of the datasets end to end, or made sound."""
+    """Return the clips of the datasets end to end, or synthetic sound."""
     if data_args.dataset_name is None:
-        logger.warning("no --dataset_name: the sound is made, and what is written for it is void")
-        return Sound(speed.made_sound(max(60.0, longest_s), rate), rate, 0)
+        logger.warning(
+            "no --dataset_name: the sound is synthetic, and its transcripts mean nothing"
+        )
+        return Sound(speed.synthetic_sound(max(60.0, longest_s), rate), rate, 0)
     clips, num_bad, num_samples = [], 0, 0
     for clip in _clips(data_args, rate):
         num_bad += clip is None
@@ -260,7 +262,7 @@ def _clips(data_args: DataArguments, rate: int) -> Iterator[Waveform | None]:
 def _identity(
     groups: tuple[Any, ...], candidates: Sequence[SpeedCandidate], device: torch.device
 ) -> JsonRow:
-    """Return all that decides the figures, but length and batch."""
+    """Return everything that determines the figures except length and batch."""
     model_args, data_args, decoding_args, args, _ = groups
     specs = [] if data_args.dataset_name is None else data_args.specs()
     return {
@@ -301,13 +303,13 @@ def _forecast(
     args: SpeedArguments,
     num_done: int,
 ) -> list[forecast.Line]:
-    """Say what would be measured."""
+    """Return the lines of a dry run."""
     specs = [] if data_args.dataset_name is None else data_args.specs()
     speech = [forecast.survey(spec, schema.AUDIO, "--audio_column_name") for spec in specs]
     lengths = args.lengths_s.split("+")
     settings = f"batch 1 and the best batch up to {args.max_batch_size}"
     return [
-        *(forecast.data_lines(speech) or [("data", "made sound")]),
+        *(forecast.data_lines(speech) or [("data", "synthetic sound")]),
         *[forecast.model_line(each.name, each.whisper) for each in candidates],
         *[
             forecast.decoding_memory(
@@ -325,12 +327,23 @@ def _forecast(
 
 
 def _measure_length(
-    candidates: Sequence[SpeedCandidate], sound: Sound, length_s: float, args: SpeedArguments
+    candidates: Sequence[SpeedCandidate],
+    sound: Sound,
+    length_s: float,
+    args: SpeedArguments,
+    logging_steps: int,
 ) -> list[SpeedResult]:
     """Measure all models on recordings of one length, at batch 1 and where they saturate."""
     logger.info("%g s: batch 1", length_s)
-    num_runs = args.num_runs
-    at_one = speed.compare(candidates, [1] * len(candidates), sound, length_s, num_runs)
+    measure = partial(
+        speed.compare,
+        candidates,
+        sound=sound,
+        length_s=length_s,
+        num_runs=args.num_runs,
+        logging_steps=logging_steps,
+    )
+    at_one = measure([1] * len(candidates))
     searches = []
     for candidate in candidates:
         name = Path(candidate.name).name
@@ -342,7 +355,7 @@ def _measure_length(
         tried = ", ".join(f"{batch}: {rtfx:.1f}" for batch, rtfx in searches[-1].tried)
         logger.info("RTFx of %s by batch: %s; ended by %s", name, tried, searches[-1].ended_by)
     sizes = [search.batch_size for search in searches]
-    saturated = speed.compare(candidates, sizes, sound, length_s, num_runs)
+    saturated = measure(sizes)
     return [replace(result, setting=ONE) for result in at_one] + [
         replace(result, setting=SATURATING, search=search.tried, search_ended_by=search.ended_by)
         for result, search in zip(saturated, searches, strict=True)
@@ -352,7 +365,7 @@ def _measure_length(
 def _leave(
     accelerator: Accelerator, path: Path, results: Sequence[SpeedResult], is_new: bool
 ) -> None:
-    """Show the figures of this run; if some are new, write table and picture beside the rows."""
+    """Print the figures of this run; if some are new, write table and plot beside the rows."""
     if is_new:
         write_csv(path.with_suffix(".csv"), results)
         draw(path.with_suffix(".png"), results)

@@ -1,4 +1,4 @@
-r"""Score predictions that are there already, and print tables of all results in a folder.
+r"""Score files of predictions, and print tables of all results in a folder.
 
 Reads   CSV files with the columns reference_raw and prediction_raw, or reference and prediction;
         and id, where there is one. And the results that evaluations left.
@@ -26,7 +26,7 @@ from distillery.text.tokens import TASKS
 
 @dataclass(frozen=True)
 class PredictionsArguments:
-    """The files to score, and what their rows are."""
+    """Files to score."""
 
     predictions_file: str | None = flag(
         None, "CSV files to score, joined with '+'; default: only show the results that are there."

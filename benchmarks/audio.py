@@ -4,8 +4,8 @@
 
 The clip is decoded as it is, and encoded again in other formats; each pair is checked for equal
 samples first, then timed in strict alternation. What libsndfile does not know is timed against the
-program `ffmpeg`, started for each clip, where there is one. Speech is looked for in the clip said
-60 times.
+program `ffmpeg`, started for each clip, where there is one. Speech is looked for in the
+clip repeated 60 times.
 """
 
 import argparse

@@ -48,7 +48,7 @@ def chunked(
 
 
 def make_inputs(args: argparse.Namespace) -> tuple[Tensor, ...]:
-    """Return seeded states and heads, and targets of which a share counts."""
+    """Return seeded states and heads, and targets of which `--valid` is the share that counts."""
     generator = torch.Generator().manual_seed(0)
 
     def draw(*shape: int) -> Tensor:
@@ -83,7 +83,7 @@ def peak_memory() -> int:
 
 
 def peak_growth(loss: Callable[..., Tensor], args: argparse.Namespace, queue: Any) -> None:
-    """Send by how many bytes one run raises this process's peak memory."""
+    """Send the bytes by which one run raises this process's peak memory."""
     inputs = make_inputs(args)
     before = peak_memory()
     run(loss, inputs)

@@ -6,8 +6,8 @@
 A server of this process answers on the loopback interface, with archives of the corpus's layout and
 the faults of `tests/loopback.py`; each download runs in a process of its own. The plain loop calls
 `urllib.request.urlretrieve` for one file after the other, once per file or until it raises nothing.
-It does not check, sync or sum what it wrote, and the downloader does all three: without faults and
-without a limit to the connection, its speed shows what that costs.
+It does not check, sync or hash what it wrote; the downloader does all three. Without faults and
+without a limit on the connection, the difference in speed is what that costs.
 """
 
 import argparse
@@ -35,7 +35,7 @@ from urllib.request import urlretrieve
 
 from loopback import FaultServer, clip_name, flac, tar
 
-from distillery.data.checksums import is_published
+from distillery.data.downloads import is_published
 from distillery.data.responses import part_path
 
 DOWNLOADER = Path(__file__).resolve().parent.parent / "reazonspeech_manual_downloader.py"
@@ -122,7 +122,7 @@ def flags_of(url: str, folder: Path, num_archives: int, pool: int) -> list[str]:
 
 
 def ours(url: str, folder: Path, num_archives: int, pool: int) -> None:
-    """Run the downloader as its users do, but for the start of the process."""
+    """Run the downloader in this process, with its users' flags."""
     sys.argv = [str(DOWNLOADER), *flags_of(url, folder, num_archives, pool)]
     with suppress(SystemExit):
         runpy.run_path(str(DOWNLOADER), run_name="__main__")
@@ -141,7 +141,7 @@ def plain(url: str, folder: Path, num_archives: int, max_attempts: int) -> None:
 
 
 def timed(queue: Any, run: Callable[..., None], *arguments: object) -> None:
-    """Send how many seconds a download takes, without the start of its process."""
+    """Send the seconds that a download takes, without the start of its process."""
     with Path(os.devnull).open("w") as nowhere:
         os.dup2(nowhere.fileno(), 2)  # log and progress bar
         started = time.perf_counter()
@@ -225,7 +225,7 @@ def compare_speed(server: FaultServer, files: Files, folder: Path, num_runs: int
 
 
 def compare_faults(server: FaultServer, files: Files, folder: Path) -> None:
-    """Print what each contender makes of the same faults."""
+    """Print what each contender downloads under the same faults."""
     kinds, absent = choose_faults(files)
     runs = {**CONTENDERS, f"plain loop, {MAX_ATTEMPTS} tries": (plain, MAX_ATTEMPTS)}
     for name, (run, option) in runs.items():
@@ -312,14 +312,16 @@ def num_wrong(server: FaultServer, files: Files, folder: Path) -> int:
 
 
 def main() -> None:
-    """Compare speed, then what comes of faults; or kill."""
+    """Compare speed, then behaviour under faults; or kill the downloader."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--archives", type=int, default=200, help="archives, at least 100")
     parser.add_argument("--clips", type=int, default=12, help="clips per archive")
     parser.add_argument("--clip_s", type=float, default=4, help="seconds per clip of noise")
-    parser.add_argument("--kills", type=int, help="do this alone: so many SIGKILLs at random")
+    parser.add_argument(
+        "--kills", type=int, help="do this alone: number of SIGKILLs at random moments"
+    )
     args = parser.parse_args()
     files = make_corpus(args.archives, args.clips, args.clip_s)
     size = sum(map(len, files.values()))

@@ -54,39 +54,39 @@ def make_pairs(num: int) -> list[tuple[str, str]]:
     pairs = []
     for _ in range(num):
         words = ["".join(draw.choices(SYLLABLES, k=draw.randint(2, 6))) for _ in range(8)]
-        said = " ".join(words[: draw.randint(3, 8)]) + "。"
-        found = list(said)
+        reference = " ".join(words[: draw.randint(3, 8)]) + "。"
+        characters = list(reference)
         for _ in range(draw.choice((0, 1, 2, 5))):
-            place = draw.randrange(len(found))
-            found[place] = draw.choice(("", draw.choice(SYLLABLES), found[place] * 2))
-        pairs.append((said, "".join(found)))
+            place = draw.randrange(len(characters))
+            characters[place] = draw.choice(("", draw.choice(SYLLABLES), characters[place] * 2))
+        pairs.append((reference, "".join(characters)))
     return pairs
 
 
 def by_jiwer(normalized: Pairs, raw: Pairs) -> dict[str, ErrorCounts]:
     """Count the errors of the whole corpus with jiwer."""
-    found = {}
+    counts = {}
     for suffix, pairs in (("norm", normalized), ("raw", raw)):
         references, predictions = map(list, zip(*pairs, strict=True))
         for name, process in (("cer", jiwer.process_characters), ("wer", jiwer.process_words)):
             out = process(references, predictions)
-            counts = ErrorCounts(out.hits, out.substitutions, out.deletions, out.insertions)
-            found[f"{name}_{suffix}"] = counts
-    return found
+            edits = (out.hits, out.substitutions, out.deletions, out.insertions)
+            counts[f"{name}_{suffix}"] = ErrorCounts(*edits)
+    return counts
 
 
 def by_evaluate(normalized: Pairs, raw: Pairs) -> dict[str, list[float]]:
     """Return the rates of each pair, one `compute` for each."""
-    found = {}
+    rates = {}
     with tempfile.TemporaryDirectory() as cache:
         for unit, name in (("char", "cer"), ("word", "wer")):
             metric = RowRate(config_name=unit, cache_dir=cache)
             for suffix, pairs in (("norm", normalized), ("raw", raw)):
-                found[f"{name}_{suffix}"] = [
-                    metric.compute(references=[said], predictions=[text])["rate"]
-                    for said, text in pairs
+                rates[f"{name}_{suffix}"] = [
+                    metric.compute(references=[reference], predictions=[prediction])["rate"]
+                    for reference, prediction in pairs
                 ]
-    return found
+    return rates
 
 
 def seconds(task: Callable[..., Any], *inputs: Any) -> tuple[float, Any]:
@@ -100,9 +100,9 @@ def check(tally: Tally, jiwers: dict[str, ErrorCounts], rates: dict[str, list[fl
     """Assert that all three found the same errors."""
     assert tally.edits() == jiwers, "jiwer disagrees"
     for name, wanted in rates.items():
-        found = [100 * rate for rate in wanted]
-        own = [ErrorCounts(*row).error_rate for row in tally.counts[name][: len(wanted)].tolist()]
-        worst = max(abs(a - b) for a, b in zip(found, own, strict=True))
+        theirs = [100 * rate for rate in wanted]
+        ours = [ErrorCounts(*row).error_rate for row in tally.counts[name][: len(wanted)].tolist()]
+        worst = max(abs(a - b) for a, b in zip(theirs, ours, strict=True))
         assert worst < 1e-9, f"evaluate disagrees in {name} by {worst}"
 
 
@@ -115,10 +115,10 @@ def main() -> None:
     parser.add_argument("--subset", type=int, default=200, help="pairs for evaluate.compute")
     args = parser.parse_args()
     pairs, normalizer = make_pairs(args.pairs), normalizer_for("ja")
-    raw = [(said.strip(), found.strip()) for said, found in pairs]
+    raw = [(reference.strip(), prediction.strip()) for reference, prediction in pairs]
 
     def normalize() -> list[tuple[str, str]]:
-        return [(normalizer(said), normalizer(found)) for said, found in pairs]
+        return [(normalizer(reference), normalizer(text)) for reference, text in pairs]
 
     normalizing, normalized = seconds(normalize)
     timed = [seconds(count_errors, normalized, raw) for _ in range(NUM_RUNS)]

@@ -20,7 +20,7 @@ from distillery.cli.flags import flag, parse, required
 
 @dataclass(frozen=True)
 class PipelineArguments:
-    """The model that gets the pipeline."""
+    """Model."""
 
     model_name_or_path: str = required("Whisper checkpoint: folder or Hub id.", "-m")
     model_revision: str | None = flag(None, "Branch, tag or commit of the model on the Hub.")

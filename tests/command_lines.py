@@ -13,7 +13,7 @@ from distillery.cli.flags import parse
 SCRIPTS = tuple(
     path.name
     for path in sorted(REPOSITORY.glob("*.py"))
-    if "\nGROUPS = (" in path.read_text("utf-8")
+    if "\nGROUPS = " in path.read_text("utf-8")
 )
 
 

@@ -5,7 +5,8 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 
 from tiny import REPOSITORY
 
@@ -54,7 +55,7 @@ def kill(script: str, target: str, call: int, *args: object) -> None:
     Args:
         script: path in the repository.
         target: the function, as `module:name`.
-        call: the how manieth call is the last.
+        call: number of the last call, from 1.
         args: the script's command line.
     """
     done = launch("tests/stage_runs.py", script, target, call, *args, check=False)
@@ -69,6 +70,14 @@ def command(script: str, *args: object, processes: int = 0) -> list[str]:
 def environment(more: Mapping[str, str] | None = None) -> dict[str, str]:
     """Return the variables that a started script sees: no network, and the repository's package."""
     return {**os.environ, **OFFLINE, "PYTHONPATH": str(REPOSITORY), **(more or {})}
+
+
+def wait_until(is_so: Callable[[], bool], seconds: float) -> None:
+    """Wait for something to come true; fail where it does not in time."""
+    deadline = time.monotonic() + seconds
+    while not is_so():
+        assert time.monotonic() < deadline, f"not within {seconds} s"
+        time.sleep(0.05)
 
 
 def _launcher(processes: int) -> list[str]:

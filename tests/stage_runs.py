@@ -62,7 +62,7 @@ def run_and_die(script: str, target: str, call: str, *args: str) -> None:
     Args:
         script: path in the repository.
         target: the function, as `module:name`.
-        call: the how manieth call is the last.
+        call: number of the last call, from 1.
         args: the stage's command line.
     """
     load_script(script)

@@ -67,15 +67,9 @@ def tiny_model_folder(
 ) -> Path:
     """Save a Whisper checkpoint with random weights and return its folder."""
     tokenizer = tokenizer or tiny_tokenizer()
-    model = load_script("scripts/demo/make_teacher.py").new_model(
-        tokenizer,
-        encoder_layers=encoder_layers,
-        decoder_layers=decoder_layers,
-        d_model=d_model,
-        window_s=window_s,
-        init_std=0.02,
-        seed=seed,
-    )
+    script = load_script("scripts/demo/make_teacher.py")
+    size = script.Size(encoder_layers, decoder_layers, d_model, window_s)
+    model = script.new_model(tokenizer, size, init_std=0.02, seed=seed)
     extractor = WhisperFeatureExtractor(feature_size=80, chunk_length=window_s)
     checkpoint.save(model, tokenizer, extractor, path)
     return Path(path)

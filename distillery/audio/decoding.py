@@ -4,8 +4,8 @@ Two decoders: libsndfile (WAV, FLAC, OGG, Opus, MP3, NIST Sphere and more), and 
 know (M4A, MP4, WebM, WMA and more) FFmpeg's libraries, which are in the package `av`. A format is
 known by its content; the name of a file does not matter.
 
-Two checks are our own, because neither library makes them: that the samples of a WAV or AIFF are as
-many as its header says, and whether an MP3 counts its frames.
+Two checks are our own, because neither library makes them: whether all samples are there that the
+header of a WAV, AIFF or NIST Sphere file claims, and whether an MP3 states its length.
 """
 
 import functools
@@ -30,7 +30,7 @@ Source: TypeAlias = bytes | Path
 LONGEST_S = 24 * 3600  # where the caller sets no limit; a broken header may claim any length
 BLOCK_SAMPLES = 2**20  # of all channels together, decoded at once
 
-UNKNOWN_LENGTH = 2**63 - 1  # frames, as libsndfile gives them; it cannot read such a file
+UNKNOWN_LENGTH = 2**63 - 1  # frames that libsndfile reports for a file that it cannot read
 UNKNOWN_FORMAT = (1, 3)  # libsndfile's codes: format not recognised, encoding not supported
 MISSING_S = 0.1  # encoders count the frames of an MP3 a little differently
 NIST_HEADER_BYTES = 1024
@@ -105,12 +105,19 @@ def encode_flac(samples: Waveform, rate: int) -> bytes:
     return buffer.getvalue()
 
 
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError as error:  # a name that is too long, for one
+        raise AudioError(f"cannot be opened: {error.strerror}") from error
+
+
 def _source(audio: Mapping[str, Any] | None) -> Source:
     if audio is None:
         raise AudioError("has no audio")
     content = audio.get("bytes")
     path = Path(audio.get("path") or "")
-    if content is None and not path.is_file():
+    if content is None and not _is_file(path):
         raise AudioError(f"file not found: {audio.get('path')}")
     if not (content if content is not None else path.stat().st_size):
         raise AudioError("is an empty file")
@@ -167,7 +174,7 @@ def _by_libsndfile(source: Source, max_duration_s: float | None) -> tuple[Wavefo
 
 @contextmanager
 def _opened(source: Source) -> Iterator[IO[bytes]]:
-    """Open bytes or a file, and refuse a file of which a part is missing."""
+    """Open bytes or a file, and refuse a file that is cut short."""
     with io.BytesIO(source) if isinstance(source, bytes) else source.open("rb", 0) as stream:
         _check_pcm_is_whole(stream)
         yield stream

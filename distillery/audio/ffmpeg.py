@@ -1,8 +1,8 @@
 """FFmpeg's libraries (the package `av`) in a process of their own.
 
-A damaged file may crash them or keep them busy for ever; that must cost one clip, and not the
-stage. A thread that decodes starts one helper, which is this file run as a program, and keeps it
-for its next clips. So this file imports nothing of the package, and `av` in the helper alone.
+A damaged file may crash them or keep them busy for ever. That must cost one clip, not the whole
+stage. So each thread that decodes starts a helper process, which is this file run as a program, and
+keeps it for its next clips. The file imports nothing of the package, and `av` in the helper alone.
 """
 
 import io
@@ -108,7 +108,7 @@ def _messages(source: bytes | Path) -> Iterator[Any]:
     except (EOFError, ConnectionError) as error:
         raise FFmpegError(_reason(helper.stop())) from error
     finally:
-        if not is_done:  # nobody wants the rest
+        if not is_done:  # the rest is not wanted: the helper would go on sending it
             helper.stop()
 
 

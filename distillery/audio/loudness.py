@@ -9,9 +9,9 @@ FRAME_S = 0.02
 FLOOR_DB = -70.0  # below full scale; what is quieter counts as equally silent
 
 SCAN_S = 10.0  # a recording is searched for sound in pieces of this length
-LEAD_S = 0.25  # a word is shown to a model with so much silence before it
+LEAD_S = 0.25  # of silence is kept before a sound, so that no word loses its start
 
-CUT_S = 0.2  # a cut is judged by what is heard so long around it
+CUT_S = 0.2  # around a cut, in which its level is measured
 EQUALLY_QUIET_DB = 3.0
 
 SILENCE_BELOW_LOUD_DB = 35.0
@@ -83,10 +83,10 @@ def quietest(samples: Waveform, rate: int, first: int, last: int) -> int:
     step, half = max(1, round(0.01 * rate)), round(CUT_S / 2 * rate)
     places = np.arange(first, max(last, first) + 1, step)
     before = max(0, first - half)
-    heard = samples[before : last + half].astype(np.float64)
-    total = np.concatenate([[0.0], np.cumsum(heard**2)])
-    left = np.clip(places - half - before, 0, len(heard))
-    right = np.clip(places + half - before, 0, len(heard))
+    nearby = samples[before : last + half].astype(np.float64)
+    total = np.concatenate([[0.0], np.cumsum(nearby**2)])
+    left = np.clip(places - half - before, 0, len(nearby))
+    right = np.clip(places + half - before, 0, len(nearby))
     levels = _decibels((total[right] - total[left]) / (2 * half))
     return int(places[np.flatnonzero(levels <= levels.min() + EQUALLY_QUIET_DB)[-1]])
 

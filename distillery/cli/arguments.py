@@ -29,7 +29,7 @@ TRACKERS = ("wandb", "tensorboard", "trackio", "none")
 
 @dataclass(frozen=True)
 class OutputArguments:
-    """Where a stage writes, and what it does with what is there."""
+    """Output folder and upload."""
 
     output_dir: str = required("Folder to write to.", "-o", resumable=True)
     overwrite_output_dir: bool = flag(
@@ -61,7 +61,7 @@ class OutputArguments:
 
 @dataclass(frozen=True, kw_only=True)
 class ReadingArguments:
-    """How rows of speech are read, whatever for."""
+    """Reading of speech."""
 
     audio_column_name: str = flag(
         schema.AUDIO, "Column with the audio or its path.", "--column-audio"
@@ -113,7 +113,7 @@ class ReadingArguments:
 
 @dataclass(frozen=True, kw_only=True)
 class DataArguments(ReadingArguments):
-    """One or several datasets to read, joined with `+`."""
+    """Datasets to read."""
 
     dataset_name: str = required(
         "Dataset: Hub id; folder in the Hub's layout or of save_to_disk; .jsonl/.json/.csv/.tsv "
@@ -176,7 +176,7 @@ class DataArguments(ReadingArguments):
 
 @dataclass(frozen=True)
 class ModelArguments:
-    """The model to run."""
+    """Model."""
 
     model_name_or_path: str = required("Whisper checkpoint: Hub id or folder.", "-m", "--model")
     model_revision: str | None = flag(None, "Branch, tag or commit of the model on the Hub.")
@@ -197,7 +197,7 @@ class ModelArguments:
 
 @dataclass(frozen=True)
 class DecodingArguments:
-    """How transcripts are decoded."""
+    """Decoding."""
 
     language: str | None = flag(
         None, "Language spoken, as a code or an English name; none for an .en model.", "-l"
@@ -217,7 +217,7 @@ class DecodingArguments:
 
 @dataclass(frozen=True)
 class RunArguments:
-    """How a stage runs and reports."""
+    """Processes, logs and trackers."""
 
     seed: int = flag(42, "Seed of everything that is drawn.")
     logging_steps: int = flag(50, "Log after so many batches or updates.", resumable=True)

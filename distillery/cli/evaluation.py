@@ -15,8 +15,7 @@ from distillery.cli.runtime import load_model, load_outline
 from distillery.data import schema, sources
 from distillery.data.specs import DatasetSpec
 from distillery.evaluation import comparison, tables
-from distillery.evaluation.candidates import Candidate
-from distillery.evaluation.evaluations import Evaluation, Scoring, Transcription
+from distillery.evaluation.evaluations import Candidate, Evaluation, Scoring, Transcription
 from distillery.evaluation.predictions_files import PredictionsFile
 from distillery.evaluation.report import gather, write_report
 from distillery.evaluation.results import Result, read_foreign_predictions
@@ -121,6 +120,8 @@ def evaluate(
 ) -> list[Result]:
     """Evaluate a model on each split in turn, unless the same was done before.
 
+    Returns on the main process a result for each evaluation, on the others none.
+
     Args:
         accelerator: of this launch.
         run: the flags, which are written beside the results where something was evaluated.
@@ -129,9 +130,6 @@ def evaluate(
         plan: puts together what identifies each evaluation on a split.
         transcribe: returns the transcriptions of all processes, and the seconds that they took.
         baselines: results of the models to compare with.
-
-    Returns:
-        On the main process a result for each evaluation, on the others none.
     """
     results = []
     for spec, rows in splits:

@@ -13,7 +13,7 @@ from distillery.whisper.pipelines.punctuation import DEFAULT_MODEL, RULES
 
 @dataclass(frozen=True)
 class NamedModelArguments(ModelArguments):
-    """The model to run, or the names of those that were run elsewhere."""
+    """Model, or the names of those that were run elsewhere."""
 
     model_name_or_path: str | None = flag(  # type: ignore[assignment]  # required elsewhere
         None,
@@ -26,7 +26,7 @@ class NamedModelArguments(ModelArguments):
 
 @dataclass(frozen=True, kw_only=True)
 class NamedDataArguments(DataArguments):
-    """One or several datasets to read, or the names of those that were read elsewhere."""
+    """Datasets to read, or the names of those that were read elsewhere."""
 
     dataset_name: str | None = flag(  # type: ignore[assignment]  # required elsewhere
         None,
@@ -39,7 +39,7 @@ class NamedDataArguments(DataArguments):
 
 @dataclass(frozen=True)
 class ScoringArguments:
-    """How transcripts are scored, and where the results go."""
+    """Scoring and results."""
 
     output_dir: str = flag("eval", "Folder for metrics and predictions.", "-o", resumable=True)
     normalizer: str = flag(
@@ -67,7 +67,7 @@ class ScoringArguments:
 
 @dataclass(frozen=True)
 class EvaluationArguments(ScoringArguments):
-    """What evaluation of a model decides beside the data and the decoding."""
+    """Batches, scoring and results."""
 
     per_device_eval_batch_size: int = flag(
         16, "Windows that are decoded at once.", "-b", "--batch", resumable=True
@@ -103,7 +103,7 @@ def draft_problems(
 
 @dataclass(frozen=True)
 class PostprocessingArguments:
-    """What is done to transcripts after decoding, as kotoba-whisper v1.1 and v2.1 do."""
+    """Postprocessing of transcripts, as kotoba-whisper v1.1 and v2.1 have it."""
 
     punctuator: str | None = field(
         default=None,

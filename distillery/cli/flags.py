@@ -1,8 +1,9 @@
 """Flags: how a stage declares, checks and parses them, and the files that hold them.
 
 A stage's flags are small frozen dataclasses. A group may have a method `problems()` that returns
-one message per wrong value; rules across groups are one function `check(*groups)` of the stage. All
-messages are shown together, before anything loads. In a flag's name, `-` and `_` are the same.
+one message per wrong value; rules across groups are one function `check` of the stage, which gets
+the groups that its parameters are annotated with. All messages are shown together, before anything
+loads. In a flag's name, `-` and `_` are the same.
 """
 
 import os
@@ -12,7 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, field, fields
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, get_type_hints
 
 from distillery.cli.config_files import config_text
 from distillery.cli.parser import StageParser
@@ -112,7 +113,8 @@ def parse(
         groups: dataclasses; their fields are the flags.
         argv: the arguments; default: those of this program, whose errors are then shown to users.
         description: shown by `--help`; a stage passes its docstring.
-        check: rules across groups: takes the instances of all groups and returns what is wrong.
+        check: rules across groups: is given the groups that its parameters are annotated with, and
+            returns what is wrong.
     """
     if argv is None:
         sys.excepthook = _show_error
@@ -128,7 +130,7 @@ def parse(
     )
     for built in parsed:
         parser.faults += built.problems() if hasattr(built, "problems") else []
-    parser.faults += check(*parsed) if check else []
+    parser.faults += _problems_across(parsed, check) if check else []
     parser.note_bad_target(namespace.save_config)
     parser.exit_on_faults()
     # Of the processes of a launch, which all parse the same words, the first one writes.
@@ -138,12 +140,20 @@ def parse(
     return parsed
 
 
+def _problems_across(groups: Sequence[Any], check: Callable[..., list[str]]) -> list[str]:
+    """Call a stage's `check` with the groups that its parameters are annotated with."""
+    by_type = {type(group): group for group in groups}
+    hints = get_type_hints(check)
+    hints.pop("return", None)
+    return check(*(by_type[hint] for hint in hints.values()))
+
+
 def _show_error(
     kind: type[BaseException], error: BaseException, trace: TracebackType | None
 ) -> None:
     """Show an error that our own code raised as its message alone, and any other with its trace.
 
-    What a user can mend is raised as one of three kinds; the place in the code says nothing to him.
+    Errors that a user can mend are of three kinds; for them a traceback is of no use.
     """
     raised_in = Path(traceback.extract_tb(trace)[-1].filename).resolve()
     script = Path(sys.argv[0]).resolve()

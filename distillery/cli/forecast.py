@@ -23,15 +23,10 @@ from accelerate import Accelerator
 from datasets import Dataset, load_dataset_builder
 
 from distillery.audio.decoding import AudioError, decode_audio
-from distillery.cli import training
 from distillery.cli.hub import upload_plan
-from distillery.cli.training_arguments import TrainDataArguments, TrainingArguments
 from distillery.data import schema, sources
 from distillery.data.archives import is_archive
-from distillery.data.examples import TARGET_COLUMNS
-from distillery.data.order import BatchPlan
 from distillery.data.specs import DatasetSpec
-from distillery.storage import checkpoints
 from distillery.storage.files import free_bytes
 from distillery.storage.runs import Run
 from distillery.storage.shards import read_seal
@@ -40,7 +35,6 @@ from distillery.whisper import checkpoint
 FIRST_ROWS = 16
 FIRST_SECONDS = 1800.0  # no more is decoded, however long recordings are
 SAMPLING_RATE = 16_000
-FLOAT32, ADAMW = 4, 8  # bytes for each number, and for AdamW's two means of its gradient
 
 Line = tuple[str, str]  # a subject, and what is said about it
 
@@ -55,13 +49,9 @@ def show(accelerator: Accelerator, run: Run, lines: Iterable[Line]) -> None:
 
 def text_of(run: Run, lines: Iterable[Line]) -> str:
     """Return a forecast as a text; what would leave the machine is its last line."""
-    table = "".join(f"  {subject:<7} {text}\n" for subject, text in [*lines, hub_line(run)])
+    lines = [*lines, ("hub", upload_plan(run))]
+    table = "".join(f"  {subject:<7} {text}\n" for subject, text in lines)
     return f"{run.stage}, dry run: nothing is written\n{table}"
-
-
-def hub_line(run: Run) -> Line:
-    """Say what would be uploaded."""
-    return "hub", upload_plan(run)
 
 
 # --- data -----------------------------------------------------------------------------------------
@@ -124,12 +114,7 @@ def survey(spec: DatasetSpec, column: str, flag: str, *instead: str) -> Speech:
     split = spec.split.partition("[")[0] if spec.split else None
     with TemporaryDirectory() as cache:
         streamed = replace(spec, split=split, streaming=True, cache_dir=cache)
-        rows = sources.load(streamed)
-        is_cut = schema.START in rows.column_names
-        is_copied = _is_copied_first(spec) or is_cut
-        if not is_copied:
-            with _silence():  # what there is to say was logged when the stream was opened
-                rows = sources.load(replace(streamed, streaming=False))
+        rows, is_copied = _open(streamed)
         if not set(instead) & set(rows.column_names):
             sources.require_column(rows, spec, column, flag)
         first = list(islice(rows, FIRST_ROWS))
@@ -137,7 +122,8 @@ def survey(spec: DatasetSpec, column: str, flag: str, *instead: str) -> Speech:
             raise ValueError(f"dataset {spec} has no rows")
         num_rows, all_s = _of_all_rows(rows, streamed)
     seconds, bad = _seconds(first)
-    audio_s, num_bytes = _total(all_s), None
+    stored_s, num_bytes = _total(all_s), None
+    audio_s = stored_s
     if num_rows is not None:
         num_bytes = fmean(map(_num_bytes, first)) * num_rows
         if audio_s is None and seconds:
@@ -147,11 +133,20 @@ def survey(spec: DatasetSpec, column: str, flag: str, *instead: str) -> Speech:
         num_rows=num_rows,
         audio_s=audio_s,
         num_bytes=num_bytes,
-        is_estimate=_total(all_s) is None,
+        is_estimate=stored_s is None,
         is_copied=is_copied and not spec.streaming,
         num_first=len(seconds) + len(bad),
         bad=bad,
     )
+
+
+def _open(spec: DatasetSpec) -> tuple[sources.Rows, bool]:
+    """Open a streamed dataset, and tell whether a run would copy, or cut, all of it first."""
+    rows = sources.load(spec)
+    if _is_copied_first(spec) or schema.START in rows.column_names:
+        return rows, True
+    with _silence():  # what there is to say was logged when the stream was opened
+        return sources.load(replace(spec, streaming=False)), False
 
 
 @contextmanager
@@ -308,123 +303,6 @@ def decoding_memory(
         f"{size(cache)} keys and values; leaves out what a layer holds while it computes, and the "
         "libraries"
     )
-
-
-# --- training -------------------------------------------------------------------------------------
-
-
-def training_lines(
-    run: Run,
-    student: checkpoint.Whisper,
-    teacher: checkpoint.Whisper | None,
-    data_args: TrainDataArguments,
-    args: TrainingArguments,
-    plan: BatchPlan,
-) -> list[Line]:
-    """Say what a training run would do and take.
-
-    Args:
-        run: as `open_run` would take it.
-        student: an outline, in the dtype of the computation.
-        teacher: an outline; None for plain fine-tuning.
-        data_args, args: the flags.
-        plan: how a global batch is cut.
-    """
-    flags, targets = run.arguments, (schema.TEXT, "--text_column_name", *TARGET_COLUMNS)
-    student.tokens.prefix(flags["language"], flags["task"], True)  # fails by name if they misfit
-    speech = [survey(spec, *targets) for spec in data_args.train_specs()]
-    evaluated = data_args.eval_specs() if args.do_eval else []
-    speech_evaluated = [survey(spec, *targets) for spec in evaluated]
-    num_updates = _num_updates(args, plan, total_rows(speech))
-    return [
-        *data_lines(speech),
-        *[("eval", str(one)) for one in speech_evaluated],
-        model_line(flags["model_name_or_path"], student),
-        *([model_line(flags["teacher_model_name_or_path"], teacher)] if teacher else []),
-        ("steps", _steps(args, plan, num_updates)),
-        ("memory", training_memory(student, teacher, args)),
-        disk_line(
-            run.folder, checkpoint_bytes(student, args, num_updates), "checkpoints and model"
-        ),
-        ("resume", _training_resume_status(run)),
-    ]
-
-
-def _num_updates(args: TrainingArguments, plan: BatchPlan, num_rows: int | None) -> int | None:
-    if num_rows is None and args.max_steps < 0:
-        return None
-    return training.length(args).count(plan, num_rows)[1]
-
-
-def _steps(args: TrainingArguments, plan: BatchPlan, num_updates: int | None) -> str:
-    if num_updates is None:
-        count = "unknown updates (the data does not say how long it is)"
-    elif args.max_steps > 0:
-        count = f"{num_updates:,} updates"
-    else:
-        count = f"at most {num_updates:,} updates (rows that cannot be learnt from are left out)"
-    return (
-        f"{count} of {plan.global_size} rows: {plan.per_device} per process x {plan.accumulation} "
-        f"accumulated x {plan.num_processes} processes"
-    )
-
-
-def _num_trained(student: checkpoint.Whisper, args: TrainingArguments) -> int:
-    model = student.model
-    frozen = {id(p) for p in model.model.encoder.parameters()} if args.freeze_encoder else set()
-    trained = [p for p in model.parameters() if p.requires_grad and id(p) not in frozen]
-    return sum(p.numel() for p in trained)
-
-
-def training_memory(
-    student: checkpoint.Whisper, teacher: checkpoint.Whisper | None, args: TrainingArguments
-) -> str:
-    """Say what training takes at least, and what of it."""
-    trained = _num_trained(student, args)
-    parts = {
-        "weights (float32)": student.num_parameters * FLOAT32,
-        "gradients": trained * FLOAT32,
-        "AdamW": trained * ADAMW,
-        "teacher": teacher.num_bytes if teacher else 0,
-        "inputs of the trained layers": _layer_inputs(student, args),
-    }
-    listed = " + ".join(f"{size(value)} {name}" for name, value in parts.items() if value)
-    return (
-        f"{size(sum(parts.values()))} at least: {listed}; leaves out what layers hold beside their "
-        "inputs (little with --gradient_checkpointing), copies of the weights in another "
-        "dtype, and the libraries"
-    )
-
-
-def _layer_inputs(student: checkpoint.Whisper, args: TrainingArguments) -> int:
-    """Return the bytes that the backward pass needs at least: the input of each trained layer."""
-    config = student.model.config
-    numbers = config.decoder_layers * min(args.max_label_length, student.max_label_length)
-    if not args.freeze_encoder:
-        numbers += config.encoder_layers * config.max_source_positions
-    numbers *= args.per_device_train_batch_size * config.d_model
-    return int(numbers * student.model.dtype.itemsize)
-
-
-def checkpoint_bytes(
-    student: checkpoint.Whisper, args: TrainingArguments, num_updates: int | None
-) -> float | None:
-    """Return the bytes of all files that a run keeps at once; None for unknown updates."""
-    if num_updates is None:
-        return None
-    weights = student.num_parameters * FLOAT32
-    saved = math.ceil(num_updates / args.save_steps)
-    # The oldest goes when the newest is whole.
-    kept = min(saved, args.save_total_limit + 1 if args.save_total_limit else saved)
-    models = 2 if args.do_eval else 1  # the last, and the best
-    return kept * (weights + _num_trained(student, args) * ADAMW) + models * weights
-
-
-def _training_resume_status(run: Run) -> str:
-    if run.arguments["overwrite_output_dir"]:
-        return run.resume_status()
-    newest = checkpoints.newest_checkpoint(run.folder)
-    return run.resume_status(f"from {newest.name}" if newest else "it has no checkpoint yet")
 
 
 # --- disk, and how things are said ----------------------------------------------------------------

@@ -189,7 +189,7 @@ class StageParser(ArgumentParser):
             return action.default
 
 
-def _options(each: "Field[Any]", annotation: Any) -> dict[str, Any]:
+def _options(each: Field[Any], annotation: Any) -> dict[str, Any]:
     """Return what argparse is told about a field of a group: its type, default and help."""
     options = {
         "help": each.metadata["help"].replace("%", "%%"),

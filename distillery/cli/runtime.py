@@ -2,8 +2,8 @@
 
 import logging
 import os
-import shutil
 import sys
+import weakref
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -19,8 +19,9 @@ from distillery.cli import hub
 from distillery.cli.arguments import ModelArguments, RunArguments
 from distillery.cli.config_files import config_text
 from distillery.cli.flags import flags_of, plus_list, resumable_flags
-from distillery.storage.files import RUN_RECORD
-from distillery.storage.runs import CONFIG, OTHER_FOLDER, STARTED, Run
+from distillery.storage.ownership import leave_folder, take_folder
+from distillery.storage.runs import OTHER_FOLDER, STARTED, Run
+from distillery.storage.stops import end_with_launcher
 from distillery.training.seeding import seed_everything
 from distillery.whisper import checkpoint
 
@@ -42,6 +43,7 @@ def make_accelerator(run: RunArguments, output_dir: str, dtype: str) -> Accelera
         project_dir=output_dir,
         kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(seconds=run.ddp_timeout))],
     )
+    end_with_launcher()
     set_up_logging(accelerator.is_local_main_process)
     if accelerator.device.type == "cpu" and launcher_chose_threads():
         torch.set_num_threads(num_cores_each())
@@ -168,16 +170,20 @@ def open_run(accelerator: Accelerator, run: Run, overwrite: bool) -> Run:
         The same run, which knows whether it is complete already.
 
     Raises:
+        FolderInUseError: another process works on it.
         ValueError: the folder holds a run of another stage, or of another configuration that is
-            not to be overwritten.
+            not to be overwritten, or files of the user's under the names of this stage.
     """
     with accelerator.main_process_first():
         if accelerator.is_main_process:
-            if run.record_path.exists():
+            # For as long as the run is worked on: until its object goes, or the process does.
+            weakref.finalize(run, leave_folder, take_folder(run.folder))
+            if not run.record_path.exists():
+                run.refuse_foreign_files()
+            else:
                 run.refuse_other_stage()
                 if overwrite:
-                    # The record goes last: without it, what a kill left would not look like ours.
-                    _throw_away(run.folder, [*run.owned, CONFIG, RUN_RECORD])
+                    run.throw_away()
             if run.has_work():
                 run.refuse_other_configuration()
             else:
@@ -188,12 +194,6 @@ def open_run(accelerator: Accelerator, run: Run, overwrite: bool) -> Run:
     if run.is_complete:
         logging.getLogger(run.stage).info("%s is complete: nothing to do", run.folder)
     return run
-
-
-def _throw_away(folder: Path, owned: Sequence[str]) -> None:
-    for pattern in owned:
-        for path in folder.glob(pattern):
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def start_trackers(accelerator: Accelerator, run: Run, project: str | None) -> None:

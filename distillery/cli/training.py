@@ -1,24 +1,87 @@
-"""What the flags of the two training stages come down to: the plain values that training takes."""
+"""What the two training stages share: their run, and the plain values that training takes."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 from accelerate import Accelerator
 
-from distillery.cli.arguments import DecodingArguments, ModelArguments, RunArguments
-from distillery.cli.training_arguments import TrainDataArguments, TrainingArguments
+from distillery.cli.arguments import DecodingArguments, RunArguments
+from distillery.cli.runtime import log_end, log_start, stage_run, start_trackers
+from distillery.cli.training_arguments import TrainingArguments, TrainingFlags
 from distillery.data.collators import SpeechCollator
 from distillery.data.order import BatchPlan
 from distillery.storage.checkpoints import newest_checkpoint
 from distillery.storage.runs import Run
-from distillery.training.monitor import LOSS_LOG, Evaluator
-from distillery.training.rows import BatchLoader, TrainingData, eval_sets, training_data
-from distillery.training.settings import (
-    Evaluation,
-    LabelSettings,
-    Length,
-    Optimization,
-    Saving,
-)
-from distillery.training.step import Learner, make_trainable, set_prompt
+from distillery.training import loop, resume
+from distillery.training.monitor import LOSS_LOG, Evaluator, LossMonitor
+from distillery.training.rows import BatchLoader, eval_sets, training_data
+from distillery.training.session import Session
+from distillery.training.settings import Evaluation, LabelSettings, Length, Optimization
+from distillery.training.step import Learner, make_trainable, refuse_layerdrop, set_prompt
 from distillery.whisper import checkpoint
+
+# --- the run --------------------------------------------------------------------------------------
+
+
+def describe_run(
+    stage: str,
+    accelerator: Accelerator,
+    groups: Sequence[Any],
+    flags: TrainingFlags,
+    models: Sequence[str],
+) -> Run:
+    """Describe a run of a training stage.
+
+    Args:
+        stage: name of the stage's script, without `.py`.
+        accelerator: of this launch.
+        groups: all flags, as parsed.
+        flags: those that both training stages have.
+        models: Hub ids or folders of the models that it starts from.
+    """
+    return stage_run(
+        stage,
+        groups,
+        Path(flags.output.output_dir),
+        resume.input_fingerprints(flags.data.train_specs(), models),
+        owned=resume.OWNED,
+        derived={resume.GLOBAL_BATCH: batch_plan(accelerator, flags.training).global_size},
+    )
+
+
+def begin_run(accelerator: Accelerator, run: Run, models: str, flags: TrainingFlags) -> None:
+    """Log what is about to be done, with which models, and start the trackers."""
+    parts = []
+    if flags.training.do_train:
+        parts.append("trains on " + " + ".join(map(str, flags.data.train_specs())))
+    if flags.training.do_eval:
+        parts.append("evaluates on " + " + ".join(map(str, flags.data.eval_specs())))
+    log_start(run, accelerator, models, flags.model.dtype, ", ".join(parts))
+    start_trackers(accelerator, run, flags.run.wandb_project)
+
+
+def end_run(accelerator: Accelerator, run: Run, flags: TrainingFlags, is_done: bool) -> None:
+    """Let go of the other processes, and log what was made and the command that goes on with it.
+
+    Raises:
+        SystemExit: SIGTERM ended the training: a recipe must not go on with this model.
+    """
+    loop.leave_together(accelerator)
+    if not is_done:
+        raise SystemExit(loop.STOPPED)
+    if not flags.training.do_train:
+        log_end(run, f"scores in {LOSS_LOG}")
+        return
+    language = f" --language {flags.decoding.language}" if flags.decoding.language else ""
+    log_end(
+        run,
+        f"the trained model, its checkpoints, and its losses in {LOSS_LOG}",
+        f"python run_short_form_eval.py -m {run.folder} -d TEST_SET{language} -o {run.folder}-eval",
+    )
+
+
+# --- plain values ---------------------------------------------------------------------------------
 
 
 def batch_plan(accelerator: Accelerator, args: TrainingArguments) -> BatchPlan:
@@ -35,18 +98,17 @@ def length(args: TrainingArguments) -> Length:
     return Length(args.max_steps if args.max_steps > 0 else None, args.num_train_epochs)
 
 
-def label_settings(
-    decoding_args: DecodingArguments, args: TrainingArguments, seed: int
-) -> LabelSettings:
+def label_settings(flags: TrainingFlags) -> LabelSettings:
     """Return which rows are learnt from, and what their labels are."""
+    args = flags.training
     return LabelSettings(
-        language=decoding_args.language,
-        task=decoding_args.task,
+        language=flags.decoding.language,
+        task=flags.decoding.task,
         timestamp_probability=args.timestamp_probability,
         condition_on_prev_probability=args.condition_on_prev_probability,
         max_label_length=args.max_label_length,
         wer_threshold=args.wer_threshold,
-        seed=seed,
+        seed=flags.run.seed,
     )
 
 
@@ -62,11 +124,6 @@ def optimization(args: TrainingArguments) -> Optimization:
     )
 
 
-def saving(args: TrainingArguments) -> Saving:
-    """Return when checkpoints are saved."""
-    return Saving(args.save_steps, args.save_total_limit)
-
-
 def evaluation(decoding_args: DecodingArguments, args: TrainingArguments) -> Evaluation:
     """Return how the model is evaluated while it is trained."""
     return Evaluation(
@@ -80,6 +137,33 @@ def evaluation(decoding_args: DecodingArguments, args: TrainingArguments) -> Eva
     )
 
 
+# --- what is trained, and on what -----------------------------------------------------------------
+
+
+def load_student(accelerator: Accelerator, run: Run, flags: TrainingFlags) -> checkpoint.Whisper:
+    """Load the model to be trained, from the run's newest checkpoint where there is one.
+
+    Its weights are float32, whatever the dtype of the computation: AdamW on bfloat16 weights loses
+    small updates.
+
+    Raises:
+        ValueError: it cannot be trained by several processes, or does not write the language.
+    """
+    newest = newest_checkpoint(run.folder)
+    student = checkpoint.load(
+        str(newest or flags.model.model_name_or_path),
+        "float32",
+        flags.model.attn_type,
+        None if newest else flags.model.model_revision,
+        flags.model.cache_dir,
+    )
+    refuse_layerdrop(student, accelerator.num_processes)
+    make_trainable(student, flags.training.freeze_encoder, flags.training.gradient_checkpointing)
+    set_prompt(student, flags.decoding.language, flags.decoding.task)
+    student.model.to(accelerator.device)
+    return student
+
+
 def batch_loader(
     accelerator: Accelerator, student: checkpoint.Whisper, run_args: RunArguments
 ) -> BatchLoader:
@@ -91,90 +175,38 @@ def batch_loader(
     )
 
 
-def load_student(
-    accelerator: Accelerator,
-    run: Run,
-    model_args: ModelArguments,
-    decoding_args: DecodingArguments,
-    args: TrainingArguments,
-) -> checkpoint.Whisper:
-    """Load the model to be trained, from the run's newest checkpoint where there is one.
-
-    Its weights are float32, whatever the dtype of the computation: AdamW on bfloat16 weights loses
-    small updates.
-    """
-    newest = newest_checkpoint(run.folder)
-    student = checkpoint.load(
-        str(newest or model_args.model_name_or_path),
-        "float32",
-        model_args.attn_type,
-        None if newest else model_args.model_revision,
-        model_args.cache_dir,
-    )
-    make_trainable(student, args.freeze_encoder, args.gradient_checkpointing)
-    set_prompt(student, decoding_args.language, decoding_args.task)
-    student.model.to(accelerator.device)
-    return student
-
-
-def load_data(
-    accelerator: Accelerator,
-    student: checkpoint.Whisper,
-    data_args: TrainDataArguments,
-    decoding_args: DecodingArguments,
-    args: TrainingArguments,
-    run_args: RunArguments,
-) -> TrainingData:
-    """Load what is trained on, with its labels, order and batches."""
-    return training_data(
-        data_args.train_specs(),
-        student,
-        label_settings(decoding_args, args, run_args.seed),
-        length(args),
-        batch_plan(accelerator, args),
-        batch_loader(accelerator, student, run_args),
-    )
-
-
 def make_evaluator(
-    accelerator: Accelerator,
-    run: Run,
-    learner: Learner,
-    data_args: TrainDataArguments,
-    decoding_args: DecodingArguments,
-    args: TrainingArguments,
-    run_args: RunArguments,
+    accelerator: Accelerator, run: Run, learner: Learner, flags: TrainingFlags
 ) -> Evaluator:
     """Load what is evaluated on while training; without `--do_eval` that is nothing."""
-    labels = label_settings(decoding_args, args, run_args.seed)
+    is_evaluated, specs = flags.training.do_eval, flags.data.eval_specs()
     return Evaluator(
         accelerator,
         learner,
-        eval_sets(data_args.eval_specs(), learner.student, labels) if args.do_eval else [],
-        evaluation(decoding_args, args),
-        batch_loader(accelerator, learner.student, run_args),
+        eval_sets(specs, learner.student, label_settings(flags)) if is_evaluated else [],
+        evaluation(flags.decoding, flags.training),
+        batch_loader(accelerator, learner.student, flags.run),
         run.folder,
     )
 
 
-def rows_in_words(data_args: TrainDataArguments, args: TrainingArguments) -> str:
-    """Return which datasets a run works on, for its first line of log."""
-    parts = []
-    if args.do_train:
-        parts.append("trains on " + " + ".join(map(str, data_args.train_specs())))
-    if args.do_eval:
-        parts.append("evaluates on " + " + ".join(map(str, data_args.eval_specs())))
-    return ", ".join(parts)
-
-
-def made_and_next(
-    run: Run, decoding_args: DecodingArguments, args: TrainingArguments
-) -> tuple[str, ...]:
-    """Return what a run has made, and the command that goes on with it, if any."""
-    if not args.do_train:
-        return (f"scores in {LOSS_LOG}",)
-    language = f" --language {decoding_args.language}" if decoding_args.language else ""
-    return (
-        f"the trained model, its checkpoints, and its losses in {LOSS_LOG}",
-        f"python run_short_form_eval.py -m {run.folder} -d TEST_SET{language} -o {run.folder}-eval",
+def begin_session(
+    accelerator: Accelerator, run: Run, learner: Learner, flags: TrainingFlags
+) -> Session:
+    """Load what is trained on, and go on from the run's newest checkpoint where there is one."""
+    data = training_data(
+        flags.data.train_specs(),
+        learner.student,
+        label_settings(flags),
+        length(flags.training),
+        batch_plan(accelerator, flags.training),
+        batch_loader(accelerator, learner.student, flags.run),
     )
+    args, folder = flags.training, run.folder
+    trainer = loop.make_trainer(accelerator, learner, optimization(args), data.num_updates)
+    progress = resume.resume(trainer, folder)
+    losses = LossMonitor(trainer, progress, folder, flags.run.logging_steps, data.num_updates)
+    saver = resume.CheckpointSaver(
+        trainer, progress, losses.window, folder, args.save_steps, args.save_total_limit
+    )
+    return Session(trainer, data, progress, losses, saver)

@@ -1,8 +1,15 @@
 """The groups of flags of the two stages that train."""
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
-from distillery.cli.arguments import ReadingArguments
+from distillery.cli.arguments import (
+    DecodingArguments,
+    ModelArguments,
+    OutputArguments,
+    ReadingArguments,
+    RunArguments,
+)
 from distillery.cli.flags import at_least, flag, one_of, plus_list, required, same_length, within
 from distillery.data.specs import DatasetSpec, broadcast_specs
 
@@ -11,7 +18,7 @@ METRICS = ("loss", "wer", "cer")
 
 @dataclass(frozen=True, kw_only=True)
 class TrainDataArguments(ReadingArguments):
-    """What is trained and evaluated on."""
+    """Datasets to train and evaluate on."""
 
     train_dataset_name: str = required("Datasets to train on, joined with '+'.", "-d")
     train_dataset_config_name: str | None = flag(None, "Configuration of each, joined with '+'.")
@@ -82,7 +89,7 @@ def _weights_problems(samples: str | None) -> list[str]:
 
 @dataclass(frozen=True)
 class TrainingArguments:
-    """How weights are updated, and when the run logs, saves and evaluates."""
+    """Training: updates, checkpoints and evaluation."""
 
     do_train: bool = flag(True, "Train; else only evaluate.")
     do_eval: bool = flag(False, "Evaluate at the end, and every --eval_steps.")
@@ -163,8 +170,22 @@ class TrainingArguments:
         ]
 
 
-def training_problems(data_args: TrainDataArguments, args: TrainingArguments) -> list[str]:
-    """Return which flags of a training stage's data and of its training do not fit together."""
+class TrainingFlags(NamedTuple):
+    """The groups of flags that both training stages have, as parsed."""
+
+    model: ModelArguments
+    data: TrainDataArguments
+    decoding: DecodingArguments
+    training: TrainingArguments
+    output: OutputArguments
+    run: RunArguments
+
+
+TRAINING_GROUPS: tuple[type, ...] = tuple(TrainingFlags.__annotations__.values())
+
+
+def check(data_args: TrainDataArguments, args: TrainingArguments) -> list[str]:
+    """Return what is wrong with flags of several groups."""
     problems = []
     if args.do_eval and data_args.eval_dataset_name is None:
         problems.append("--do_eval needs --eval_dataset_name")

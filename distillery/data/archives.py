@@ -1,4 +1,4 @@
-"""Tar archives from outside, read in place: nothing is extracted, and names in them are only keys.
+"""Tar archives of others, read in place: nothing is extracted, and names in them are only keys.
 
 A header may be forged or broken: it may name a path outside the archive's folder, link to another
 file, or claim a size that no disk holds. Such members are refused, with the reason, and counted.
@@ -44,7 +44,7 @@ def is_compressed(path: Path) -> bool:
 
 
 class _BoundedFile(io.BufferedReader):
-    """A file that refuses the reads and the places that a forged header can ask of tarfile."""
+    """A file that refuses the reads and seeks that only a forged header asks for."""
 
     def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
         is_plain = not isinstance(self.raw, gzip.GzipFile)  # whose size is that of the content
@@ -68,7 +68,7 @@ class Archive:
         self._max_bytes = max_bytes
 
     def members(self, rejected: Rejected) -> Iterator[tuple[str, tarfile.TarInfo]]:
-        """Yield the usable files by their keys; note the others but folders in `rejected`."""
+        """Yield the usable files by name; note the others in `rejected`, except folders."""
         seen = set()
         for member in self._tar:
             if member.size < 0:  # would send tarfile backwards, without end
@@ -84,7 +84,7 @@ class Archive:
                 yield name, member
 
     def read(self, member: tarfile.TarInfo) -> bytes:
-        """Return a member's content, in blocks: memory is taken for what is there, not claimed."""
+        """Return a member's content, read in blocks: a header may claim more than is there."""
         file = self._tar.extractfile(member)
         assert file is not None  # a regular file has content
         return b"".join(iter(partial(file.read, _BLOCK), b""))

@@ -22,8 +22,8 @@ class Batch:
     """One micro-batch for training or evaluation.
 
     input_features: float32 (batch, mels, frames); decoder_input_ids: int64 (batch, tokens);
-    targets: int64 (batch, tokens), `IGNORED` where nothing is learnt. `ids` names the rows that
-    are in it, `bad` the rows that are not, with the reason. The tensors are None if none is left.
+    targets: int64 (batch, tokens), `IGNORED` where nothing is learnt. `ids` names the
+    rows in it, `bad` the rows that cannot be used, with the reason. Without rows, tensors are None.
     `references` are the reference texts, "" where a row has none.
     """
 

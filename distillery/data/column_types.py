@@ -22,10 +22,7 @@ from distillery.data.schema import (
 Rows: TypeAlias = Dataset | IterableDataset
 
 AUDIO_TYPE = Audio(decode=False)  # a struct of bytes and path
-
-
 TOKEN_IDS = List(Value("int32"))
-
 
 SOURCE_TYPES = {
     ID: Value("string"),

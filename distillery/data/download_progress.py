@@ -39,7 +39,7 @@ class DownloadProgress:
         self._bar.close()
 
     def begin(self, path: Path, have: int, size: int | None) -> None:
-        """Say how large a file is, if known, and how much is there; again where it starts over.
+        """Note a file's size, if known, and the bytes that are there; again where it starts over.
 
         Raises:
             OSError: the disk cannot hold what is still to come.
@@ -63,14 +63,14 @@ class DownloadProgress:
             self._bar.update(num_bytes)
 
     def give_up(self, path: Path) -> None:
-        """Leave a file out that cannot be had."""
+        """Leave out a file that cannot be fetched."""
         with self._lock:
             self._counts[path.suffix] -= 1
             self._sizes.pop(path, None)
             self._set(path, 0)
 
     def _set(self, path: Path, have: int) -> None:
-        """Move the bar by bytes that did not come just now, which its rate must not count."""
+        """Move the bar by bytes of an earlier run, which its rate must not count."""
         change = have - self._have.get(path, 0)
         self._have[path] = have
         self._bar.total = self._forecast()

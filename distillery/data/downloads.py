@@ -2,7 +2,8 @@
 
 A file grows under `<name>.part`, beside `<name>.part.json`, which says from which URL and which
 version of it the bytes came. A killed download goes on from the last byte written. Only a whole and
-checked file gets its own name; its SHA-256 checksum lies beside it (`distillery.data.checksums`).
+checked file gets its own name. The SHA-256 checksum of `a.tar` lies beside it in `a.tar.sha256`, in
+the format of the program `sha256sum`.
 """
 
 import logging
@@ -18,7 +19,6 @@ from pathlib import Path
 import filelock
 import requests
 
-from distillery.data.checksums import is_published, set_aside, write_checksum
 from distillery.data.download_progress import DownloadProgress
 from distillery.data.responses import (
     DownloadError,
@@ -31,17 +31,16 @@ from distillery.data.responses import (
     part_path,
     state_path,
 )
-from distillery.storage.files import DamagedFileError, sha256, sync
+from distillery.storage.files import DamagedFileError, sha256, sync, write_text
 
 logger = logging.getLogger(__name__)
 
 CHUNK = 1 << 18  # bytes; what a kill can lose
-RETRYABLE_STATUS = {408, 429}
 _HEADERS = {"Accept-Encoding": "identity", "User-Agent": "whisper-distillery"}
 
 
 class _StoppedError(Exception):
-    """The batch ended while this file was under way: no other mirror is to be asked either."""
+    """The batch ended while this file was being fetched: no other mirror is asked."""
 
 
 Check = Callable[[Path], None]  # raises DamagedFileError
@@ -75,21 +74,19 @@ def download_all(
 ) -> dict[Path, str]:
     """Fetch every file that is not there yet, several at a time.
 
-    A file that lies there without a sum (another program's) is checked and adopted. One that fails
+    A file that another program left, without a checksum, is checked and adopted. One that fails
     its check is set aside (see `set_aside`) and the next mirror is asked.
 
     Returns:
-        The files that could not be had, with the reason per mirror; empty where all is well.
+        The files that could not be fetched, with the reason per mirror.
 
     Raises:
-        OSError: the disk is full, or would be before the last file, or cannot be written.
+        OSError: the disk cannot be written, or will not hold all files.
     """
-    wanted = []
+    wanted = [download for download in downloads if not is_published(download.path)]
     for download in downloads:
         if is_published(download.path):
             state_path(download.path).unlink(missing_ok=True)  # of a kill after the renaming
-        else:
-            wanted.append(download)
     if not wanted:
         return {}
     stop = threading.Event()
@@ -117,8 +114,8 @@ def ask_sizes(
     """Ask the mirrors how many bytes of each file are still to come; write nothing.
 
     Returns:
-        The bytes by file, None where the server does not say; and the files that cannot be had,
-        with the reason per mirror.
+        The bytes by file, None where the server does not say; and the files that cannot be
+        fetched, with the reason per mirror.
     """
     sizes: dict[Path, int | None] = {}
     failures: dict[Path, str] = {}
@@ -179,7 +176,7 @@ class _Batch:
     stop: threading.Event
 
     def fetch(self, download: Download) -> tuple[Path, str | None]:
-        """Fetch one file; return it with the reason why not, if so."""
+        """Fetch one file; return its path, and the reason if it failed."""
         try:
             self._check_stop()
             reason = self._reason_against(download)
@@ -201,7 +198,7 @@ class _Batch:
             raise _StoppedError
 
     def _reason_against(self, download: Download) -> str | None:
-        """Fetch one file from the first mirror that has it; return None where that went well."""
+        """Fetch one file from the first mirror that has it; return why not, None on success."""
         if self._adopt(download):
             return None
         reasons = []
@@ -299,7 +296,7 @@ class _Batch:
             raise TransientError(f"{have} of {partial.size} bytes came")
 
     def _publish(self, download: Download) -> None:
-        """Check a whole `.part` and give it its name; the sum goes first, so that no file lacks it.
+        """Check a whole `.part`, record its checksum, and only then give it its name.
 
         Raises:
             DamagedFileError: the file is set aside.
@@ -316,3 +313,54 @@ class _Batch:
         part.replace(path)
         sync(path.parent)
         state_path(path).unlink(missing_ok=True)
+
+
+# --- checksums beside files -----------------------------------------------------------------------
+
+
+def is_published(path: Path) -> bool:
+    """Tell whether a file was fetched whole, or adopted, before."""
+    return path.exists() and checksum_path(path).exists()
+
+
+def checksum_path(path: Path) -> Path:
+    """Return where a file's SHA-256 checksum is kept."""
+    return path.with_name(path.name + ".sha256")
+
+
+def read_checksum(path: Path) -> str | None:
+    """Return the checksum that was recorded for a file, or None."""
+    try:
+        recorded = checksum_path(path).read_text(encoding="utf-8").split()
+    except FileNotFoundError:
+        return None
+    return recorded[0] if recorded else None
+
+
+def write_checksum(path: Path, digest: str) -> None:
+    """Record a file's SHA-256 checksum, whole or not at all."""
+    write_text(checksum_path(path), f"{digest}  {path.name}\n")
+
+
+def damaged_path(path: Path) -> Path:
+    """Return the name under which a damaged file is kept."""
+    return path.with_name(path.name + ".damaged")
+
+
+def set_aside(path: Path, content: Path | None = None) -> None:
+    """Rename a damaged file to `<name>.damaged`, with its checksum, so that it is fetched again.
+
+    Args:
+        path: the name of the file.
+        content: where the content lies, if not under that name yet.
+    """
+    damaged = damaged_path(path)
+    (content or path).replace(damaged)
+    write_checksum(damaged, sha256(damaged))
+    checksum_path(path).unlink(missing_ok=True)
+
+
+def is_confirmed_by_source(path: Path) -> bool:
+    """Tell whether a file, set aside once, came from the source again with the same content."""
+    digest = read_checksum(path)
+    return digest is not None and digest == read_checksum(damaged_path(path))

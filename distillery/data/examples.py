@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 # What a row's targets are made of: the first of these columns that it has a value in.
 TARGET_COLUMNS = (schema.LABELS, schema.WHISPER_TRANSCRIPT, schema.TEXT)
-SHUFFLED_ROWS = 1000  # a stream is shuffled in blocks of so many rows
+SHUFFLED_ROWS = 1000  # in a block; a stream is shuffled block by block
 
 
 class TrainingRows(torch.utils.data.Dataset[dict[str, Any]]):
@@ -59,7 +59,7 @@ def labels_of(row: Mapping[str, Any], rule: LabelRule, epoch: int) -> list[int]:
 
 
 def _target(row: Mapping[str, Any]) -> Any:
-    """Return what a row's labels are made of: the first that is there, an empty one too."""
+    """Return the first of a row's target columns that is not null; an empty text counts."""
     return next((row[name] for name in TARGET_COLUMNS if row.get(name) is not None), None)
 
 
@@ -124,7 +124,7 @@ def _reason(row: Mapping[str, Any], rule: LabelRule, limits: TranscriptFilter) -
 def _reason_against_labels(
     stored: Sequence[int], row: Mapping[str, Any], rule: LabelRule, limits: TranscriptFilter
 ) -> str | None:
-    """Judge labels as they are stored; whether a cut transcript is kept, the filter has decided."""
+    """Judge stored labels; filtering has already decided about truncated transcripts."""
     if len(stored) - 1 > rule.max_positions:  # prompts cannot be cut here
         return FilterReason.TOO_LONG_LABELS
     decided = {**row, schema.TRUNCATED: False}
@@ -132,7 +132,7 @@ def _reason_against_labels(
 
 
 def _text(labels: Sequence[int], rule: LabelRule, limits: TranscriptFilter) -> str:
-    """Return the text of labels where a limit reads it: to decode is most of the work."""
+    """Return the text of labels if a limit reads it, else "": decoding is most of the work."""
     return plain_text(labels, rule.tokens, rule.tokenizer) if limits.reads_text else ""
 
 

@@ -67,7 +67,7 @@ def stem(name: str) -> str:
 
 
 def not_there(name: str | Path) -> str:
-    """Say that a dataset is not there, and what beside it has a name like it."""
+    """Return a message that a dataset is not there, with names beside it that are similar."""
     path = Path(name)
     names = [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else []
     related = [name for name in names if name.startswith(path.name) or path.name.startswith(name)]
@@ -101,9 +101,9 @@ def file_names(folder: Path) -> Iterator[str]:
 
 
 def fingerprint(path: Path) -> bytes:
-    """Return a sum over the names and sizes of all files, and over the contents of text files.
+    """Return a checksum of the names and sizes of all files, and of the contents of text files.
 
-    Of a compressed archive it covers its size and its checksum: to list it is to decompress it.
+    Of a compressed archive it covers size and trailer only: listing it would decompress it.
     """
     if path.is_file() and is_compressed(path):
         with path.open("rb") as file:

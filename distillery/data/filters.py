@@ -96,24 +96,24 @@ class TranscriptFilter:
         if reference is None:
             return FilterReason.EMPTY_REFERENCE
         expected = _normalized(self.normalizer, reference)
-        written = _normalized(self.normalizer, transcript)
-        if expected == written:  # two empty texts agree as well: silence, labelled as silence
+        actual = _normalized(self.normalizer, transcript)
+        if expected == actual:  # two empty texts agree as well: silence, labelled as silence
             return None
         if not expected:
             return FilterReason.EMPTY_REFERENCE
         wrong_words = self.wer_threshold is not None and (
-            pair_error_rate(expected, written, "word") > self.wer_threshold
+            pair_error_rate(expected, actual, "word") > self.wer_threshold
         )
         wrong_characters = self.cer_threshold is not None and (
-            pair_error_rate(expected, written, "char") > self.cer_threshold
+            pair_error_rate(expected, actual, "char") > self.cer_threshold
         )
         if wrong_words or wrong_characters:
-            return FilterReason.ERROR_RATE if written else FilterReason.EMPTY_TRANSCRIPT
+            return FilterReason.ERROR_RATE if actual else FilterReason.EMPTY_TRANSCRIPT
         return None
 
 
-# A transcript that is right, and every short answer that speakers share, is normalised once: the
-# normaliser costs up to 100 times as much as the distance.
+# The normaliser costs up to 100 times as much as the distance. A transcript that equals its
+# reference, or that many rows share, is normalised once.
 @lru_cache(maxsize=2**16)
 def _normalized(normalizer: Normalizer, text: str) -> str:
     return normalizer(text)

@@ -1,4 +1,4 @@
-"""Which text belongs to which clip: in plain folders of audio, LibriSpeech's and Common Voice's.
+"""Folders of audio: plain ones, and those of LibriSpeech and Common Voice.
 
 Each layout is a function from the files of a folder or an archive to an index of clips, and an
 account of all that leads to no clip, or to one without a text.
@@ -139,9 +139,9 @@ def _plain(tree: FileTree, pairing: Pairing) -> Index:
     cues = _subtitles(tree, pairing)
     index = {}
     for name in tree.audio:
-        written, timed = texts.pop(stem(name), None), cues.pop(stem(name), None)
-        text = None if written is None else _text_of(tree, written, pairing)
-        path = None if timed is None else str(tree.root.resolve() / timed)
+        text_name, cues_name = texts.pop(stem(name), None), cues.pop(stem(name), None)
+        text = None if text_name is None else _text_of(tree, text_name, pairing)
+        path = None if cues_name is None else str(tree.root.resolve() / cues_name)
         pairing.texts.num_out += path is not None
         if text is None and path is None:
             pairing.without_text.append(name)
@@ -236,7 +236,7 @@ def _read_chapter(tree: FileTree, name: str, texts: dict[str, str], pairing: Pai
 
 
 def _lines(tree: FileTree, name: str, pairing: Pairing) -> Iterator[tuple[str, str]]:
-    """Yield (place, line) of the lines of a text file that can be read; reject the others."""
+    """Yield (place, line) of the readable lines of a text file; quarantine the others."""
     content = tree.read_text(name).removeprefix(BYTE_ORDER_MARK).removesuffix(b"\n")
     for number, raw in enumerate(content.split(b"\n"), start=1):
         place = f"{name}:{number}"
@@ -303,9 +303,9 @@ def _read_table(tree: FileTree, table: str, pairing: Pairing) -> Index:
     return index
 
 
-def _clip_name(tree: FileTree, table: str, written: str) -> str | None:
+def _clip_name(tree: FileTree, table: str, entry: str) -> str | None:
     folder = PurePosixPath(table).parent / CLIPS
-    names = (str(folder / written), str(folder / f"{written}.mp3"))  # the first releases: no suffix
+    names = (str(folder / entry), str(folder / f"{entry}.mp3"))  # the first releases: no suffix
     return next((name for name in names if name in tree.sizes), None)
 
 

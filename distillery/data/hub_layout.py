@@ -32,7 +32,7 @@ DEFAULT_CONFIG = "default"
 
 
 def embed_audio(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a row's audio with its bytes read in, and no folder names of this machine."""
+    """Return a row's audio with its bytes read in, and the file's name without folders."""
     audio = row[schema.AUDIO]
     content = audio["bytes"]
     path = Path(audio["path"]) if audio.get("path") else None
@@ -90,7 +90,7 @@ class SplitFiles:
         return sorted(self.sealed(0).parent.glob("*.parquet"))
 
     def published(self, index: int, count: int) -> Path:
-        """Return where the dataset has the rows of one chunk."""
+        """Return the path of one chunk of rows in the finished dataset."""
         return shard_path(self.folder, self.config, self.split, index, count)
 
     def publish(self) -> None:
@@ -171,7 +171,7 @@ def flags_naming(folder: Path, specs: Sequence[DatasetSpec], *, to_train: bool =
 
 
 def read_run_record(name: str) -> dict[str, Any]:
-    """Return the flags that one of our stages wrote a dataset with; empty where it was not ours.
+    """Return the flags of the stage that wrote a dataset; empty if none of our stages did.
 
     Args:
         name: a local folder, or a Hub id, whose record is fetched.

@@ -1,4 +1,4 @@
-"""What labelling seals chunk by chunk, and how it becomes columns of the dataset.
+"""Shards of labels that labelling seals chunk by chunk, and the columns made from them.
 
 A shard holds the labels of consecutive rows of the source, without their audio. Rows and labels are
 joined by id.

@@ -109,25 +109,25 @@ class Manifest:
         if self.split is not None and self._head[1]:
             entries = self._of_split(entries)
         while batch := list(islice(entries, BATCH_ROWS)):
-            written = [self._audio_file(line, row, audio_column) for line, row in batch]
-            columns = {audio_column: audio_array([folders.locate(name) for name in written])}
+            paths = [self._audio_file(line, row, audio_column) for line, row in batch]
+            columns = {audio_column: audio_array([folders.locate(path) for path in paths])}
             for name in _names(batch):
                 if name != audio_column:
                     columns[name] = self._column(name, batch, kinds)
             yield pa.table(columns)
 
     def _audio_file(self, line: int, row: dict[str, Any], column: str) -> str:
-        written = row.get(column)
-        if not isinstance(written, str) or not written:
+        path = row.get(column)
+        if not isinstance(path, str) or not path:
             raise ValueError(
-                f"{self.path}, line {line}: column {column!r} names no audio file: {written!r}"
+                f"{self.path}, line {line}: column {column!r} names no audio file: {path!r}"
             )
         if not _is_zero(row.get(schema.OFFSET)) and not row.get(schema.DURATION):
             raise ValueError(
                 f"{self.path}, line {line}: column {schema.OFFSET!r} is {row[schema.OFFSET]!r}, "
                 f"but a row that is a part of a file needs a {schema.DURATION!r} too"
             )
-        return written
+        return path
 
     def _column(self, name: str, batch: Sequence[Entry], kinds: pa.Schema | None) -> pa.Array:
         if kinds is not None and name not in kinds.names:
@@ -189,9 +189,9 @@ def _is_zero(offset: Any) -> bool:
 class _AudioFolders:
     """Where a manifest's audio files are: relative to the manifest.
 
-    A manifest that was moved together with its audio still names folders that are no longer
-    there; then the longest end of the path that does exist beside the manifest is meant. That is
-    found out once for each folder that is named, not for each file.
+    A manifest that was moved together with its audio names folders that are no longer there. Then
+    the longest end of the path that exists beside the manifest is taken. Each folder is looked up
+    once, not once for each file.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -199,10 +199,10 @@ class _AudioFolders:
         self._places: dict[str, str] = {}
         self._misses: Counter[str] = Counter()
 
-    def locate(self, written: str) -> str:
-        """Return the absolute path of a file."""
-        name = written.rpartition("/")[2]
-        head = written[: len(written) - len(name)]
+    def locate(self, path: str) -> str:
+        """Return the absolute path of a file, from its path in the manifest."""
+        name = path.rpartition("/")[2]
+        head = path[: len(path) - len(name)]
         place = self._places.get(head)
         return f"{place or self._look_up(head, name)}/{name}"
 

@@ -35,12 +35,12 @@ class Order:
 
     def __getitem__(self, span: slice) -> list[tuple[int, int]]:
         """Return (row, epoch) at positions `start:stop`; a span may cross the end of an epoch."""
-        found = []
+        rows = []
         for position in range(span.start, span.stop):
             epoch, place = divmod(position, self.rows_per_epoch)
             row = _epoch(self.sizes, self.weights, self.seed, epoch)[place]
-            found.append((int(row), epoch))
-        return found
+            rows.append((int(row), epoch))
+        return rows
 
     def num_distinct(self, stop: int) -> int:
         """Return how many different rows there are at the positions before `stop`."""

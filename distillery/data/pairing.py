@@ -1,4 +1,4 @@
-"""The account of texts and clips that are joined by their names."""
+"""The account of texts and clips that are paired by name."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -8,7 +8,7 @@ from distillery.storage.ledger import Ledger, listed_places
 
 @dataclass
 class Pairing:
-    """What became of the texts and of the clips of one source.
+    """The account of the texts and of the clips of one source.
 
     Attributes:
         texts: files or lines with a text; out are those that have their clip.

@@ -17,8 +17,12 @@ from pathlib import Path
 import soundfile
 
 from distillery.data.archives import Rejected, open_archive
-from distillery.data.checksums import is_confirmed_by_source, read_checksum, write_checksum
-from distillery.data.downloads import Download
+from distillery.data.downloads import (
+    Download,
+    is_confirmed_by_source,
+    read_checksum,
+    write_checksum,
+)
 from distillery.data.file_trees import BYTE_ORDER_MARK
 from distillery.data.pairing import Pairing
 from distillery.storage.files import DamagedFileError, sha256
@@ -116,7 +120,7 @@ def scan_archive(path: Path) -> ArchiveScan:
 
 
 def check_archive(path: Path) -> None:
-    """Do what `scan_archive` does, where only the proof is wanted."""
+    """Raise DamagedFileError where `scan_archive` does; the check of a download."""
     scan_archive(path)
 
 
@@ -135,7 +139,7 @@ def undecodable_clips(path: Path) -> dict[str, str]:
     """Decode every clip of an archive once; return the reasons of those that fail, by name.
 
     The frames of a FLAC file carry checksums, which the decoder compares, so this finds flipped
-    bits in the samples. It does not find one in the declared sampling rate; the archive's sum does.
+    bits in the samples. In the declared sampling rate only the archive's checksum finds one.
     """
     reasons = {name: _decoding_fault(content) for name, content in read_clips(path)}
     return {name: reason for name, reason in reasons.items() if reason}
@@ -157,7 +161,7 @@ def _decoding_fault(content: bytes) -> str | None:
 def read_transcripts(
     path: Path, directories: Collection[str] | None = None
 ) -> tuple[dict[str, str], Ledger]:
-    """Read a transcript file, whatever its lines are like; of two for a clip, the first counts.
+    """Read a transcript file, counting bad lines; of two for a clip, the first counts.
 
     Args:
         path: the file, with lines "<clip name>TAB<text>".
@@ -299,7 +303,7 @@ def pair_folder(
 def pair(
     transcripts: Mapping[str, str], lines: Ledger, scans: Mapping[Path, ArchiveScan]
 ) -> Pairing:
-    """Count which clips have a text, and which texts a clip; only those that do go on.
+    """Count the clips that have a text and the texts that have a clip; only pairs are used.
 
     Args:
         transcripts: texts by clip name.
@@ -329,7 +333,7 @@ def pair(
 
 
 def examine(path: Path, deep: bool = False) -> None:
-    """Check a downloaded file against its sum and its form; record the sum where there is none.
+    """Check a downloaded file's checksum and format; record the checksum where there is none.
 
     Args:
         path: an archive or a transcript file.
@@ -341,7 +345,7 @@ def examine(path: Path, deep: bool = False) -> None:
     """
     recorded, actual = read_checksum(path), sha256(path)
     if recorded not in (None, actual):
-        raise DamagedFileError("it differs from its SHA-256 sum")
+        raise DamagedFileError("it differs from its SHA-256 checksum")
     if path.suffix == ".tsv":
         check_transcripts(path)
     else:

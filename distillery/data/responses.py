@@ -19,7 +19,7 @@ RETRYABLE_STATUS = {408, 429}
 
 
 class DownloadError(Exception):
-    """A file that cannot be had; asking again at once is of no use."""
+    """A file that cannot be fetched; asking again at once is of no use."""
 
 
 class TransientError(Exception):
@@ -55,7 +55,7 @@ def state_path(path: Path) -> Path:
 
 
 def load_partial(path: Path, url: str) -> Partial:
-    """Return what can be gone on from: nothing, where the bytes are another URL's or unsure."""
+    """Return the bytes to continue from: none if they are of another URL or version."""
     try:
         have = part_path(path).stat().st_size
         state = json.loads(state_path(path).read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""What filtering does to rows: judge them, build their labels, keep or transform their audio."""
+"""Filtering of rows: judge them, build their labels, keep or transform their audio."""
 
 import logging
 from collections.abc import Iterator, Mapping

@@ -1,4 +1,4 @@
-"""Columns that every stage agrees on: their names, their types, and who writes them.
+"""Names of the columns that every stage agrees on; `column_types` has their types.
 
 A stage reads and writes these names only; the user's own column names are translated once, when a
 dataset is loaded (`distillery.data.sources`).
@@ -25,5 +25,5 @@ TRUNCATED = "truncated"  # the teacher ran into the maximum length
 LABELS = "labels"  # final decoder targets, prompt and task prefix included
 INPUT_FEATURES = "input_features"  # log-mel, mels x frames of real audio
 
-# What public speech datasets call the reference, for users who do not say: the first that is there.
+# Names of the reference in public speech datasets: the first that exists is taken by default.
 REFERENCE_NAMES = (TEXT, "transcription", "sentence", "transcript")

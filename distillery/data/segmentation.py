@@ -94,7 +94,7 @@ def cut(
         cuts: what to cut, and where.
         cache_dir: folder for clips of rows that are not streamed, else the library's cache. Clips
             that an earlier run cut from the same content are taken from there.
-        max_clips: stop after so many; None for all.
+        max_clips: the most clips to return; None for all.
 
     Raises:
         FileNotFoundError: subtitles that a row names are not there.
@@ -221,7 +221,7 @@ def _without_bars() -> Iterator[None]:
 
 
 def _is_cut(path: Path) -> bool:
-    """Tell whether all was cut: what could not be decoded is tried again, mended perhaps."""
+    """Tell whether a lot was cut whole; recordings that failed to decode are tried again."""
     is_whole = path.exists() and _account_path(path).exists()
     return is_whole and not read_json(_account_path(path))["undecoded"]
 
@@ -231,7 +231,7 @@ def _account_path(path: Path) -> Path:
 
 
 def _content_checksum(lot: Dataset, cuts: Segmentation) -> str:
-    """Return a checksum of what decides about the clips; of files, path, size and time count."""
+    """Return a checksum of what determines the clips; of files, path, size and time."""
     digest = hashlib.sha256(f"{FORMAT} {cuts} {lot.features}".encode())
     for row in lot:
         audio = row.pop(schema.AUDIO) or {}
@@ -338,7 +338,7 @@ class _Cutter:
         return [Piece(start_ms, min(end_ms, lasts_ms), row.get(schema.TEXT))]
 
     def _speech(self, row: Row, samples: Waveform, rate: int) -> list[Piece] | None:
-        """Return where somebody speaks; None for a recording that fits into one clip."""
+        """Return the pieces with speech; None for a recording that fits into one clip."""
         if len(samples) <= self.cuts.max_s * rate:
             return None
         windows = speech_windows(soxr.resample(samples, rate, VAD_RATE), self.cuts.max_s)
@@ -366,7 +366,7 @@ class _Cutter:
         }
 
     def _file_name(self, row: Row) -> str:
-        """Name the recording that a row is a part of, without folders of this machine."""
+        """Return the name of a row's recording, relative to the folder of the manifest."""
         path = Path(row[schema.AUDIO].get("path") or row[schema.ID])
         folder = self.cuts.folder.resolve()
         return str(path.relative_to(folder) if path.is_relative_to(folder) else path.name)

@@ -1,8 +1,4 @@
-"""Datasets in and out: one loader behind every `--dataset_name`, one layout on disk.
-
-A dataset on disk has the Hub's own layout, so that a folder and a Hub id are interchangeable:
-`README.md` with the configurations, and `<config>/<split>-00000-of-000NN.parquet`.
-"""
+"""Datasets to read: one loader behind every `--dataset_name`, and what is asked of its rows."""
 
 import hashlib
 import importlib.util
@@ -10,7 +6,7 @@ import inspect
 import logging
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -34,7 +30,7 @@ from datasets.config import HF_DATASETS_CACHE
 
 from distillery.data import file_trees, folders, manifests, schema, segmentation
 from distillery.data.column_types import Rows as Rows  # what `load` returns
-from distillery.data.hub_layout import DEFAULT_CONFIG
+from distillery.data.hub_layout import DEFAULT_CONFIG, refuse_same_split_twice
 from distillery.data.manifests import Manifest
 from distillery.data.specs import DatasetSpec, choose
 from distillery.storage.files import RUN_RECORD, read_json, sha256
@@ -69,7 +65,7 @@ def load(spec: DatasetSpec) -> Rows:
 
 
 def _check_ids(rows: Rows, spec: DatasetSpec) -> None:
-    """Raise ValueError where there are no rows, or two of one id; a stream is not read for it."""
+    """Raise ValueError if there are no rows, or two of one id; streams are not checked."""
     if not isinstance(rows, Dataset):
         return
     if len(rows) == 0:
@@ -160,9 +156,9 @@ def _refuse_unfinished(folder: Path) -> None:
 
 
 def _cache_dir(spec: DatasetSpec) -> str | None:
-    """Return the library's cache: for a local folder, one of its own for each state it is in.
+    """Return the library's cache; for a local folder, one for each state of its files.
 
-    The library's key is the folder's last name and its card: it would hand out the rows of another
+    The library's key is the folder's last name and its card: it would return the rows of another
     folder of that name, or rows that have been replaced since.
     """
     folder = Path(spec.name)
@@ -310,8 +306,8 @@ def _is_meant_as_id(rows: Rows, spec: DatasetSpec) -> bool:
 def _add_row_ids(rows: Rows, spec: DatasetSpec) -> Rows:
     """Name the rows of a manifest by their files, and where that is not unique by their number.
 
-    By number, the source's order is a part of what identifies them. A stream is always numbered:
-    whether its names are unique would be known at its end.
+    Ids by number depend on the order of the source. A stream is always numbered: whether its names
+    are unique would be known only at its end.
     """
     if isinstance(rows, Dataset) and Path(spec.name).suffix in manifests.SUFFIXES:
         names = _file_names(rows)
@@ -347,7 +343,7 @@ def _id_that_occurs_twice(rows: Dataset) -> Any:
 
 
 def require_column(rows: Rows, spec: DatasetSpec, name: str, flag: str) -> None:
-    """Raise ValueError if a column that a stage cannot do without is not there."""
+    """Raise ValueError if a column that a stage needs is not there."""
     if name in rows.column_names:
         return
     if name == schema.TEXT and spec.text_column is None:
@@ -377,8 +373,36 @@ def iterate_chunks(rows: Rows, size: int) -> Iterator[tuple[int, Rows | list[dic
 
 
 def with_split(spec: DatasetSpec, rows: Rows) -> DatasetSpec:
-    """Fill in the split and configuration that were found where the user named none."""
+    """Fill in the split and configuration that were loaded where the user named none."""
     split = spec.split or str(getattr(rows, "split", None) or "train")
     # A part such as train[:10] is a split of its own, but its name must be that of a file.
     name = re.sub(r"\W+", "_", split).strip("_")
     return replace(spec, split=name, config=spec.config or DEFAULT_CONFIG)
+
+
+def load_splits(specs: Sequence[DatasetSpec], column: str, flag: str) -> dict[DatasetSpec, Rows]:
+    """Load datasets that are written as splits of one; their names are filled in.
+
+    Args:
+        specs: what the flags name.
+        column: that the stage needs.
+        flag: that names this column.
+
+    Raises:
+        ValueError: a dataset lacks the column, or two would be written to the same files.
+    """
+    splits = []
+    for spec in specs:
+        rows = load(spec)
+        require_column(rows, spec, column, flag)
+        splits.append((with_split(spec, rows), rows))
+    refuse_same_split_twice([spec for spec, _ in splits])
+    return dict(splits)
+
+
+def describe_splits(splits: Mapping[DatasetSpec, Rows]) -> str:
+    """Return the datasets and their numbers of rows, for a line of the log."""
+    return ", ".join(
+        f"{len(rows):,} rows of {spec}" if isinstance(rows, Dataset) else f"{spec}, streamed"
+        for spec, rows in splits.items()
+    )

@@ -1,4 +1,4 @@
-"""Which rows of which dataset to read: what the flags of a stage come down to."""
+"""Which rows of which dataset a stage reads."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from typing import Any
 
 from distillery.data import schema
 
-# How long recordings are cut: not, at the cues of subtitles, or where nobody speaks too.
+# How long recordings are cut: not at all; at the cues of subtitles; and, without cues, at pauses.
 NONE, CUES, VAD = MODES = ("none", "cues", "vad")
 
 

@@ -39,7 +39,7 @@ class Subtitles:
 
 
 def read_subtitles(path: Path) -> Subtitles:
-    """Read a file of SRT or WebVTT; which of them it is shows in its content.
+    """Read a file of SRT or WebVTT, told apart by its content.
 
     Cues may come in any order and may overlap. Those of exactly the same time are one utterance on
     several places of the screen: their texts are joined.
@@ -114,7 +114,7 @@ def _milliseconds(parts: Sequence[str | None]) -> int:
 
 
 def _joined(lines: Sequence[str]) -> str:
-    """Join lines of text by a space, and without one where the script has none between words."""
+    """Join lines of text by a space, or directly where the script has no spaces."""
     text = ""
     for line in filter(None, lines):
         space = " " if text and not (_is_unspaced(text[-1]) and _is_unspaced(line[0])) else ""

@@ -34,8 +34,10 @@ def compare(
     if not pairs:
         raise ValueError("the model and its baseline have no row in common")
     model = tally([our for our, _ in pairs], normalizer)
-    # The same references under the same normaliser, which the baseline's file may not have.
-    baseline = tally([_as_written_by(their, our, normalizer) for our, their in pairs], normalizer)
+    # With our references and normaliser: those in the baseline's file may differ.
+    baseline = tally(
+        [_with_prediction_of(their, our, normalizer) for our, their in pairs], normalizer
+    )
     our_rates, their_rates = vars(model.scores()), vars(baseline.scores())
     return {
         "num_rows": len(pairs),
@@ -45,7 +47,7 @@ def compare(
     }
 
 
-def _as_written_by(theirs: Prediction, ours: Prediction, normalizer: Normalizer) -> Prediction:
+def _with_prediction_of(theirs: Prediction, ours: Prediction, normalizer: Normalizer) -> Prediction:
     """Return our row with their prediction."""
     text = theirs.prediction_raw
     return ours._replace(prediction_norm=normalizer(text), prediction_raw=text)
@@ -61,7 +63,7 @@ def table_rows(result: Result, shown: Mapping[str, str]) -> list[dict[str, Any]]
 
     Args:
         result: of the model.
-        shown: what each model is called, by its full name.
+        shown: the names to print, by the models' full names.
     """
     return [
         {

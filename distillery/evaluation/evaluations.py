@@ -11,7 +11,6 @@ from typing import Any
 from distillery.data import schema, sources
 from distillery.data.specs import DatasetSpec
 from distillery.evaluation import comparison, results
-from distillery.evaluation.candidates import Candidate
 from distillery.evaluation.report import worst
 from distillery.evaluation.results import Prediction, Result
 from distillery.storage.files import replacing, write_json
@@ -20,7 +19,44 @@ from distillery.text.bootstrap import rate_intervals
 from distillery.text.error_rates import alignment, word_errors
 from distillery.text.normalizers import WORD_PACKAGES, Normalizer, japanese_words, raw_text
 from distillery.text.tokens import TRANSCRIBE, language_code
+from distillery.whisper.checkpoint import Whisper
 from distillery.whisper.windows import Decoding
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A model that is evaluated, with what tells its results from those of others.
+
+    Attributes:
+        whisper: the model; in a dry run its outline.
+        name: the whole path of a folder, or a Hub id.
+        fingerprint: see `checkpoint.fingerprint`.
+        revision: branch, tag or commit on the Hub.
+        dtype: of its weights.
+        attention: the implementation that runs, by transformers' name.
+        assistant, assistant_fingerprint: of the model that drafts for it, if any.
+    """
+
+    whisper: Whisper
+    name: str
+    fingerprint: str | None
+    revision: str | None
+    dtype: str
+    attention: str
+    assistant: str | None = None
+    assistant_fingerprint: str | None = None
+
+    def identity(self) -> dict[str, Any]:
+        """Return the items of a result that say which model it is about."""
+        return {
+            "model": self.name,
+            "model_revision": self.revision,
+            "model_fingerprint": self.fingerprint,
+            "dtype": self.dtype,
+            "attention": self.attention,
+            "assistant_model": self.assistant,
+            "assistant_fingerprint": self.assistant_fingerprint,
+        }
 
 
 @dataclass(frozen=True)
@@ -30,7 +66,7 @@ class Scoring:
     Attributes:
         folder: of metrics and predictions.
         normalizer: a variant, as in `normalizer_for`.
-        with_words: also give the error rate over words as MeCab cuts Japanese text.
+        with_words: also score Japanese texts by the words that MeCab finds.
         max_bad_fraction: share of the clips that may be unusable.
     """
 
@@ -40,7 +76,7 @@ class Scoring:
     max_bad_fraction: float = 0.0
 
     def check_words(self, language: str | None, task: str) -> None:
-        """Raise ValueError if words of Japanese are asked for, and the texts are not Japanese."""
+        """Raise ValueError if Japanese words are to be scored and the texts are not Japanese."""
         spoken = language and language_code(language)
         if self.with_words and (spoken, task) != ("ja", TRANSCRIBE):
             raise ValueError("--japanese_words needs --language ja and --task transcribe")
@@ -107,7 +143,7 @@ class Evaluation:
         return None if row is None else Result.from_row(row)
 
     def complete(self, result: Result) -> Result:
-        """Add to an earlier result what it lacks, append it if that changed it, and return it."""
+        """Add the figures that an earlier result lacks, and append the row if any were added."""
         predictions = results.read_predictions(self.predictions_path)
         fuller = replace(result, **self._extras(predictions, result.rtfx))
         if fuller != result:
@@ -152,7 +188,7 @@ class Evaluation:
         return result
 
     def _provenance(self) -> dict[str, Any]:
-        """Return where the predictions are, and what they were made of and by."""
+        """Return the path of the predictions, the columns read, and the versions of the code."""
         return {
             "predictions": str(self.predictions_path.relative_to(self.folder)),
             "columns": {
@@ -180,7 +216,7 @@ class Evaluation:
         }
 
     def _extras(self, predictions: list[Prediction], rtfx: float | None) -> dict[str, Any]:
-        """Return the figures that are only there where they were asked for."""
+        """Return the figures that are computed on request: Japanese words, baselines."""
         extras: dict[str, Any] = {}
         if self.scoring.with_words:
             extras |= _japanese_word_figures(predictions)
@@ -200,11 +236,11 @@ class Evaluation:
         }
 
     def more_figures(self, good: Sequence[Transcription]) -> dict[str, Any]:
-        """Return figures beside the error rates; a form that has some overrides this."""
+        """Return further figures; the evaluation of long recordings overrides this."""
         return {}
 
     def _write_worst(self, predictions: list[Prediction]) -> None:
-        """Write the worst utterances, aligned with their references, for a person to read."""
+        """Write the worst utterances as text, aligned with their references."""
         unit = results.unit_of(self.normalizer.id)
         lines = [
             f"{p.id}: {rate:.1f} % of the {unit}s wrong\n"
@@ -221,14 +257,14 @@ class Evaluation:
 
 
 def _japanese_word_figures(predictions: Sequence[Prediction]) -> dict[str, Any]:
-    """Return the error rate over words as MeCab cuts Japanese text, and what cut them."""
+    """Return the error rate over the words that MeCab finds, and the name of the segmenter."""
     words = japanese_words()
     scored = [p for p in predictions if p.reference_norm]
     references = [words(p.reference_norm) for p in scored]
-    written = [words(p.prediction_norm) for p in scored]
+    hypotheses = [words(p.prediction_norm) for p in scored]
     names = (name.replace("_", "-") for name in WORD_PACKAGES)
     return {
-        "wer_words": word_errors(references, written).error_rate,
+        "wer_words": word_errors(references, hypotheses).error_rate,
         "word_segmenter": " ".join(f"{name} {version(name)}" for name in names),
     }
 
@@ -261,18 +297,19 @@ def plan(
     scoring: Scoring,
     **algorithm: Any,
 ) -> Evaluation:
-    """Put together what identifies one evaluation.
+    """Return the evaluation of a model on a split, with all that identifies it.
 
     Args:
         form: `short_form` or `long_form`.
         spec: what is read.
         candidate: the model.
-        asked: how to decode, as far as the model can.
+        asked: how to decode; fitted to what the model can do.
         scoring: how to score.
         algorithm: more settings that change the result.
 
     Raises:
-        ValueError: model and language do not fit, or words of Japanese are asked for in vain.
+        ValueError: the model lacks the language, or Japanese words are to be scored and the
+            texts are not Japanese.
     """
     decoding = asked.in_language_of(candidate.whisper).fitted_to(candidate.whisper)
     scoring.check_words(decoding.language, decoding.task)

@@ -31,7 +31,7 @@ def loops(text: str) -> list[str]:
 
 
 def in_silence(segments: Sequence[Segment], silent: NDArray[np.bool_]) -> list[Segment]:
-    """Return the segments with text whose span is silence to nine tenths or more.
+    """Return the segments with text of whose span less than a tenth is speech.
 
     Args:
         segments: what a model wrote for a recording.
@@ -46,9 +46,9 @@ def in_silence(segments: Sequence[Segment], silent: NDArray[np.bool_]) -> list[S
 
 
 def in_gaps(segments: Sequence[Segment], references: Sequence[Segment]) -> list[Segment]:
-    """Return the segments with text whose span the references leave empty to nine tenths or more.
+    """Return the segments with text of whose span the references cover less than a tenth.
 
-    A segment without any length is left out: nothing can be said about it.
+    A segment without any length is left out.
     """
     spoken = union(references)
     return [
@@ -85,7 +85,7 @@ class Hallucinations:
         silent: NDArray[np.bool_],
         references: Sequence[Segment] | None,
     ) -> "Hallucinations":
-        """Count in one recording; the arguments are those of the functions above."""
+        """Count in one recording; arguments as for `in_silence` and `in_gaps`."""
         looped = loops("".join(segment.text for segment in segments))
         silent_segments = in_silence(segments, silent)
         return cls(

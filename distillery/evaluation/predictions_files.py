@@ -1,4 +1,4 @@
-"""Scoring of predictions that were made elsewhere: files of texts, and no model."""
+"""Scoring of predictions that are in files already; no model is run."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -39,7 +39,7 @@ class PredictionsFile:
 def name_files(
     paths: Sequence[Path], models: Sequence[str], specs: Sequence[DatasetSpec]
 ) -> list[PredictionsFile]:
-    """Say which model and test set each file is of.
+    """Pair each file with its model and its test set.
 
     Args:
         paths: the files.
@@ -47,7 +47,7 @@ def name_files(
         specs: as many test sets, or one for all; without any, `predictions`.
 
     Raises:
-        ValueError: they are neither one nor as many as the files.
+        ValueError: `models` or `specs` are neither one nor as many as the files.
     """
     models = models or [path.stem for path in paths]
     specs = specs or [DatasetSpec("predictions")]
@@ -84,7 +84,7 @@ def score_files(
         punctuator: adds punctuation to the predictions; see `load_punctuator`.
 
     Raises:
-        ValueError: a file is not as it must be, or no reference has text.
+        ValueError: a file is malformed, or no reference has text.
     """
     postprocess = Postprocessor.load(punctuator, stable_ts=False)
     steps = {"postprocessing": ["punctuator"] if punctuator else [], "punctuator": punctuator}
@@ -94,12 +94,7 @@ def score_files(
         evaluation = plan_for_file(file, asked, scoring, steps)
         earlier = evaluation.earlier()
         if earlier is None:
-            transcriptions = [
-                Transcription(
-                    row_id, raw_text(reference), postprocess.punctuated(raw_text(prediction)), None
-                )
-                for row_id, reference, prediction in read_foreign_predictions(file.path)
-            ]
+            transcriptions = _transcriptions(file.path, postprocess)
             run.write_config()
             results.append(evaluation.conclude(transcriptions, None, None))
         else:
@@ -108,19 +103,28 @@ def score_files(
     return results
 
 
+def _transcriptions(path: Path, postprocess: Postprocessor) -> list[Transcription]:
+    return [
+        Transcription(
+            row_id, raw_text(reference), postprocess.punctuated(raw_text(prediction)), None
+        )
+        for row_id, reference, prediction in read_foreign_predictions(path)
+    ]
+
+
 def plan_for_file(
     file: PredictionsFile, asked: Decoding, scoring: Scoring, steps: Mapping[str, Any]
 ) -> Evaluation:
-    """Put together what identifies the scoring of a file.
+    """Return the evaluation of a file, with all that identifies it.
 
     Args:
         file: what is scored.
-        asked: of the decoding only language and task are known.
+        asked: the decoding, of which only language and task are known.
         scoring: how to score.
-        steps: what is done to the predictions first.
+        steps: how the predictions are processed before they are scored.
 
     Raises:
-        ValueError: words of Japanese are asked for, and the texts are not Japanese.
+        ValueError: Japanese words are to be scored and the texts are not Japanese.
     """
     scoring.check_words(asked.language, asked.task)
     # What a model translates into is English.

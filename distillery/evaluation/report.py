@@ -1,7 +1,7 @@
 """One page of HTML with everything that evaluations found, for people to read.
 
-The page is a single file without scripts, which asks no server for anything. It covers all results
-in an output folder, the newest of each evaluation.
+The page is a single file without scripts and loads nothing from the network. It shows the newest
+result of each evaluation in an output folder.
 """
 
 import os
@@ -18,8 +18,7 @@ import jinja2
 from distillery.data import folders, manifests, schema, sources
 from distillery.data.specs import DatasetSpec
 from distillery.evaluation import tables
-from distillery.evaluation.axes import Axis, axis_for
-from distillery.evaluation.formats import FILTERS
+from distillery.evaluation.figures import FILTERS, Axis, axis_for
 from distillery.evaluation.hallucinations import Hallucinations
 from distillery.evaluation.results import Prediction, Result, read_folder, read_predictions
 from distillery.storage.files import replacing
@@ -47,7 +46,7 @@ LONG_FORM = {
     "timestamp_overlap": "Overlap, %",
 }
 
-# What else an evaluation of long recordings yields; the other items say how it was made.
+# Items of `Result.more` that are figures of long recordings; the others are settings.
 _FIGURES = {
     "num_rows_with_times",
     *(each.name for kind in (Hallucinations, TimestampScores) for each in fields(kind)),
@@ -101,7 +100,7 @@ def write_report(path: str | os.PathLike[str], entries: Sequence[Entry]) -> None
         rates=tables.titles_for(entry.result for entry in entries) | WORDS_TITLE,
         long_form=LONG_FORM,
         num_worst=NUM_WORST,
-        written=datetime.now(timezone.utc),
+        generated=datetime.now(timezone.utc),
     )
     with replacing(path) as temporary:
         temporary.write_text(page, encoding="utf-8")
@@ -125,7 +124,7 @@ class _Clip(NamedTuple):
 
 
 def _source(result: Result) -> DatasetSpec:
-    """Return which dataset a result is about, and its columns, as far as players need it."""
+    """Return the dataset that a result is about, as far as players need it."""
     columns = result.columns or {}
     is_folder = Path(result.dataset).is_dir()  # a manifest may have no column that names splits
     return DatasetSpec(
@@ -155,7 +154,7 @@ def _local_clips(spec: DatasetSpec) -> tuple[Mapping[str, _Clip], str]:
 def _entry(folder: Path, result: Result, clips: Mapping[str, _Clip], why_no_audio: str) -> Entry:
     """Put a result, its predictions and their audio together.
 
-    A clip whose text is another by now is not the one that was evaluated: it gets no player.
+    A clip whose text has changed since is not the one that was evaluated: it gets no player.
     """
     path = folder / result.predictions
     predictions = read_predictions(path) if path.is_file() else []
@@ -164,7 +163,7 @@ def _entry(folder: Path, result: Result, clips: Mapping[str, _Clip], why_no_audi
         for p in predictions
         if p.id in clips and clips[p.id].text == p.reference_raw
     }
-    reason = why_no_audio or f"the rows of {result.dataset} are others now"
+    reason = why_no_audio or f"the rows of {result.dataset} have changed since"
     return Entry(result, predictions, audio, reason)
 
 
@@ -276,12 +275,12 @@ class _Page:
         return any(result.row.normalizer.startswith(WRITES_DIGITS) for result in self.results)
 
     def of(self, test_set: str, key: str | None = None) -> list[_ShownResult]:
-        """Return the results on a test set, or those that have a certain figure."""
-        there = [result for result in self.results if result.test_set == test_set]
-        return [r for r in there if key is None or r.row.figure(key) not in (None, [], {}, ())]
+        """Return the results on a test set; with `key`, those that have this figure."""
+        matching = [result for result in self.results if result.test_set == test_set]
+        return [r for r in matching if key is None or r.row.figure(key) not in (None, [], {}, ())]
 
     def rates(self, test_set: str) -> list[str]:
-        """Return the two normalised rates, the one that means most on a test set first."""
+        """Return the two normalised rates in the order in which they are shown for a test set."""
         shown = self.of(test_set)
         return [rate for rate in tables.titles_for(r.row for r in shown) if rate.endswith("_norm")]
 
@@ -305,19 +304,19 @@ class _Page:
         return min(rates) if len(rates) > 1 else None
 
     def axis(self, rate: str, test_set: str) -> Axis:
-        """Return a scale for the rates on a test set, intervals included."""
+        """Return an axis for the rates on a test set, intervals included."""
         results = self.of(test_set, rate)
         intervals = [(r.row.ci or {}).get(rate) or () for r in results]
         rates = [r.row.figure(rate) for r in results]
         return axis_for([max([rate, *ci]) for rate, ci in zip(rates, intervals, strict=True)])
 
     def duration_axis(self, test_set: str) -> Axis:
-        """Return a scale for the rates by duration on a test set."""
+        """Return an axis for the rates by duration on a test set."""
         results = self.of(test_set, "by_duration")
         return axis_for([b[r.main_rate] for r in results for b in r.row.by_duration])
 
     def durations(self, test_set: str) -> list[tuple[dict[str, Any], list[dict[str, Any] | None]]]:
-        """Return the ranges of durations on a test set, each with what every model got there."""
+        """Return the ranges of durations on a test set, each with the rates of every model."""
         each = [
             {(b["from_s"], b["to_s"]): dict(b) for b in result.row.by_duration}
             for result in self.of(test_set, "by_duration")
@@ -326,7 +325,7 @@ class _Page:
         return [(ranges[k], [b.get(k) for b in each]) for k in sorted(ranges, key=lambda k: k[0])]
 
     def unlike(self, test_set: str) -> list[str]:
-        """Return what differs between results on a test set that stand side by side."""
+        """Return what makes the results on a test set hard to compare."""
         rows = [result.row for result in self.of(test_set)]
         names = {"normalizer": "normaliser", "num_rows": "number of clips"}
         return [name for key, name in names.items() if len({r.figure(key) for r in rows}) > 1]
@@ -356,7 +355,7 @@ def _without_suffix(path: Path) -> Path:
 
 
 def _settings(result: Result) -> dict[str, str]:
-    """Return how a result was made, groups of settings unpacked."""
+    """Return the settings that a result was made with, as text, groups unpacked."""
     settings: dict[str, str] = {}
     made = {"decoding": result.decoding, "normalizer": result.normalizer, **result.more}
     for key, value in made.items():

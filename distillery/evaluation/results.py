@@ -49,7 +49,7 @@ class JsonRecord:
 
     @classmethod
     def from_row(cls: type[Record], row: Mapping[str, Any]) -> Record:
-        """Return what a row of JSON says.
+        """Return the record of a row of JSON.
 
         Raises:
             ValueError: it lacks a field that has no default.
@@ -90,12 +90,12 @@ class Result(JsonRecord):
         ci: for each rate [low, high], in percent.
         edits: for each rate the fields of `error_rates.ErrorCounts`.
         by_duration: as `Tally.by_duration` returns it.
-        wer_words, word_segmenter: the rate over analysed Japanese words, and what cut them.
+        wer_words, word_segmenter: the rate over Japanese words, and the program that found them.
         baselines: the comparison with each baseline, as `comparison.compare` returns it.
         num_parameters: of the model.
-        audio_s, wall_s: seconds of audio, and what they took.
+        audio_s, wall_s: seconds of audio, and seconds that transcribing them took.
         rtfx: `audio_s` / `wall_s`.
-        predictions: path of the predictions file, from the results' folder.
+        predictions: path of the predictions file, relative to the folder of the results.
         columns: the user's names of the dataset's columns.
         versions, commit: of the libraries, and of this code.
     """
@@ -268,7 +268,7 @@ def read_predictions(path: str | os.PathLike[str]) -> list[Prediction]:
     """Return the rows that `write_predictions` wrote, every field the same text as before.
 
     Raises:
-        ValueError: if the columns are others, or a row has too few or too many fields.
+        ValueError: if the columns differ from those, or a row has too few or too many fields.
     """
     path = Path(path)
     header, rows = _read_csv(path)
@@ -284,8 +284,8 @@ def read_foreign_predictions(path: str | os.PathLike[str]) -> list[tuple[str, st
     """Return id, reference and prediction, as written, of a predictions file from anywhere.
 
     The columns may be those of `Prediction`, of which the raw texts are taken, or `reference` and
-    `prediction`. Where there is no `id`, the number of the row is it, from 1. No text is taken for
-    a missing value: "NA", "null" and "" are texts.
+    `prediction`. Without a column `id`, rows are numbered from 1. "NA", "null" and "" are texts,
+    not missing values.
 
     Raises:
         ValueError: a column is missing, an id occurs twice, there is no row, or a row has too few
@@ -322,7 +322,7 @@ def _is_whole(line: bytes) -> bool:
 
 
 def _quarantine(path: Path, torn: bytes) -> None:
-    """Put a torn line aside, on disk before it is cut off the results."""
+    """Copy a torn line to `<path>.torn`, which is on disk before the results are truncated."""
     aside = Path(f"{path}.torn")
     with aside.open("ab") as file:
         file.write(torn + b"\n")

@@ -4,6 +4,7 @@ Two models are only ever compared in one process, in strict alternation: whateve
 does then slows both alike.
 """
 
+import logging
 import math
 import statistics
 import time
@@ -21,11 +22,13 @@ from scipy import stats
 from torch import nn
 
 from distillery.audio.decoding import Waveform
-from distillery.evaluation.candidates import Candidate
+from distillery.evaluation.evaluations import Candidate
 from distillery.evaluation.speed_results import SpeedResult
 from distillery.whisper.checkpoint import Whisper
 from distillery.whisper.long_form import chunk_bounds, text_of, transcribe_in_chunks
 from distillery.whisper.windows import Decoding
+
+logger = logging.getLogger(__name__)
 
 Clock = Callable[[], float]
 Result = TypeVar("Result")
@@ -53,7 +56,7 @@ class Timing(NamedTuple):
 
 
 def device_clock(device: torch.device) -> Clock:
-    """Return a clock in seconds that waits for what the device has yet to do."""
+    """Return a clock in seconds that waits until the device has finished its work."""
     if device.type == "cpu":
         return time.perf_counter
 
@@ -66,22 +69,15 @@ def device_clock(device: torch.device) -> Clock:
 
 def num_windows(whisper: Whisper, recordings: Sequence[Waveform]) -> int:
     """Return how many windows `transcribe` decodes."""
-    return sum(
-        1
-        for recording in recordings
-        for _ in chunk_bounds(
-            recording,
-            whisper.log_mel.sampling_rate,
-            whisper.log_mel.window_s,
-            2 * _stride_s(whisper),
-        )
-    )
+    log_mel = whisper.log_mel
+    lengths = log_mel.sampling_rate, log_mel.window_s, 2 * _stride_s(whisper)
+    return sum(1 for recording in recordings for _ in chunk_bounds(recording, *lengths))
 
 
 def transcribe(
     whisper: Whisper, recordings: Sequence[Waveform], decoding: Decoding, batch_size: int
 ) -> list[str]:
-    """Return the text of each recording, by chunked long-form decoding in whole windows.
+    """Return the text of each recording, by chunked decoding with chunks of one window.
 
     Args:
         whisper: the model.
@@ -101,7 +97,7 @@ def transcribe(
 
 
 def _stride_s(whisper: Whisper) -> float:
-    return whisper.log_mel.window_s / 6  # as evaluation has it
+    return whisper.log_mel.window_s / 6  # as in the evaluation of long recordings
 
 
 def time_transcription(
@@ -160,18 +156,16 @@ def memory_kind(device: torch.device) -> str | None:
 
 
 def reset_peak_memory(device: torch.device) -> None:
-    """Let the peak begin anew at what is used now."""
-    kind = memory_kind(device)
-    if kind == CUDA_PEAK:
+    """Reset the peak to the memory in use now."""
+    if (kind := memory_kind(device)) == CUDA_PEAK:
         torch.cuda.reset_peak_memory_stats(device)
     elif kind == RESIDENT_PEAK:
         _STATUS.with_name("clear_refs").write_text("5")  # see proc_pid_clear_refs(5)
 
 
 def peak_memory(device: torch.device) -> int | None:
-    """Return the peak since the last reset in bytes, of everything that is loaded."""
-    kind = memory_kind(device)
-    if kind == CUDA_PEAK:
+    """Return the peak of memory in use since the last reset, in bytes."""
+    if (kind := memory_kind(device)) == CUDA_PEAK:
         return int(torch.cuda.max_memory_allocated(device))
     if kind is None:
         return None
@@ -239,25 +233,30 @@ def is_out_of_memory(error: BaseException) -> bool:
     return of_kind or "can't allocate memory" in str(error)
 
 
-def alternate(runs: Sequence[Callable[[], Result]], num_rounds: int) -> list[list[Result]]:
+def alternate(
+    runs: Sequence[Callable[[], Result]], num_rounds: int, logging_steps: int
+) -> list[list[Result]]:
     """Run each once to warm up, then all in turn for several rounds; return each one's results."""
     for run in runs:
         run()
-    rounds = [[run() for run in runs] for _ in range(num_rounds)]
+    rounds = []
+    for number in range(1, num_rounds + 1):
+        rounds.append([run() for run in runs])
+        if number % logging_steps == 0:
+            logger.info("%d of %d rounds measured", number, num_rounds)
     return [list(results) for results in zip(*rounds, strict=True)]
 
 
 def ratio_with_interval(
     ours: Sequence[float], theirs: Sequence[float]
 ) -> tuple[float, tuple[float, float]]:
-    """Return how many times as large ours are, and the 95 % t-interval over pairs.
+    """Return the geometric mean of the ratios of pairs, and its 95 % t-interval.
 
-    The ratio is the geometric mean of the pairs' ratios, and the interval is made of their
-    logarithms: half as fast is as far from equal as twice as fast.
+    Logarithms are averaged: half as fast is as far from equal as twice as fast.
 
     Args:
-        ours, theirs: figures above 0; those at the same place were measured one after the other,
-            at least two pairs.
+        ours, theirs: at least two figures above 0 each; those at the same place were measured one
+            after the other.
     """
     logs = [math.log(a / b) for a, b in zip(ours, theirs, strict=True)]
     middle, freedom = statistics.fmean(logs), len(logs) - 1
@@ -266,11 +265,11 @@ def ratio_with_interval(
     return math.exp(middle), (math.exp(middle - margin), math.exp(middle + margin))
 
 
-def made_sound(duration_s: float, sampling_rate: int) -> Waveform:
+def synthetic_sound(duration_s: float, sampling_rate: int) -> Waveform:
     """Make sound with the rhythm and the loudness of speech; the same in every call.
 
-    Harmonics of a wandering pitch and some noise come and go four times a second. No model was
-    trained to write anything for it.
+    Harmonics of a wandering pitch and some noise rise and fall four times a second. What a model
+    writes for it means nothing.
 
     Returns:
         float32 (samples,).
@@ -286,7 +285,7 @@ def made_sound(duration_s: float, sampling_rate: int) -> Waveform:
 
 
 def cut(sound: Waveform, num_recordings: int, num_samples: int) -> list[Waveform]:
-    """Cut recordings of one length from a sound, one behind the other, over and over."""
+    """Cut recordings of one length from a sound, one after another; the sound repeats."""
     starts = [number * num_samples % len(sound) for number in range(num_recordings)]
     places = np.arange(num_samples)
     return [sound.take(start + places, mode="wrap") for start in starts]
@@ -324,6 +323,7 @@ def compare(
     sound: Sound,
     length_s: float,
     num_runs: int,
+    logging_steps: int,
 ) -> list[SpeedResult]:
     """Measure all models, each at its batch size, in strict alternation.
 
@@ -333,13 +333,14 @@ def compare(
         sound: what recordings are cut from.
         length_s: of each recording.
         num_runs: after one to warm up.
+        logging_steps: log once in this many rounds.
     """
     recordings = [
         _recordings(candidate, sound, length_s, size)
         for candidate, size in zip(candidates, batch_sizes, strict=True)
     ]
     work = list(zip(candidates, recordings, batch_sizes, strict=True))
-    timings = alternate([partial(_run, *each) for each in work], num_runs)
+    timings = alternate([partial(_run, *each) for each in work], num_runs, logging_steps)
     results = [
         _figures(*each, times, length_s, sound) for each, times in zip(work, timings, strict=True)
     ]

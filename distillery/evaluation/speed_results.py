@@ -1,4 +1,4 @@
-"""Figures of speed: rows in `speed.jsonl`, and the table and the picture that are made of them."""
+"""Figures of speed: rows in `speed.jsonl`, and the table and plot that are made from them."""
 
 import csv
 import importlib.util
@@ -89,7 +89,7 @@ def earlier_results(
 
 
 def speed_table(results: Sequence[SpeedResult]) -> str:
-    """Return the figures to read: ratio and interval in one cell."""
+    """Return a Markdown table of the figures, ratio and interval in one cell."""
     names = folder_names(result.model for result in results)
     lines = [{**result.to_row(), "model": names[result.model]} for result in results]
     for line in lines:
@@ -101,7 +101,7 @@ def speed_table(results: Sequence[SpeedResult]) -> str:
 
 
 def write_csv(path: Path, results: Sequence[SpeedResult]) -> None:
-    """Write the figures of one run as a table, in the place of an earlier run's."""
+    """Write the figures of one run as CSV, replacing an earlier run's."""
     with (
         replacing(path) as temporary,
         temporary.open("w", encoding="utf-8", newline="") as file,

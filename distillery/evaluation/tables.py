@@ -10,9 +10,9 @@ from distillery.evaluation.results import Result
 
 TITLES = {"cer_norm": "CER", "wer_norm": "WER", "cer_raw": "Raw CER", "wer_raw": "Raw WER"}
 
-# What a user chooses beside model and data. Results of one model that differ in any of these stand
-# side by side in a table; those that differ in something else, such as the weights in the same
-# folder, are an older and a newer state of one thing.
+# What a user chooses beside model and data. Results of one model that differ in any of these get a
+# line each in a table. Where they differ in something else, such as the weights in the folder, the
+# newer result replaces the older.
 SETTINGS = (
     *("algorithm", "chunk_length_s", "stride_length_s"),
     *("condition_on_prev_tokens", "temperature_fallback"),
@@ -59,7 +59,7 @@ def result_table(results: Sequence[Result], shown: Mapping[str, str]) -> str:
 
     Args:
         results: its lines.
-        shown: what each model is called, by its full name.
+        shown: the names to print, by the models' full names.
     """
     lines = [{**result.to_row(), "model": shown[result.model]} for result in results]
     columns = ["model", "dataset", "algorithm", *titles_for(results), "rtfx", "num_rows"]
@@ -78,7 +78,7 @@ def newest(results: Iterable[Result]) -> list[Result]:
 
 
 def folder_names(models: Iterable[str]) -> dict[str, str]:
-    """Return what each model is called in a table: a folder's own name, where no other has it.
+    """Return the names of models in a table: of a folder its last part, where that is unique.
 
     Hub ids, and the paths of folders of the same name, stay as they are.
     """
@@ -88,13 +88,13 @@ def folder_names(models: Iterable[str]) -> dict[str, str]:
 
 
 def _with_steps(result: Result, name: str) -> str:
-    """Return a model's name with the steps that follow the decoding."""
+    """Return a model's name with the steps of postprocessing."""
     steps = " + ".join(result.postprocessing)
     return f"{name} ({steps})" if steps else name
 
 
 def _test_set(result: Result) -> tuple[str, str, str, str]:
-    # A set that was decoded as long recordings, too, is another test.
+    # The same set decoded as long recordings is another test set.
     form = "" if result.form == "short_form" else result.form.replace("_", " ")
     return result.dataset, result.config or "", result.split or "", form
 
@@ -112,7 +112,7 @@ def distinct_names(results: Sequence[Result], shown: Mapping[str, str]) -> list[
 
     Args:
         results: the lines of a table.
-        shown: what each model is called, by its full name.
+        shown: the names to print, by the models' full names.
     """
     by_model: dict[str, list[tuple[Any, dict[str, Any]]]] = {}
     for result in results:
@@ -138,7 +138,7 @@ def set_names(results: Sequence[Result], shown: Mapping[str, str] | None = None)
 
     Args:
         results: the columns of a table.
-        shown: what each dataset is called, by its full name; default: that name.
+        shown: the names to print, by the datasets' full names; default: the full names.
     """
     sets = {_test_set(result) for result in results}
     names = []

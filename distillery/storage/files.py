@@ -79,4 +79,4 @@ def sha256(path: Path) -> str:
 
 
 class DamagedFileError(Exception):
-    """A file whose content is not what it should be; the message says in what."""
+    """A file whose content is not what it should be; the message says what is wrong."""

@@ -1,4 +1,4 @@
-"""The account of what a stage or a reader was given: nothing is lost without a reason."""
+"""The account of rows, lines or files: each one is passed on, dropped or quarantined."""
 
 from collections import Counter
 from collections.abc import Sequence

@@ -1,6 +1,7 @@
 """A run of a stage in its output folder, and the record that it leaves there."""
 
 import logging
+import shutil
 import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -67,7 +68,7 @@ class Run:
         write_text(self.folder / CONFIG, self.config)
 
     def finish(self, **results: Any) -> None:
-        """Write the record of a run that did all it had to."""
+        """Write the record of a run that is complete."""
         self.write(COMPLETE, **results)
 
     def was_completed(self) -> bool:
@@ -96,7 +97,7 @@ class Run:
         return True
 
     def has_work(self) -> bool:
-        """Tell whether an earlier run was completed, or left more in the folder than its record."""
+        """Tell whether an earlier run was completed, or left files beside its record."""
         left = (path for pattern in self.owned for path in self.folder.glob(pattern))
         return self.record_path.exists() and (self.was_completed() or any(left))
 
@@ -119,6 +120,34 @@ class Run:
         if self.was_completed():
             return "complete: nothing to do"
         return f"goes on with the run that is there: {done}"
+
+    def refuse_foreign_files(self) -> None:
+        """Raise ValueError if a folder without a run holds files under the names of this stage."""
+        foreign = self._files_of_stage()
+        if foreign:
+            names = ", ".join(str(path.relative_to(self.folder)) for path in foreign[:3])
+            more = f" and {len(foreign) - 3} more" if len(foreign) > 3 else ""
+            raise ValueError(
+                f"--output_dir {self.folder} holds {names}{more}, which this stage would write "
+                "and no run of it has left there: name another folder"
+            )
+
+    def throw_away(self) -> None:
+        """Delete what earlier runs of this stage left, and never through a symbolic link."""
+        for path in self._files_of_stage():
+            if _leads_elsewhere(path, self.folder):
+                raise ValueError(
+                    f"--overwrite_output_dir: {path} is, or lies behind, a symbolic link: what it "
+                    "leads to is not deleted; remove the link"
+                )
+        for path in self._files_of_stage():
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        # The record goes last: without it, what a kill left would not look like ours.
+        self.record_path.unlink()
+
+    def _files_of_stage(self) -> list[Path]:
+        patterns = (*self.owned, CONFIG)
+        return sorted({path for pattern in patterns for path in self.folder.glob(pattern)})
 
     def refuse_other_stage(self) -> None:
         """Raise ValueError if the folder holds a run of another stage."""
@@ -149,3 +178,9 @@ class Run:
                 f"--output_dir {self.folder} holds a run of another configuration:\n  {listed}\n"
                 f"{self.remedy}"
             )
+
+
+def _leads_elsewhere(path: Path, folder: Path) -> bool:
+    """Tell whether a path in a folder is, or lies behind, a symbolic link."""
+    parts = path.relative_to(folder).parts
+    return any(folder.joinpath(*parts[: n + 1]).is_symlink() for n in range(len(parts)))

@@ -1,4 +1,4 @@
-"""Shards that are sealed: files with a checksum and an account of the rows in them."""
+"""Sealed shards: files whose seal holds a checksum and the account of their rows."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -21,10 +21,11 @@ def read_seal(path: Path) -> Ledger | None:
     """Return the account of a whole shard, or None where it must be written (again)."""
     try:
         seal = read_json(seal_path(path))
-        whole = seal["sha256"] == sha256(path)
-    except (FileNotFoundError, ValueError, KeyError, TypeError):  # not there, or not a seal
-        return None
-    return Ledger.from_dict(seal["ledger"]) if whole else None
+        ledger = Ledger.from_dict(seal["ledger"])
+        is_whole = seal["sha256"] == sha256(path)
+    except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
+        return None  # it is not there, or it is no seal
+    return ledger if is_whole else None
 
 
 def seal_path(path: Path) -> Path:

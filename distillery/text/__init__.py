@@ -1,4 +1,4 @@
-"""What is written: tokens, labels, normalisation, timestamps, error rates.
+"""Texts: tokens, labels, normalisation, timestamps, error rates.
 
 Pure functions on strings, ids and numbers; no torch, no files of a run.
 """

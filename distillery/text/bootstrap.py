@@ -1,11 +1,11 @@
-"""Confidence intervals of error rates: how far they move if other utterances had been drawn.
+"""Confidence intervals of error rates: how far they would move with other utterances.
 
 The bootstrap over utterances of Bisani & Ney, "Bootstrap estimates for confidence intervals in ASR
 performance evaluation" (ICASSP 2004): draw as many utterances as there are, with replacement, take
 the rate of the whole draw, repeat, and take percentiles. For two models on the same utterances each
 draw is scored under both, so that what is hard for both does not widen the interval.
 
-All rates of a draw come from one product of a matrix with how often each utterance was drawn. For
+All rates of a draw come from one product: how often each utterance was drawn, times its counts. For
 four rates of 100,000 pairs that takes 1.2 s; `scipy.stats.bootstrap`, one call for each rate, takes
 6.2 s, and its intervals are the same within the noise of the draws.
 """
@@ -41,7 +41,7 @@ def difference_intervals(
         seed: of the draws.
 
     Raises:
-        ValueError: the two are not of equal length.
+        ValueError: the two differ in length.
     """
     lengths = {len(count) for counts in (ours, theirs) for count in counts.values()}
     if len(lengths) != 1:

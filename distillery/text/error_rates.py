@@ -65,7 +65,7 @@ class Scores:
 
     Attributes:
         cer_norm, wer_norm: under the normaliser.
-        cer_raw, wer_raw: with case and punctuation, as `Normalizer.raw` has it.
+        cer_raw, wer_raw: with case and punctuation; see `Normalizer.raw`.
         num_rows: all rows, those left out included.
         num_empty_references: rows left out of all four rates, because nothing of their reference
             is left after normalisation.
@@ -79,7 +79,7 @@ class Scores:
     num_empty_references: int
 
     def summary(self, unit: str = "clips") -> str:
-        """Return the normalised rates in words, for a line of the log."""
+        """Return the normalised rates as a line for the log."""
         num_scored = self.num_rows - self.num_empty_references
         left_out = self.num_empty_references
         note = f" ({left_out} more have an empty reference)" if left_out else ""
@@ -172,22 +172,10 @@ def word_errors(references: Sequence[str], predictions: Sequence[str]) -> ErrorC
     return _corpus_errors(references, predictions, "word")
 
 
-def error_rates(references: Sequence[str], predictions: Sequence[str]) -> dict[str, float]:
-    """Return `wer` and `cer` of a corpus in percent, without any normalisation.
-
-    Raises:
-        ValueError: if the two are not of equal length.
-    """
-    return {
-        "wer": word_errors(references, predictions).error_rate,
-        "cer": character_errors(references, predictions).error_rate,
-    }
-
-
 def pair_error_rate(reference: str, prediction: str, unit: Unit) -> float:
     """Return the error rate of one pair in percent; `ErrorCounts` says how an empty one counts."""
-    expected, written = _units(reference, prediction, unit)
-    return _percent(Levenshtein.distance(expected, written), len(expected))
+    expected, predicted = _units(reference, prediction, unit)
+    return _percent(Levenshtein.distance(expected, predicted), len(expected))
 
 
 def count_errors(normalized: Sequence[tuple[str, str]], raw: Sequence[tuple[str, str]]) -> Tally:
@@ -253,12 +241,12 @@ def alignment(reference: str, prediction: str, unit: Unit) -> str:
 def aligned_runs(reference: str, prediction: str, unit: Unit) -> list[AlignedRun]:
     """Return the runs of equal and of differing text, in order; they spell out both texts."""
     if unit == "char":
-        expected, written = list(reference.strip()), list(prediction.strip())
+        expected, predicted = list(reference.strip()), list(prediction.strip())
     else:
-        expected, written = reference.split(), prediction.split()
+        expected, predicted = reference.split(), prediction.split()
     space = "" if unit == "char" else " "
     return [
-        AlignedRun(run.tag, space.join(expected[i:j]), space.join(written[k:n]))
+        AlignedRun(run.tag, space.join(expected[i:j]), space.join(predicted[k:n]))
         for run in Levenshtein.opcodes(*_units(reference, prediction, unit))
         for i, j, k, n in [(run.src_start, run.src_end, run.dest_start, run.dest_end)]
     ]
@@ -267,7 +255,7 @@ def aligned_runs(reference: str, prediction: str, unit: Unit) -> list[AlignedRun
 def _corpus_errors(
     references: Sequence[str], predictions: Sequence[str], unit: Unit
 ) -> ErrorCounts:
-    """Add up the edits of all pairs: long texts weigh more than short ones, as the field has it."""
+    """Add up the edits of all pairs, so that long texts weigh more than short ones."""
     _check_lengths(references, predictions)
     return _total(_utterance_errors(list(zip(references, predictions, strict=True)), unit))
 
@@ -280,8 +268,8 @@ def _utterance_errors(pairs: Sequence[tuple[str, str]], unit: Unit) -> Counts:
     """Return hits, substitutions, deletions and insertions of each pair, int64 (pairs, 4)."""
     counts = []
     for reference, prediction in pairs:
-        expected, written = _units(reference, prediction, unit)
-        tags = [edit.tag for edit in Levenshtein.editops(expected, written)]
+        expected, predicted = _units(reference, prediction, unit)
+        tags = [edit.tag for edit in Levenshtein.editops(expected, predicted)]
         substituted, deleted = tags.count("replace"), tags.count("delete")
         hits = len(expected) - substituted - deleted
         counts.append((hits, substituted, deleted, len(tags) - substituted - deleted))
@@ -297,8 +285,8 @@ def _units(
     # Equal words get equal integers: rapidfuzz would compare strings by their hash alone.
     number: dict[str, int] = {}
     expected = [number.setdefault(word, len(number)) for word in reference.split()]
-    written = [number.setdefault(word, len(number)) for word in prediction.split()]
-    return expected, written
+    predicted = [number.setdefault(word, len(number)) for word in prediction.split()]
+    return expected, predicted
 
 
 def _percent(errors: int, length: int) -> float:

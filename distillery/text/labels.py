@@ -62,7 +62,7 @@ class LabelRule:
         language, task: as in `SpecialTokens.prefix`.
         max_positions: decoder positions of the model; a prompt is shortened to fit, never the text.
         timestamp_probability: share of rows with timestamps that keep them.
-        condition_on_prev_probability: share of rows with a window before them that see it.
+        condition_on_prev_probability: share of rows with a previous window that get it as a prompt.
         seed: of the draws.
     """
 
@@ -100,7 +100,7 @@ class LabelRule:
             transcript: ids or text.
             previous: ids of the window before, where it may be a prompt.
             truncated: the transcript was cut at a maximum length, so that no end is learnt from it.
-            epoch: rows whose labels are built while training are drawn anew in each.
+            epoch: of training; each one draws anew.
         """
         draw = random.Random(f"{self.seed} {epoch} {row_id}")
         keep_timestamps = draw.random() < self.timestamp_probability
@@ -130,14 +130,14 @@ def num_text_labels(labels: Sequence[int], tokens: SpecialTokens) -> int:
 def decoder_inputs_and_targets(
     labels: Sequence[int], tokens: SpecialTokens
 ) -> tuple[list[int], list[int]]:
-    """Split a label sequence into what the decoder reads and what it must say next.
+    """Split a label sequence into the decoder's inputs and the targets that follow them.
 
     Targets of the prompt and of `<|startoftranscript|>` are `IGNORED`; both lists have one id less
     than the labels.
 
     Raises:
-        ValueError: if the labels have no `<|startoftranscript|>` (facts: the first label must be
-            compared with it, never with `bos_token_id`, which is `<|endoftext|>`).
+        ValueError: if the labels have no `<|startoftranscript|>`. It is not `bos_token_id`, which
+            in Whisper is `<|endoftext|>`.
     """
     start = _start_of_transcript(labels, tokens)
     if start is None:

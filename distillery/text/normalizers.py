@@ -113,7 +113,7 @@ def normalizer_for(
 
 
 def raw_text(text: str) -> str:
-    """Return the spoken words alone: `text` without Whisper's `<|...|>` markup, stripped."""
+    """Return `text` without Whisper's `<|...|>` markup, stripped."""
     return _MARKUP.sub("", text).strip()
 
 

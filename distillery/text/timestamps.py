@@ -44,7 +44,7 @@ def passages(ids: Sequence[int], tokens: SpecialTokens) -> list[Passage]:
         ids: text and timestamps, without prefix and end.
         tokens: of the model.
     """
-    written: list[Passage] = []
+    split: list[Passage] = []
     start: float | None = None
     text: list[int] = []
     for token in ids:
@@ -53,13 +53,13 @@ def passages(ids: Sequence[int], tokens: SpecialTokens) -> list[Passage]:
             continue
         time_s = (token - tokens.timestamp_begin) * TIMESTAMP_STEP_S
         if text:
-            written.append(Passage(start or 0.0, max(time_s, start or 0.0), tuple(text)))
+            split.append(Passage(start or 0.0, max(time_s, start or 0.0), tuple(text)))
             start, text = None, []
         else:
             start = time_s
     if text or start is not None:
-        written.append(Passage(start or 0.0, None, tuple(text)))
-    return written
+        split.append(Passage(start or 0.0, None, tuple(text)))
+    return split
 
 
 def segments_of_markup(text: str) -> list[Segment]:
@@ -145,7 +145,7 @@ def matches(
 ) -> list[tuple[Segment, Segment]]:
     """Return the pairs of segments that each share the most time with the other."""
     references, predictions = sorted(references), sorted(predictions)
-    of_reference: dict[int, tuple[float, int]] = {}  # the most shared, and with which
+    of_reference: dict[int, tuple[float, int]] = {}  # seconds shared, and the other's index
     of_prediction: dict[int, tuple[float, int]] = {}
     for i, j, shared in _overlaps(references, predictions):
         if shared > of_reference.get(i, (0.0, -1))[0]:
@@ -178,9 +178,9 @@ def shared_s(first: Sequence[tuple[float, float]], second: Sequence[tuple[float,
 
 
 def _overlaps(first: Sequence[Segment], second: Sequence[Segment]) -> list[tuple[int, int, float]]:
-    """Return (index, index, seconds) of the pairs that share time; both lists are sorted."""
+    """Return (index, index, seconds) of the pairs that share time, of two sorted lists."""
     overlaps = []
-    # No segment is longer than the longest: what started before that cannot reach this one.
+    # A segment that starts more than the longest one's length before this one cannot reach it.
     longest = max((segment.duration for segment in second), default=0.0)
     lowest = 0
     for i, segment in enumerate(first):

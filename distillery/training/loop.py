@@ -1,6 +1,7 @@
 """The loop that fine-tuning and distillation share: one update after another, until the last.
 
-What a stage does between two updates (log, evaluate, save) is written out in its script.
+What a stage does between two updates (log, evaluate, save) is written out in its script; what
+stands around them is a `Session`.
 """
 
 import gc
@@ -136,11 +137,7 @@ def updates(
             sums, norm = _update(trainer, micro_batches, num_tokens)
             progress.step += 1
             update = Update(progress.step, progress.step == data.num_updates, sums, norm)
-            # With float16 an overflow is no fault: the gradient scaler finds its scale by it.
-            is_fault = not update.is_finite and accelerator.scaler is None
-            non_finite = non_finite + 1 if is_fault else 0
-            if is_fault:
-                _log_non_finite(micro_batches, progress.step, non_finite)
+            non_finite = _count_non_finite(accelerator, update, micro_batches, non_finite)
             if num_bad:
                 note_bad_clips(accelerator, micro_batches, progress)
             bar.update()
@@ -208,14 +205,21 @@ def _update(
     return sums, norm
 
 
-def _log_non_finite(micro_batches: Sequence[Batch], step: int, in_a_row: int) -> None:
+def _count_non_finite(
+    accelerator: Accelerator, update: Update, micro_batches: Sequence[Batch], in_a_row: int
+) -> int:
+    """Return how many updates in a row were skipped; log the rows of this one if it was."""
+    # With float16 an overflow is no fault: the gradient scaler finds its scale by it.
+    if update.is_finite or accelerator.scaler is not None:
+        return 0
     ids = [row_id for batch in micro_batches for row_id in batch.ids]
-    logger.error("update %d is skipped: its gradient is not finite; rows %s", step, ids)
-    if in_a_row == MAX_NON_FINITE:
+    logger.error("update %d is skipped: its gradient is not finite; rows %s", update.step, ids)
+    if in_a_row + 1 == MAX_NON_FINITE:
         raise ValueError(
             f"{MAX_NON_FINITE} updates in a row had gradients that are not finite; the weights are "
             "as before them: look at the rows named above, or lower --learning_rate"
         )
+    return in_a_row + 1
 
 
 # --- clips that cannot be used --------------------------------------------------------------------

@@ -72,17 +72,12 @@ def distillation_loss(
     """
     valid = targets.reshape(-1) != IGNORED
     rows = student_hidden.reshape(-1, student_hidden.shape[-1])[valid]
-    teacher_rows = None
-    if teacher_hidden is not None:
+    teacher = None
+    if teacher_hidden is not None and teacher_head is not None:
         teacher_rows = teacher_hidden.reshape(-1, teacher_hidden.shape[-1])[valid].detach()
+        teacher = teacher_rows, teacher_head.to(teacher_rows.dtype)
     total, ce, kl = _ChunkedLoss.apply(  # type: ignore[no-untyped-call]  # torch's own
-        rows,
-        student_head,
-        targets.reshape(-1)[valid],
-        teacher_rows,
-        teacher_head,
-        weights,
-        chunk_rows,
+        rows, student_head, targets.reshape(-1)[valid], teacher, weights, chunk_rows
     )
     return LossSums(total, ce, kl, int(valid.sum()))
 
@@ -91,7 +86,7 @@ class _ChunkedLoss(torch.autograd.Function):
     """Sum the losses over rows chunk by chunk and keep only the gradients of the inputs."""
 
     @staticmethod
-    def forward(ctx, rows, head, targets, teacher_rows, teacher_head, weights, chunk_rows):  # type: ignore[no-untyped-def]
+    def forward(ctx, rows, head, targets, teacher, weights, chunk_rows):  # type: ignore[no-untyped-def]
         sums = torch.zeros(3, dtype=torch.float32, device=rows.device)
         grad_rows = torch.zeros_like(rows) if ctx.needs_input_grad[0] else None
         # Summed over many chunks, so kept in float32 whatever the computation's dtype.
@@ -101,9 +96,9 @@ class _ChunkedLoss(torch.autograd.Function):
             for start in range(0, rows.shape[0], chunk_rows):
                 part = slice(start, start + chunk_rows)
                 teacher_logits = None
-                if teacher_rows is not None:
-                    compute_teacher_head = teacher_head.to(teacher_rows.dtype)
-                    teacher_logits = (teacher_rows[part] @ compute_teacher_head.T).float()
+                if teacher is not None:
+                    teacher_rows, teacher_head = teacher
+                    teacher_logits = (teacher_rows[part] @ teacher_head.T).float()
                 logits = (rows[part] @ compute_head.T).float()
                 losses, grad = _losses_and_gradient(logits, targets[part], teacher_logits, weights)
                 sums += losses
@@ -123,7 +118,7 @@ class _ChunkedLoss(torch.autograd.Function):
         grad_rows, grad_head = ctx.saved_tensors
         rows = None if grad_rows is None else grad_rows * grad_total.to(grad_rows.dtype)
         head = None if grad_head is None else (grad_head * grad_total).to(ctx.head_dtype)
-        return rows, head, None, None, None, None, None
+        return rows, head, None, None, None, None
 
 
 def _losses_and_gradient(

@@ -3,7 +3,7 @@
 import json
 import logging
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 
 import torch
@@ -16,7 +16,6 @@ from distillery.storage.ledger import Ledger
 from distillery.storage.runs import Run
 from distillery.training.loop import Progress, Trainer
 from distillery.training.monitor import LOSS_LOG, LossWindow
-from distillery.training.settings import Saving
 from distillery.whisper import checkpoint
 
 logger = logging.getLogger(__name__)
@@ -52,7 +51,13 @@ class CheckpointSaver:
     """Saves checkpoints: one every so many updates, and one where the updates end."""
 
     def __init__(
-        self, trainer: Trainer, progress: Progress, window: LossWindow, folder: Path, saving: Saving
+        self,
+        trainer: Trainer,
+        progress: Progress,
+        window: LossWindow,
+        folder: Path,
+        every: int,
+        keep: int | None,
     ) -> None:
         """Begin with what is saved already.
 
@@ -62,24 +67,26 @@ class CheckpointSaver:
                 nothing to lose.
             window: of the losses that are not logged yet.
             folder: of the run.
-            saving: when, and how many stay.
+            every: updates between two checkpoints.
+            keep: how many stay; None keeps all.
         """
         self.trainer = trainer
         self.window = window
         self.folder = folder
-        self.saving = saving
+        self.every = every
+        self.keep = keep
         self._saved_step = progress.step
 
     def save_if_due(self, progress: Progress) -> None:
         """Save a checkpoint after every so many updates."""
-        if progress.step % self.saving.every == 0:
+        if progress.step % self.every == 0:
             self.save(progress)
 
     def save(self, progress: Progress) -> None:
         """Save a checkpoint, unless there is one of this update."""
         if progress.step != self._saved_step:
             progress.window = self.window.to_list()
-            save_checkpoint(self.trainer, progress, self.folder, self.saving.keep)
+            save_checkpoint(self.trainer, progress, self.folder, self.keep)
             self._saved_step = progress.step
 
 
@@ -128,11 +135,28 @@ def resume(trainer: Trainer, folder: Path) -> Progress:
         trainer.schedule.load_state_dict(state["schedule"])
         if trainer.accelerator.scaler:
             trainer.accelerator.scaler.load_state_dict(state["scaler"])
-        progress = Progress(**read_json(newest / checkpoints.PROGRESS))
+        progress = read_progress(newest / checkpoints.PROGRESS)
         logger.info("going on from %s", newest)
     if trainer.accelerator.is_main_process:
         cut_log(folder / LOSS_LOG, progress.step)
     return progress
+
+
+def read_progress(path: Path) -> Progress:
+    """Read the progress of a checkpoint.
+
+    Raises:
+        ValueError: another version of this software wrote it.
+    """
+    values = read_json(path)
+    names = {each.name for each in fields(Progress)}
+    if set(values) != names:
+        raise ValueError(
+            f"{path} was written by another version: it has {', '.join(sorted(values))} where "
+            f"{', '.join(sorted(names))} are needed; go on with that version, or start over with "
+            "--overwrite_output_dir"
+        )
+    return Progress(**values)
 
 
 def cut_log(path: Path, step: int) -> None:

@@ -76,19 +76,6 @@ class Optimization:
 
 
 @dataclass(frozen=True)
-class Saving:
-    """When checkpoints are saved.
-
-    Attributes:
-        every: updates between two checkpoints.
-        keep: how many stay; None keeps all.
-    """
-
-    every: int
-    keep: int | None
-
-
-@dataclass(frozen=True)
 class Evaluation:
     """How a model is evaluated while it is trained.
 

@@ -179,6 +179,20 @@ def set_prompt(student: Whisper, language: str | None, task: str) -> None:
         student.model.generation_config.task = task
 
 
+def refuse_layerdrop(student: Whisper, num_processes: int) -> None:
+    """Raise ValueError if layers are to be dropped while several processes share the gradients.
+
+    Each process drops other layers, and all would wait for ever for the gradients of those.
+    """
+    for name in ("encoder_layerdrop", "decoder_layerdrop"):
+        share = getattr(student.model.config, name)
+        if num_processes > 1 and share > 0:
+            raise ValueError(
+                f"{name} is {share:g} in the config.json of the student: {num_processes} processes "
+                "cannot train a model that drops layers; set it to 0, or train in one process"
+            )
+
+
 def make_trainable(student: Whisper, freeze_encoder: bool, gradient_checkpointing: bool) -> None:
     """Freeze a student's encoder, and let it compute activations twice, where that is asked for."""
     if freeze_encoder:

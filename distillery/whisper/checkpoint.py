@@ -24,10 +24,25 @@ from distillery.whisper.compute import ATTENTIONS
 
 logger = logging.getLogger(__name__)
 
+# Patterns of the files of a checkpoint that decide what the model writes.
+DECIDING_FILES = (
+    "*.safetensors",
+    "config.json",
+    "generation_config.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "tokenizer*.json",
+    "vocab.json",
+    "merges.txt",
+    "normalizer.json",
+    "added_tokens.json",
+    "special_tokens_map.json",
+)
+
 
 @dataclass(frozen=True)
 class Processor:
-    """What surrounds a Whisper model: text side, audio side, and the decoder's positions."""
+    """A checkpoint but for its weights: tokenizer, features, and number of decoder positions."""
 
     tokenizer: WhisperTokenizer
     feature_extractor: WhisperFeatureExtractor
@@ -55,7 +70,7 @@ class Processor:
 
 @dataclass(frozen=True)
 class Whisper(Processor):
-    """A Whisper checkpoint: a model with what surrounds it."""
+    """A Whisper checkpoint: the model and its processor."""
 
     model: WhisperForConditionalGeneration
 
@@ -149,9 +164,9 @@ def load_outline(
     revision: str | None = None,
     cache_dir: str | None = None,
 ) -> Whisper:
-    """Load a checkpoint without its weights: the model has all shapes, and no numbers.
+    """Load a checkpoint without its weights: the model has shapes only, for a dry run.
 
-    It can tell what the real one would do and take. Arguments and errors are those of `load`.
+    Arguments and errors are those of `load`.
     """
     processor = load_processor(name_or_path, revision, cache_dir)
     source = {"revision": revision or "main", "cache_dir": cache_dir}
@@ -165,21 +180,24 @@ def load_outline(
 def _generation_config(name_or_path: str, source: dict[str, str | None]) -> GenerationConfig:
     try:
         return GenerationConfig.from_pretrained(name_or_path, **source)
-    except OSError:  # the file is optional
-        return GenerationConfig()
+    except OSError as error:
+        path = Path(name_or_path) / "generation_config.json"
+        if path.exists():
+            raise ValueError(f"{path} is damaged: {error}") from error
+        return GenerationConfig()  # the file is optional
 
 
 def fingerprint(name_or_path: str) -> str | None:
     """Return a checksum that changes when a local model is trained again; None for a Hub id.
 
-    It covers names, sizes and times of the files that decide what the model writes.
+    It covers names, sizes and times of the files that decide what the model writes: weights,
+    settings, tokenizer and preprocessor.
     """
     folder = Path(name_or_path)
     if not folder.exists():
         return None
     digest = hashlib.sha256()
-    settings = [folder / name for name in ("config.json", "generation_config.json")]
-    for file in sorted([*folder.glob("*.safetensors"), *filter(Path.exists, settings)]):
+    for file in sorted(path for kind in DECIDING_FILES for path in folder.glob(kind)):
         stat = file.stat()
         digest.update(f"{file.name} {stat.st_size} {stat.st_mtime_ns}".encode())
     return digest.hexdigest()
@@ -237,7 +255,7 @@ def check_finite(model: WhisperForConditionalGeneration, name: str) -> None:
 def have_same_weights(first: nn.Module, second: nn.Module) -> bool:
     """Tell whether two modules have equal weights of the same names, in the dtype of the first.
 
-    Of outlines, which have no numbers, the shapes are compared.
+    Of outlines, which have no weights, only the shapes are compared.
     """
     ours, theirs = first.state_dict(), second.state_dict()
     return ours.keys() == theirs.keys() and all(

@@ -1,6 +1,6 @@
-"""What a Whisper model can compute in and with, by the names that flags have for it.
+"""Dtypes and attention implementations of a Whisper model, by the names that flags use.
 
-Nothing heavy is imported here, so that a program can name these before it loads torch.
+Nothing heavy is imported here, so that flags can name these before torch is loaded.
 """
 
 # Names of torch's dtypes.

@@ -24,13 +24,13 @@ TEMPERATURES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 MAX_COMPRESSION_RATIO = 2.4
 MIN_AVG_LOGPROB = -1.0
 NO_SPEECH_PROBABILITY = 0.6  # above it, a window with an unsure transcript is silence
-MAX_TEMPERATURE_OF_PROMPT = 0.5  # what was drawn more freely misleads the windows behind it
+MAX_TEMPERATURE_OF_PROMPT = 0.5  # text drawn at a higher one misleads the next windows
 
-MIN_ADVANCE = 0.1  # of a window: however odd the timestamps, reading goes on by so much
+MIN_ADVANCE = 0.1  # of a window: the least step to the next one, however odd the timestamps
 
-# A small model likes to end a passage with the window that cuts it off. One that ends so near to it
-# and is not the first is read again, from its start. (CER of the quickstart's models on long
-# recordings: 6.3 to 4.2 and 2.2 to 1.5.)
+# A small model tends to end a passage at the window's end though the speech goes on. A passage that
+# ends this near to it, and is not the window's first, is read again from its start. (CER of the
+# quickstart's models on long recordings: 6.3 to 4.2 and 2.2 to 1.5.)
 CUT_OFF_S = 0.3
 
 # The number of each recording, and its segments, as recordings are finished.
@@ -71,24 +71,37 @@ def transcribe_sequentially(
     Yields:
         The number of a recording and its segments, as soon as it is finished.
     """
-    decoding, rate = replace(decoding, timestamps=True), whisper.log_mel.sampling_rate
+    decoding = replace(decoding, timestamps=True)
     waiting = enumerate(waveforms)
     reading: list[_Reading] = []
     while reading := reading + [
         _Reading(number, wave) for number, wave in islice(waiting, batch_size - len(reading))
     ]:
-        for recording in reading:
-            recording.position = next_sound(recording.waveform, rate, recording.position)
-        audible = [recording for recording in reading if not recording.is_finished]
-        windows = [recording.window(whisper) for recording in audible]
-        prompts = [r.prompt(whisper) if condition_on_prev_tokens else [] for r in audible]
-        decoded = _decode_with_fallback(whisper, windows, prompts, decoding, temperatures)
-        for recording, (transcript, temperature) in zip(audible, decoded, strict=True):
-            recording.read(whisper, transcript)
-            if temperature > MAX_TEMPERATURE_OF_PROMPT:
-                recording.history.clear()
+        _read_next_windows(whisper, reading, decoding, condition_on_prev_tokens, temperatures)
         yield from ((r.number, r.segments) for r in reading if r.is_finished)
         reading = [recording for recording in reading if not recording.is_finished]
+
+
+def _read_next_windows(
+    whisper: Whisper,
+    reading: Sequence["_Reading"],
+    decoding: Decoding,
+    condition_on_prev_tokens: bool,
+    temperatures: Sequence[float],
+) -> None:
+    """Decode the next window of each recording, in one batch; digital silence is skipped first."""
+    for recording in reading:
+        recording.position = next_sound(
+            recording.waveform, whisper.log_mel.sampling_rate, recording.position
+        )
+    audible = [recording for recording in reading if not recording.is_finished]
+    windows = [recording.window(whisper) for recording in audible]
+    prompts = [r.prompt(whisper) if condition_on_prev_tokens else [] for r in audible]
+    decoded = _decode_with_fallback(whisper, windows, prompts, decoding, temperatures)
+    for recording, (transcript, temperature) in zip(audible, decoded, strict=True):
+        recording.read(whisper, transcript)
+        if temperature > MAX_TEMPERATURE_OF_PROMPT:
+            recording.history.clear()
 
 
 @dataclass
@@ -110,20 +123,18 @@ class _Reading:
         return self.waveform[self.position : self.position + whisper.log_mel.window_samples]
 
     def prompt(self, whisper: Whisper) -> list[int]:
-        """Return what was written before, as much as half of the decoder's positions hold."""
+        """Return the text before as ids, as much as half of the decoder's positions hold."""
         most = whisper.max_label_length // 2 - 1
         return [whisper.tokens.start_of_prev, *self.history[-most:]] if self.history else []
 
     def read(self, whisper: Whisper, transcript: Transcript | None) -> None:
         """Keep a window's passages and go on behind them; None is a window without speech."""
         rate, size = whisper.log_mel.sampling_rate, whisper.log_mel.window_samples
-        written = (
-            passages(text_ids(transcript.ids, whisper.tokens), whisper.tokens) if transcript else []
-        )
+        ids = text_ids(transcript.ids, whisper.tokens) if transcript else []
         window_end = min(self.position + size, len(self.waveform))
         window_s = (window_end - self.position) / rate
         is_last = window_end == len(self.waveform)
-        complete, gap = _complete_passages(written, window_s, is_last)
+        complete, gap = _complete_passages(passages(ids, whisper.tokens), window_s, is_last)
         for passage in complete:
             if passage.start < window_s:  # else it was written for the silence behind the recording
                 self._keep(whisper, passage, window_s)
@@ -145,18 +156,18 @@ class _Reading:
 
 
 def _complete_passages(
-    written: list[Passage], window_s: float, at_end: bool = False
+    in_window: list[Passage], window_s: float, at_end: bool = False
 ) -> tuple[list[Passage], tuple[float, float]]:
     """Return the passages of a window to keep, and the gap in which the next window begins.
 
     Times are seconds from the window's start; `window_s` is how much of the recording it holds,
     `at_end` whether that is all the rest.
     """
-    *complete, last = written or [Passage(window_s, None, ())]
+    *complete, last = in_window or [Passage(window_s, None, ())]
     if complete and last.end is not None and last.end > window_s - CUT_OFF_S and not at_end:
         last = last._replace(end=None)
     if last.end is not None:
-        return written, (min(last.end, window_s), window_s)
+        return in_window, (min(last.end, window_s), window_s)
     if complete:
         end = complete[-1].end or 0.0
         return complete, (min(end, window_s), min(max(end, last.start), window_s))
@@ -232,7 +243,7 @@ def _looks_bad(whisper: Whisper, transcript: Transcript | None) -> bool:
 def _without_speech(
     whisper: Whisper, features: torch.Tensor, indices: Sequence[int]
 ) -> Iterator[int]:
-    """Yield those of some windows whose first token is most probably `<|nospeech|>`."""
+    """Yield the windows that `<|nospeech|>` begins with more than `NO_SPEECH_PROBABILITY`."""
     tokens, model = whisper.tokens, whisper.model
     if not indices or tokens.no_speech is None:
         return
@@ -260,7 +271,7 @@ def transcribe_in_chunks(
     Distil-Whisper's algorithm (https://arxiv.org/abs/2311.00430, section 5.3) lets chunks overlap
     and joins their texts where they agree. Here the same overlap is where a chunk may end: it does
     so in its quietest place, and the next begins there. No sound is decoded twice, and no texts
-    have to be joined; a recording without any pause that long loses what its cuts go through.
+    have to be joined; where there is no pause, a cut may go through a word.
 
     Args:
         whisper: the model.
@@ -280,7 +291,7 @@ def transcribe_in_chunks(
 
     def cut_all() -> Iterator[_Chunk]:
         for number, waveform in enumerate(waveforms):
-            segments[number] = []
+            segments[number] = []  # silence has no chunk, and is a recording all the same
             for start, end in chunk_bounds(waveform, rate, chunk_length_s, 2 * stride_s):
                 yield _Chunk(number, start, waveform[start:end])
 
@@ -305,7 +316,7 @@ def chunk_bounds(
         waveform: float32 (samples,).
         rate: samples a second.
         chunk_length_s: most seconds of a chunk.
-        overlap_s: a chunk may end earlier by as much, where it is quietest.
+        overlap_s: length of the end of a chunk in which it is cut, at the quietest place.
     """
     longest, overlap = round(chunk_length_s * rate), round(overlap_s * rate)
     start = next_sound(waveform, rate, 0)

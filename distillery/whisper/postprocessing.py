@@ -1,4 +1,4 @@
-"""What evaluation does to a transcript after decoding: the same as the saved pipeline does."""
+"""Steps after decoding, as in the saved pipeline: fit timestamps to the sound, punctuate."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,8 +19,8 @@ from distillery.whisper.pipelines.silence import load_stable_ts
 class Postprocessor:
     """Turns token ids into the text that is scored.
 
-    As in kotoba-whisper v1.1, timestamps are fitted to the sound first and the texts punctuated
-    then; the first alone changes no text, which is what kotoba's tables show.
+    As in kotoba-whisper v1.1, timestamps are fitted to the sound before the texts are punctuated.
+    Fitting them changes no text.
     """
 
     punctuator: Punctuator | None = None
@@ -62,7 +62,7 @@ class Postprocessor:
         return "".join(chunk["text"] for chunk in chunks).strip()
 
     def punctuated(self, text: str) -> str:
-        """Return a text of which nothing else is known, no times either."""
+        """Punctuate a text without timestamps."""
         return text if self.punctuator is None else self.punctuator([text])[0]
 
 

@@ -19,15 +19,15 @@ from distillery.whisper.checkpoint import Whisper, have_same_weights
 
 
 class Draft:
-    """An assistant's decoder as transformers wants it, and its encoder where that is another.
+    """An assistant's decoder as transformers wants it, and its encoder where it differs.
 
-    Transformers hands a decoder alone the main model's encoder states. A whole model would encode
-    for itself, but in Whisper's own `generate`, which shifts the place where the main model's rules
-    for first ids and timestamps apply: other ids come out.
+    To an assistant without an encoder, transformers hands the main model's encoder states. A whole
+    model would encode the window itself, but then Whisper's `generate` shifts the position at which
+    the main model's rules for first ids and timestamps apply, and other ids come out.
     """
 
     def __init__(self, assistant: Whisper, main: Whisper) -> None:
-        """Take an assistant apart, and leave its encoder out where it equals the main model's."""
+        """Keep an assistant's decoder, and its encoder unless it equals the main model's."""
         whole = assistant.model
         config = copy.deepcopy(whole.config)
         # Transformers compares these, and uses them for nothing: there is no encoder here.
@@ -45,7 +45,7 @@ class Draft:
         self.decoder.register_forward_pre_hook(self._give_own_states, with_kwargs=True)
 
     def encode(self, window: Tensor) -> None:
-        """Encode the window that is drafted for next: log-mel, float (1, mels, frames)."""
+        """Encode the next window to draft for: log-mel, float (1, mels, frames)."""
         if self.encoder is not None:
             states = self.encoder(window.to(self.decoder.dtype)).last_hidden_state
             self._states = BaseModelOutput(last_hidden_state=states)
@@ -87,7 +87,7 @@ def _differences(main: Whisper, assistant: Whisper) -> Iterator[str]:
     for what, name in (("mel bins", "num_mels"), ("frames in a window", "num_frames")):
         wanted, got = getattr(main.log_mel, name), getattr(assistant.log_mel, name)
         if wanted != got:
-            yield f"it hears {got} {what}, not {wanted}"
+            yield f"it takes {got} {what}, not {wanted}"
     if assistant.max_label_length < main.max_label_length:
         yield (
             f"its decoder has {assistant.max_label_length} positions, fewer than "

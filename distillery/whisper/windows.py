@@ -34,7 +34,7 @@ class Decoding:
     max_length: int
 
     def fitted_to(self, whisper: Processor) -> "Decoding":
-        """Return the same with a length that the model has positions for.
+        """Return the same, with the length bounded by the model's decoder positions.
 
         Raises:
             ValueError: the model does not know the language, or needs one and got none.
@@ -43,11 +43,11 @@ class Decoding:
         return replace(self, max_length=min(self.max_length, whisper.max_label_length))
 
     def in_language_of(self, whisper: Whisper) -> "Decoding":
-        """Return the same in the language that the model was made for, where none is named."""
+        """Return the same with the model's default language, where none is named."""
         named = self.language
         if whisper.tokens.is_multilingual:
-            own = getattr(whisper.model.generation_config, "language", None)
-            return replace(self, language=named or own)
+            default = getattr(whisper.model.generation_config, "language", None)
+            return replace(self, language=named or default)
         # An English-only model has no token for what it speaks anyway.
         is_english = named is None or language_code(named) == "en"
         return replace(self, language=None if is_english else named)
@@ -58,7 +58,7 @@ class Transcript:
     """What the model wrote for one window.
 
     `ids` begin with `<|startoftranscript|>` and end with `<|endoftext|>`, unless the maximum
-    length cut them off: then `truncated` is true and no end is made up, lest a student learn to
+    length cut them off: then `truncated` is true and no end is added, so that no student learns to
     stop in mid-sentence. `avg_logprob` is the mean log-probability of the ids behind the prefix
     under the plain softmax.
     """
@@ -95,14 +95,24 @@ def transcribe_windows(
         temperature: above 0, ids are drawn from the softmax at this temperature, without beams.
     """
     is_plain = not prompts and temperature == 0
-    draft = whisper.draft if isinstance(whisper, DraftedWhisper) and is_plain else None
-    if draft is not None and len(input_features) > 1:
-        # Transformers drafts for one window at a time.
-        return [
-            transcript
-            for window in input_features
-            for transcript in transcribe_windows(whisper, window[None], decoding)
-        ]
+    if not (isinstance(whisper, DraftedWhisper) and is_plain):
+        return _transcribe(whisper, input_features, decoding, prompts, temperature)
+    # Transformers drafts for one window at a time.
+    return [
+        transcript
+        for window in input_features
+        for transcript in _transcribe(whisper, window[None], decoding, draft=whisper.draft)
+    ]
+
+
+def _transcribe(
+    whisper: Whisper,
+    input_features: Tensor,
+    decoding: Decoding,
+    prompts: Sequence[Sequence[int]] = (),
+    temperature: float = 0.0,
+    draft: Draft | None = None,
+) -> list[Transcript]:
     model, tokens = whisper.model, whisper.tokens
     prefix = tokens.prefix(decoding.language, decoding.task, decoding.timestamps)
     given = [[*prompt, *prefix] for prompt in prompts] or [prefix]

@@ -9,6 +9,7 @@ random weights that `run_finetuning.py` can train. The same arguments give the s
 import argparse
 import json
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -26,38 +27,41 @@ from distillery.storage.checkpoints import find_damage, sealed_folder
 from distillery.whisper import checkpoint
 
 ENCODER_POSITIONS_PER_S = 50  # Whisper's: 100 mel frames a second, halved by the second convolution
+NUM_HEADS = 4
 FEED_FORWARD_RATIO = 3  # Whisper has 4; every million parameters costs the demonstration time
 INIT_STD = 0.05  # with Whisper's 0.02 so small a model takes longer to find what to attend to
 
 
+@dataclass(frozen=True)
+class Size:
+    """Layers, width, seconds of a window, mel bins and decoder positions of a model."""
+
+    encoder_layers: int
+    decoder_layers: int
+    d_model: int
+    window_s: int
+    num_mels: int = 80
+    max_target_positions: int = 96
+
+
 def new_model(
-    tokenizer: WhisperTokenizer,
-    *,
-    encoder_layers: int,
-    decoder_layers: int,
-    d_model: int,
-    num_heads: int = 4,
-    window_s: int,
-    num_mels: int = 80,
-    max_target_positions: int = 96,
-    init_std: float = INIT_STD,
-    seed: int = 0,
+    tokenizer: WhisperTokenizer, size: Size, init_std: float = INIT_STD, seed: int = 0
 ) -> WhisperForConditionalGeneration:
     """Return a Whisper model with random weights that fits a tokenizer, ready to generate."""
     settings = vocabulary.generation_settings(tokenizer)
     ids = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
     config = WhisperConfig(
         vocab_size=len(tokenizer),
-        num_mel_bins=num_mels,
-        encoder_layers=encoder_layers,
-        decoder_layers=decoder_layers,
-        encoder_attention_heads=num_heads,
-        decoder_attention_heads=num_heads,
-        d_model=d_model,
-        encoder_ffn_dim=FEED_FORWARD_RATIO * d_model,
-        decoder_ffn_dim=FEED_FORWARD_RATIO * d_model,
-        max_source_positions=window_s * ENCODER_POSITIONS_PER_S,
-        max_target_positions=max_target_positions,
+        num_mel_bins=size.num_mels,
+        encoder_layers=size.encoder_layers,
+        decoder_layers=size.decoder_layers,
+        encoder_attention_heads=NUM_HEADS,
+        decoder_attention_heads=NUM_HEADS,
+        d_model=size.d_model,
+        encoder_ffn_dim=FEED_FORWARD_RATIO * size.d_model,
+        decoder_ffn_dim=FEED_FORWARD_RATIO * size.d_model,
+        max_source_positions=size.window_s * ENCODER_POSITIONS_PER_S,
+        max_target_positions=size.max_target_positions,
         init_std=init_std,
         suppress_tokens=settings["suppress_tokens"],
         begin_suppress_tokens=settings["begin_suppress_tokens"],
@@ -67,7 +71,7 @@ def new_model(
         torch.manual_seed(seed)
         model = WhisperForConditionalGeneration(config)
     model.generation_config = GenerationConfig(
-        max_length=max_target_positions, num_beams=1, **settings
+        max_length=size.max_target_positions, num_beams=1, **settings
     )
     return model
 
@@ -113,15 +117,14 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         texts = read_texts(parsed.corpus / "train.jsonl")
         tokenizer = vocabulary.train_tokenizer(texts, parsed.vocab_size)
-        model = new_model(
-            tokenizer,
-            encoder_layers=parsed.encoder_layers,
-            decoder_layers=parsed.decoder_layers,
-            d_model=parsed.d_model,
-            window_s=parsed.window_s,
+        size = Size(
+            parsed.encoder_layers,
+            parsed.decoder_layers,
+            parsed.d_model,
+            parsed.window_s,
             max_target_positions=parsed.max_target_positions,
-            seed=parsed.seed,
         )
+        model = new_model(tokenizer, size, seed=parsed.seed)
     except ValueError as error:
         sys.exit(f"error: {error}")
     extractor = WhisperFeatureExtractor(

@@ -166,6 +166,7 @@ def test_unusable_content_is_named(content, reason):
         ({}, "file not found: None"),
         ({"bytes": None, "path": ""}, "file not found"),
         ({"bytes": None, "path": "/no/such/clip.wav"}, "file not found: /no/such/clip.wav"),
+        ({"bytes": None, "path": "/" + "x" * 5000}, "cannot be opened: File name too long"),
     ],
 )
 def test_missing_audio_is_named(audio, reason):

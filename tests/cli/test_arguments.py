@@ -194,8 +194,8 @@ def test_help_has_a_heading_for_each_group_and_required_flags_first(capsys):
     with pytest.raises(SystemExit):
         parse((ModelArguments, TrainingArguments), ["--help"])
     out = capsys.readouterr().out
-    assert out.index("required:") < out.index("--model_name_or_path") < out.index("The model to")
-    assert out.index("The model to run:") < out.index("--dtype") < out.index("How weights are")
+    assert out.index("required:") < out.index("--model_name_or_path") < out.index("Model:")
+    assert out.index("Model:") < out.index("--dtype") < out.index("Training: updates")
     assert "None" not in out
     assert "(default: float32)" in out
     after = out[out.index("--no_do_train") :]

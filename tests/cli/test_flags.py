@@ -110,7 +110,7 @@ class Shop:
 
 
 def test_a_rule_across_groups_may_demand_a_flag(capsys):
-    def check(cake, shop):
+    def check(shop: Shop, cake: BoughtCake):
         assert isinstance(cake, BoughtCake)
         assert isinstance(shop, Shop)
         return [] if shop.buy else missing(cake, "flour_kind")

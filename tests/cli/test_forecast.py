@@ -7,7 +7,7 @@ from corpora import pack
 from datasets import Features, Value
 from stage_runs import read_manifest, write_manifest
 
-from distillery.cli import forecast
+from distillery.cli import forecast, training_forecast
 from distillery.cli.forecast import disk_line, hours, size, survey
 from distillery.cli.training_arguments import TrainingArguments
 from distillery.data import column_types, hub_layout, schema, segmentation, sources
@@ -211,7 +211,7 @@ def num_trained(outline):
 
 def memory_of(folder, teacher=None, **flags):
     outline = checkpoint.load_outline(str(folder))
-    return forecast.training_memory(outline, teacher, TrainingArguments(**flags))
+    return training_forecast.training_memory(outline, teacher, TrainingArguments(**flags))
 
 
 def test_training_takes_weights_gradients_and_two_means(folder):
@@ -247,7 +247,7 @@ def test_a_frozen_encoder_has_no_gradients(folder):
 )
 def test_disk_for_checkpoints(folder, flags, num_updates, checkpoints, models):
     outline = checkpoint.load_outline(str(folder))
-    needed = forecast.checkpoint_bytes(outline, TrainingArguments(**flags), num_updates)
+    needed = training_forecast.checkpoint_bytes(outline, TrainingArguments(**flags), num_updates)
     count = outline.num_parameters
     wanted = checkpoints * (count * 4 + num_trained(outline) * 8) + models * count * 4
     assert needed == wanted

@@ -7,6 +7,7 @@ from huggingface_hub.utils import filter_repo_objects
 from distillery.cli import hub
 from distillery.cli.runtime import open_run, set_up_logging
 from distillery.data import hub_layout
+from distillery.storage.ownership import LOCK
 from distillery.storage.runs import Run
 from distillery.whisper import checkpoint
 
@@ -114,8 +115,8 @@ def test_a_token_reaches_no_record_card_or_log(calls, tmp_path, monkeypatch, cap
     checkpoint.write_card(tmp_path, "A model.")
     hub.upload(tmp_path, "x", "model", hub.MODEL_FILES, False, "Model")
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
-    assert {path.name for path in files} == {"run.json", "config.yaml", "README.md"}
-    assert len(files) == 4
+    assert {path.name for path in files} == {"run.json", "config.yaml", "README.md", LOCK}
+    assert len(files) == 5
     texts = [path.read_text(encoding="utf-8") for path in files]
     texts += [str(calls), *capfd.readouterr()]
     assert "uploaded" in texts[-1]

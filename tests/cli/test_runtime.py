@@ -19,6 +19,7 @@ from distillery.cli import runtime
 from distillery.cli.arguments import RunArguments
 from distillery.cli.flags import flag
 from distillery.cli.runtime import make_accelerator, open_run, stage_run
+from distillery.storage.ownership import LOCK
 from distillery.storage.provenance import versions
 from distillery.storage.stops import stop_request
 from distillery.training.seeding import seed_everything
@@ -198,14 +199,36 @@ def test_overwriting_deletes_what_the_stage_owns_and_nothing_else(start, tmp_pat
     assert not run.is_complete
     assert record_of(run)["arguments"]["language"] == "ko"
     names = sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
+    names.remove(LOCK)  # the run is there still
     assert names == ["config.yaml", "mine/b.parquet", "notes.txt", "run.json"]
 
 
-def test_overwriting_a_folder_without_a_run_deletes_nothing(start, tmp_path):
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "mine.parquet").write_text("mine")
-    start(overwrite=True)
-    assert (tmp_path / "out" / "mine.parquet").exists()
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize("name", ["mine.parquet", "config.yaml", "work/notes"])
+def test_a_folder_with_files_under_our_names_and_no_run_is_refused(
+    start, tmp_path, overwrite, name
+):
+    path = tmp_path / "out" / name
+    path.parent.mkdir(parents=True)
+    path.write_text("mine")
+    with pytest.raises(ValueError, match=f"holds {name.split('/')[0]}, which this stage would"):
+        start(overwrite)
+    assert path.read_text() == "mine"
+    assert not (tmp_path / "out" / "run.json").exists()
+
+
+@pytest.mark.parametrize("name", ["linked.parquet", "work"])
+def test_overwriting_deletes_nothing_through_a_link(start, tmp_path, name):
+    start().finish()
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "precious").write_text("mine")
+    (tmp_path / "out" / name).symlink_to(elsewhere)
+    (tmp_path / "out" / "a.parquet").write_text("old")
+    with pytest.raises(ValueError, match="symbolic link"):
+        start(overwrite=True, language="ko")
+    assert (elsewhere / "precious").exists()
+    assert (tmp_path / "out" / "a.parquet").exists()  # all or nothing
 
 
 def test_a_kill_while_overwriting_does_not_lose_the_record(start, tmp_path, monkeypatch):

@@ -7,10 +7,20 @@ import torch
 from tiny import tiny_model_folder
 
 from distillery.cli import training
-from distillery.cli.arguments import DecodingArguments, ModelArguments
-from distillery.cli.training_arguments import TrainingArguments
+from distillery.cli.arguments import (
+    DecodingArguments,
+    ModelArguments,
+    OutputArguments,
+    RunArguments,
+)
+from distillery.cli.training_arguments import (
+    TrainDataArguments,
+    TrainingArguments,
+    TrainingFlags,
+)
 from distillery.storage import checkpoints
-from distillery.training.settings import Evaluation, Length, Optimization, Saving
+from distillery.training.loop import Progress
+from distillery.training.settings import Evaluation, Length, Optimization
 from distillery.whisper import checkpoint
 
 # --- plain values --------------------------------------------------------------------------------
@@ -33,11 +43,8 @@ def test_every_flag_finds_its_setting():
         adam_beta1=0.1,
         adam_beta2=0.2,
         max_grad_norm=7.0,
-        save_steps=11,
-        save_total_limit=2,
     )
     assert training.optimization(args) == Optimization(0.5, "cosine", 3, 0.25, (0.1, 0.2), 7.0)
-    assert training.saving(args) == Saving(11, 2)
 
 
 @pytest.mark.parametrize(
@@ -59,6 +66,29 @@ def test_what_the_best_model_is_best_in(flags, metric):
     )
 
 
+def test_a_session_saves_as_its_flags_say(monkeypatch, tmp_path):
+    stand_ins = {
+        "training_data": SimpleNamespace(num_updates=9),
+        "batch_loader": None,
+        "LossMonitor": SimpleNamespace(window=None),
+    }
+    for name, value in stand_ins.items():
+        monkeypatch.setattr(training, name, lambda *_, value=value: value)
+    monkeypatch.setattr(training.loop, "make_trainer", lambda *_: None)
+    monkeypatch.setattr(training.resume, "resume", lambda *_: Progress())
+    flags = TrainingFlags(
+        ModelArguments(model_name_or_path="model"),
+        TrainDataArguments(train_dataset_name="data"),
+        DecodingArguments(),
+        TrainingArguments(save_steps=11, save_total_limit=2),
+        OutputArguments(output_dir="out"),
+        RunArguments(),
+    )
+    accelerator, run = SimpleNamespace(num_processes=1), SimpleNamespace(folder=tmp_path)
+    session = training.begin_session(accelerator, run, SimpleNamespace(student=None), flags)
+    assert (session.saver.every, session.saver.keep) == (11, 2)
+
+
 # --- the model to be trained ---------------------------------------------------------------------
 
 
@@ -67,16 +97,18 @@ def folder(tmp_path_factory):
     return tiny_model_folder(tmp_path_factory.mktemp("model"))
 
 
-def student_of(folder, run_folder, freeze_encoder=True, gradient_checkpointing=False):
-    return training.load_student(
-        SimpleNamespace(device=torch.device("cpu")),
-        SimpleNamespace(folder=run_folder),
-        ModelArguments(model_name_or_path=str(folder)),
-        DecodingArguments(language="Japanese"),
-        TrainingArguments(
+def student_of(
+    folder, run_folder, freeze_encoder=True, gradient_checkpointing=False, num_processes=1
+):
+    flags = SimpleNamespace(
+        model=ModelArguments(model_name_or_path=str(folder)),
+        decoding=DecodingArguments(language="Japanese"),
+        training=TrainingArguments(
             freeze_encoder=freeze_encoder, gradient_checkpointing=gradient_checkpointing
         ),
     )
+    accelerator = SimpleNamespace(device=torch.device("cpu"), num_processes=num_processes)
+    return training.load_student(accelerator, SimpleNamespace(folder=run_folder), flags)
 
 
 def trainable(model):
@@ -120,3 +152,14 @@ def test_gradient_checkpointing(folder, tmp_path):
 def test_the_student_will_write_the_language_that_it_is_trained_on(folder, tmp_path):
     settings = student_of(folder, tmp_path).model.generation_config
     assert (settings.language, settings.task) == ("ja", "transcribe")
+
+
+@pytest.mark.parametrize("name", ["encoder_layerdrop", "decoder_layerdrop"])
+def test_layers_are_not_dropped_in_several_processes(folder, tmp_path, name):
+    model = checkpoint.load(str(folder))
+    setattr(model.model.config, name, 0.25)
+    checkpoint.save(model.model, model.tokenizer, model.feature_extractor, tmp_path / "dropping")
+    student_of(tmp_path / "dropping", tmp_path)
+    student_of(folder, tmp_path, num_processes=2)
+    with pytest.raises(ValueError, match=f"{name} is 0.25 .* 2 processes .* set it to 0"):
+        student_of(tmp_path / "dropping", tmp_path, num_processes=2)

@@ -14,9 +14,16 @@ import pytest
 from loopback import SELF_SIGNED, FaultServer
 
 from distillery.data import downloads, responses
-from distillery.data.checksums import is_confirmed_by_source, set_aside
 from distillery.data.download_progress import DownloadProgress
-from distillery.data.downloads import Download, DownloadError, Policy, download_all, lock_folder
+from distillery.data.downloads import (
+    Download,
+    DownloadError,
+    Policy,
+    download_all,
+    is_confirmed_by_source,
+    lock_folder,
+    set_aside,
+)
 from distillery.storage.files import DamagedFileError
 
 CONTENT = bytes(range(256)) * 4096  # 1 MiB

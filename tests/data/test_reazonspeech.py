@@ -8,7 +8,7 @@ from corpora import member_header
 from loopback import clip_name, flac, tar
 
 from distillery.data import reazonspeech
-from distillery.data.checksums import read_checksum, set_aside, write_checksum
+from distillery.data.downloads import read_checksum, set_aside, write_checksum
 from distillery.data.reazonspeech import (
     ELSEWHERE,
     check_transcripts,
@@ -253,7 +253,7 @@ def test_a_check_records_a_sum_and_then_holds_the_file_to_it(archive):
     flipped = bytearray(WHOLE)
     flipped[-1] ^= 1
     archive.write_bytes(flipped)
-    with pytest.raises(DamagedFileError, match="differs from its SHA-256 sum"):
+    with pytest.raises(DamagedFileError, match="differs from its SHA-256 checksum"):
         examine(archive)
 
 

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from loopback import HTML, clip_name, corpus, flac, tar
 
 from distillery.data import archives, reazonspeech
-from distillery.data.checksums import write_checksum
+from distillery.data.downloads import write_checksum
 from distillery.data.reazonspeech import (
     ArchiveScan,
     check_archive,

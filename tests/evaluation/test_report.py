@@ -9,7 +9,7 @@ import pytest
 import soundfile
 from tiny import SAMPLE_RATE
 
-from distillery.evaluation import axes, report, results
+from distillery.evaluation import figures, report, results
 from distillery.evaluation.report import Entry
 from distillery.evaluation.results import Prediction, Result
 
@@ -232,7 +232,7 @@ def test_names_say_what_was_added_and_what_differs():
     ],
 )
 def test_axis_is_round_and_starts_at_zero(values, ticks):
-    axis = axes.axis_for(values)
+    axis = figures.axis_for(values)
     assert axis.ticks == ticks
     assert axis.end == pytest.approx(ticks[-1])
 

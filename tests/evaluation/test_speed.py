@@ -35,7 +35,7 @@ def out_of_memory_at(size, error):
 
 
 def test_recordings_of_any_length_are_transcribed_in_whole_windows(model):
-    sound = speed.made_sound(13.0, 16_000)
+    sound = speed.synthetic_sound(13.0, 16_000)
     recordings = [sound, sound[:16_000]]
     num_rows = []
     hook = model.model.model.encoder.register_forward_pre_hook(
@@ -67,7 +67,7 @@ def test_seconds_of_parts_add_up():
 
 
 def test_encoder_and_decoder_are_timed_apart(model):
-    sound = [speed.made_sound(4.0, 16_000)] * 3  # three windows: two batches
+    sound = [speed.synthetic_sound(4.0, 16_000)] * 3  # three windows: two batches
     passes = []
     hooks = [
         module.register_forward_hook(lambda *call: passes.append(call[0]))
@@ -120,16 +120,18 @@ def test_another_error_is_no_lack_of_memory():
         speed.find_saturating_batch(out_of_memory_at(4, RuntimeError("shapes")), 256, 0.05)
 
 
-def test_runs_alternate_after_one_of_each():
+def test_runs_alternate_after_one_of_each(caplog):
+    caplog.set_level("INFO")
     done = []
 
     def run(name):
         done.append(name)
         return len(done)
 
-    found = speed.alternate([lambda: run("a"), lambda: run("b")], 3)
+    results = speed.alternate([lambda: run("a"), lambda: run("b")], 3, logging_steps=2)
     assert "".join(done) == "ab" + "ababab"
-    assert found == [[3, 5, 7], [4, 6, 8]]
+    assert results == [[3, 5, 7], [4, 6, 8]]
+    assert caplog.messages == ["2 of 3 rounds measured"]
 
 
 def test_ratio_and_interval_are_of_pairs():
@@ -149,11 +151,11 @@ def test_the_other_way_round_is_the_inverse():
     assert low < ratio < high
 
 
-def test_made_sound_is_always_the_same_and_has_pauses():
-    sound = speed.made_sound(3.0, 16_000)
+def test_synthetic_sound_is_always_the_same_and_has_pauses():
+    sound = speed.synthetic_sound(3.0, 16_000)
     assert sound.dtype == np.float32
     assert sound.shape == (48_000,)
-    assert np.array_equal(sound, speed.made_sound(3.0, 16_000))
+    assert np.array_equal(sound, speed.synthetic_sound(3.0, 16_000))
     assert 0.1 < np.abs(sound).max() < 1
     assert (sound[2_200:3_800] == 0).all()  # between the first two syllables
     assert np.abs(sound[500:1_500]).max() > 0.1

@@ -141,14 +141,14 @@ def test_the_student_learns_and_its_encoder_does_not(chain, teacher):
     losses = [json.loads(line)["loss"] for line in lines if "loss" in json.loads(line)]
     assert len(losses) == 2
     assert all(math.isfinite(loss) for loss in losses)
-    before, after, taught = (
+    before, after, frozen = (
         checkpoint.load(str(folder)).model.state_dict()
         for folder in (chain / "student-init", chain / "student", teacher)
     )
     moved = {key for key in after if not torch.equal(before[key], after[key])}
     assert moved
     assert not {key for key in moved if key.startswith("model.encoder.")}
-    assert all(torch.equal(after[key], taught[key]) for key in after if "model.encoder." in key)
+    assert all(torch.equal(after[key], frozen[key]) for key in after if "model.encoder." in key)
 
 
 def test_the_student_is_evaluated_on_every_recording(chain):

@@ -406,9 +406,9 @@ def test_sigterm_to_one_process_stops_both_and_one_alone_goes_on(pair, tmp_path)
     assert_close_run(tmp_path, one)
 
 
-def test_a_clip_that_only_one_process_cannot_decode_fails_both(runs, tmp_path, capfd):
-    rows = manifest(tmp_path / "rows.jsonl", 2)
-    args = ["-m", runs.folder / "student", "-d", rows, "--language", "ja", "--num_train_epochs", 1]
+def test_a_clip_that_only_one_process_cannot_decode_fails_both(tmp_path, capfd):
+    model, rows = model_folder(tmp_path / "model"), manifest(tmp_path / "rows.jsonl", 2)
+    args = ["-m", model, "-d", rows, "--language", "ja", "--num_train_epochs", 1]
     args += ["--per_device_train_batch_size", 1, "-o", tmp_path / "run"]
     of_second = Order((2,), None, 42)[1:2][0][0]
     (tmp_path / f"rows-{of_second:04d}.flac").write_bytes(b"no sound")

@@ -219,7 +219,7 @@ def test_an_assistant_changes_the_speed_alone(tmp_path, flags, evaluated, model,
 
 def test_an_assistant_that_does_not_fit_is_refused(tmp_path, flags, capsys):
     small = tiny_model_folder(tmp_path / "small", window_s=2)
-    with pytest.raises(ValueError, match=r"--assistant_model \S+small: .* hears 200 frames"):
+    with pytest.raises(ValueError, match=r"--assistant_model \S+small: .* takes 200 frames"):
         run(SCRIPT, *flags, "--assistant_model", small, "-o", tmp_path)
     with pytest.raises(SystemExit):
         run(SCRIPT, *flags, "--assistant_model", small, "--num_beams", 2, "-o", tmp_path)

@@ -119,7 +119,7 @@ def run_with_fault(
     Args:
         script: path in the repository.
         target: the function, as `module:name`.
-        call: the how manieth call it is.
+        call: number of the call, from 1.
         signal_number: what is sent.
         rank: only this process of a launch sends it.
         args: the stage's command line.

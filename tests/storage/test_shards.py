@@ -112,6 +112,13 @@ def test_a_half_written_seal_does_not_count(sealed, content):
     assert read_seal(sealed) is None
 
 
+@pytest.mark.parametrize("ledger", [{}, {"in": 1}, [], None])
+def test_a_seal_with_the_right_checksum_and_no_account_does_not_count(sealed, ledger):
+    seal = json.loads(seal_path(sealed).read_text())
+    seal_path(sealed).write_text(json.dumps({**seal, "ledger": ledger}))
+    assert read_seal(sealed) is None
+
+
 def test_a_seal_cut_anywhere_does_not_count(sealed):
     whole = seal_path(sealed).read_bytes()
     for cut in range(len(whole) - 1):  # the last byte is only the end of the line

@@ -13,7 +13,6 @@ from distillery.text.error_rates import (
     aligned_runs,
     character_errors,
     count_errors,
-    error_rates,
     pair_error_rate,
     score,
     word_errors,
@@ -167,8 +166,11 @@ def test_a_bin_holds_its_end(seconds, first):
 
 def test_both_rates_of_a_corpus():
     # One of two words, and "na" is two wrong characters; a lost "d" is one more of six.
-    assert error_rates(["a b", "NA", "d"], ["a b", "na", ""]) == {"wer": 50.0, "cer": 50.0}
-    assert error_rates(["abc"], ["abd"]) == {"wer": 100.0, "cer": pytest.approx(100 / 3)}
+    texts = ["a b", "NA", "d"], ["a b", "na", ""]
+    assert word_errors(*texts).error_rate == 50.0
+    assert character_errors(*texts).error_rate == 50.0
+    assert word_errors(["abc"], ["abd"]).error_rate == 100.0
+    assert character_errors(["abc"], ["abd"]).error_rate == pytest.approx(100 / 3)
 
 
 def read_columns(name):

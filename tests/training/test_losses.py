@@ -24,10 +24,10 @@ def plain_loss(hidden, head, targets, weights, teacher_hidden=None, teacher_head
     ce = -log_softmax(logits, -1)[torch.arange(len(wanted)), wanted].sum()
     if teacher_hidden is None:
         return ce, ce, torch.zeros(())
-    taught = (teacher_hidden @ teacher_head.T)[valid]
+    teacher_logits = (teacher_hidden @ teacher_head.T)[valid]
     t = weights.temperature
     divergence = KLDivLoss(reduction="sum")
-    kl = divergence(log_softmax(logits / t, -1), softmax(taught / t, -1)) * t**2
+    kl = divergence(log_softmax(logits / t, -1), softmax(teacher_logits / t, -1)) * t**2
     return weights.ce * ce + weights.kl * kl, ce, kl
 
 
@@ -97,10 +97,12 @@ def test_only_the_total_carries_a_gradient():
     assert not sums.ce.requires_grad and not sums.kl.requires_grad
 
 
-@pytest.mark.parametrize("taught", [False, True])
-def test_all_masked_is_zero_with_zero_gradient(taught):
+@pytest.mark.parametrize("with_teacher", [False, True])
+def test_all_masked_is_zero_with_zero_gradient(with_teacher):
     hidden, head, targets, *teacher = example(masked=2.0)
-    sums = distillation_loss(hidden, head, targets, LossWeights(), *(teacher if taught else ()))
+    sums = distillation_loss(
+        hidden, head, targets, LossWeights(), *(teacher if with_teacher else ())
+    )
     assert (sums.total.item(), float(sums.ce), float(sums.kl), sums.num_tokens) == (0, 0, 0, 0)
     sums.total.backward()
     assert torch.equal(hidden.grad, torch.zeros_like(hidden))
@@ -224,8 +226,8 @@ def test_accumulation_does_not_change_loss_or_gradient(sizes):
     expected = gradients(whole, hidden, head)
     parts = zip(*(tensor.split(sizes) for tensor in (hidden, targets, teacher[0])), strict=True)
     sums = [
-        distillation_loss(states, head, wanted, LossWeights(), taught, teacher[1])
-        for states, wanted, taught in parts
+        distillation_loss(states, head, wanted, LossWeights(), teacher_states, teacher[1])
+        for states, wanted, teacher_states in parts
     ]
     assert sum(part.num_tokens for part in sums) == num_tokens
     total = sum(part.total / num_tokens for part in sums)

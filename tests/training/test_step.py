@@ -33,8 +33,8 @@ def tokenizer():
 
 def new_model(tokenizer, **changes):
     settings = {"encoder_layers": 2, "decoder_layers": 3, "d_model": 16, "window_s": 4}
-    make = load_script("scripts/demo/make_teacher.py").new_model
-    model = make(tokenizer, **{**settings, **changes})
+    script = load_script("scripts/demo/make_teacher.py")
+    model = script.new_model(tokenizer, script.Size(**{**settings, **changes}))
     with torch.no_grad():  # random weights say nearly nothing: make them louder
         for parameter in model.parameters():
             if parameter.dim() > 1:

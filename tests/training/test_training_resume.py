@@ -7,10 +7,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from distillery.storage.files import read_json, write_json
+from distillery.storage.files import write_json
 from distillery.training import monitor, resume
 from distillery.training.loop import Progress
-from distillery.training.settings import Saving
 
 # --- the log -------------------------------------------------------------------------------------
 
@@ -56,7 +55,19 @@ def test_progress_comes_back_exactly(tmp_path):
         bad_clips = [f"clip {i} is broken" for i in range(rng.randrange(3))]
         progress = Progress(rng.randrange(10**9), window, rng.random() / 3, bad_clips)
         write_json(tmp_path / "progress.json", asdict(progress))
-        assert Progress(**read_json(tmp_path / "progress.json")) == progress
+        assert resume.read_progress(tmp_path / "progress.json") == progress
+
+
+@pytest.mark.parametrize(
+    ("taken", "added"), [("bad_clips", {}), ("step", {}), (None, {"num_bad": 0})]
+)
+def test_progress_of_another_version_is_refused(tmp_path, taken, added):
+    values = {**asdict(Progress(3)), **added}
+    values.pop(taken, None)
+    path = tmp_path / "progress.json"
+    write_json(path, values)
+    with pytest.raises(ValueError, match=f"^{path} was written by another version.*--overwrite_o"):
+        resume.read_progress(path)
 
 
 def test_two_runs_share_neither_window_nor_bad_clips():
@@ -81,7 +92,7 @@ def test_when_a_checkpoint_is_saved(monkeypatch, tmp_path, first, every, last, w
     )
     progress = Progress(first)
     window = SimpleNamespace(to_list=lambda: [1.0, 2.0, 3.0, 4.0])
-    saver = resume.CheckpointSaver(None, progress, window, tmp_path, Saving(every, 7))
+    saver = resume.CheckpointSaver(None, progress, window, tmp_path, every, 7)
     while progress.step < last:
         progress.step += 1
         saver.save_if_due(progress)

@@ -155,6 +155,24 @@ def test_the_generation_config_is_optional(copied):
     assert checkpoint.load(str(copied)).tokens.is_multilingual
 
 
+def test_a_generation_config_that_was_cut_is_not_taken_for_none(copied):
+    path = copied / "generation_config.json"
+    path.write_text(path.read_text("utf-8")[:100], "utf-8")
+    with pytest.raises(ValueError, match=r"generation_config\.json is damaged"):
+        checkpoint.load(str(copied))
+
+
+@pytest.mark.parametrize(
+    "name", ["model.safetensors", "vocab.json", "preprocessor_config.json", "normalizer.json"]
+)
+def test_the_fingerprint_covers_all_that_decides_what_is_written(copied, name):
+    before = checkpoint.fingerprint(str(copied))
+    assert before == checkpoint.fingerprint(str(copied))
+    with (copied / name).open("ab") as file:
+        file.write(b" ")
+    assert checkpoint.fingerprint(str(copied)) != before
+
+
 @pytest.mark.parametrize(
     ("stated", "vocab_size", "expected"),
     [

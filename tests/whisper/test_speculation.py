@@ -127,7 +127,7 @@ def test_what_does_not_fit_is_said_at_once(main, tmp_path):
     sizes = [loaded.model.config.vocab_size for loaded in (other, main)]
     assert str(error.value) == (
         f"it does not fit the main model: its vocabulary has {sizes[0]} tokens, not {sizes[1]}; "
-        "it hears 200 frames in a window, not 400; its decoder has 50 positions, fewer than 96"
+        "it takes 200 frames in a window, not 400; its decoder has 50 positions, fewer than 96"
     )
 
 

@@ -136,14 +136,14 @@ def _with_marks(texts: Sequence[str], marks: Mapping[int, str]) -> list[str]:
         marks: mark for a character's place in all texts together.
     """
     whole = "".join(texts)
-    written = [
+    marked = [
         ""
         if whole[max(i - 1, 0) : i + 1] in DOUBLED
         else char + ("" if _mark_follows(whole, i) else marks.get(i, ""))
         for i, char in enumerate(whole)
     ]
     ends = list(accumulate(map(len, texts)))
-    return ["".join(written[end - len(t) : end]) for end, t in zip(ends, texts, strict=True)]
+    return ["".join(marked[end - len(t) : end]) for end, t in zip(ends, texts, strict=True)]
 
 
 def _mark_follows(text: str, index: int) -> bool:

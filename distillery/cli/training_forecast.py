@@ -1,0 +1,133 @@
+"""What a training run would do and take, for its `--dry_run`."""
+
+import math
+
+from accelerate import Accelerator
+
+from distillery.cli import forecast, training
+from distillery.cli.forecast import Line, size
+from distillery.cli.training_arguments import TrainingArguments, TrainingFlags
+from distillery.data import schema
+from distillery.data.examples import TARGET_COLUMNS
+from distillery.data.order import BatchPlan
+from distillery.storage import checkpoints
+from distillery.storage.runs import Run
+from distillery.training.step import refuse_layerdrop
+from distillery.whisper.checkpoint import Whisper
+
+FLOAT32, ADAMW = 4, 8  # bytes for each number, and for AdamW's two means of its gradient
+
+
+def lines(
+    accelerator: Accelerator,
+    run: Run,
+    flags: TrainingFlags,
+    student: Whisper,
+    teacher: Whisper | None = None,
+) -> list[Line]:
+    """Say what a training run would do and take.
+
+    Args:
+        accelerator: of this launch.
+        run: as `open_run` would take it.
+        flags: of the run.
+        student: an outline, in the dtype of the computation.
+        teacher: an outline; None for plain fine-tuning.
+    """
+    args, targets = flags.training, (schema.TEXT, "--text_column_name", *TARGET_COLUMNS)
+    refuse_layerdrop(student, accelerator.num_processes)
+    # Fails by name if they misfit.
+    student.tokens.prefix(flags.decoding.language, flags.decoding.task, True)
+    speech = [forecast.survey(spec, *targets) for spec in flags.data.train_specs()]
+    eval_specs = flags.data.eval_specs() if args.do_eval else []
+    eval_speech = [forecast.survey(spec, *targets) for spec in eval_specs]
+    plan = training.batch_plan(accelerator, args)
+    num_updates = _num_updates(args, plan, forecast.total_rows(speech))
+    num_bytes = checkpoint_bytes(student, args, num_updates)
+    models = [(flags.model.model_name_or_path, student)]
+    if teacher is not None:
+        models.append((run.arguments["teacher_model_name_or_path"], teacher))
+    return [
+        *forecast.data_lines(speech),
+        *[("eval", str(dataset)) for dataset in eval_speech],
+        *[forecast.model_line(name, model) for name, model in models],
+        ("steps", _steps(args, plan, num_updates)),
+        ("memory", training_memory(student, teacher, args)),
+        forecast.disk_line(run.folder, num_bytes, "checkpoints and model"),
+        ("resume", _resume_status(run)),
+    ]
+
+
+def _num_updates(args: TrainingArguments, plan: BatchPlan, num_rows: int | None) -> int | None:
+    if num_rows is None and args.max_steps < 0:
+        return None
+    return training.length(args).count(plan, num_rows)[1]
+
+
+def _steps(args: TrainingArguments, plan: BatchPlan, num_updates: int | None) -> str:
+    if num_updates is None:
+        count = "unknown updates (the data does not say how long it is)"
+    elif args.max_steps > 0:
+        count = f"{num_updates:,} updates"
+    else:
+        count = f"at most {num_updates:,} updates (rows that cannot be learnt from are left out)"
+    return (
+        f"{count} of {plan.global_size} rows: {plan.per_device} per process x {plan.accumulation} "
+        f"accumulated x {plan.num_processes} processes"
+    )
+
+
+def _num_trained(student: Whisper, args: TrainingArguments) -> int:
+    model = student.model
+    frozen = {id(p) for p in model.model.encoder.parameters()} if args.freeze_encoder else set()
+    trained = [p for p in model.parameters() if p.requires_grad and id(p) not in frozen]
+    return sum(p.numel() for p in trained)
+
+
+def training_memory(student: Whisper, teacher: Whisper | None, args: TrainingArguments) -> str:
+    """Say what training takes at least, and what of it."""
+    trained = _num_trained(student, args)
+    parts = {
+        "weights (float32)": student.num_parameters * FLOAT32,
+        "gradients": trained * FLOAT32,
+        "AdamW": trained * ADAMW,
+        "teacher": teacher.num_bytes if teacher else 0,
+        "inputs of the trained layers": _layer_inputs(student, args),
+    }
+    listed = " + ".join(f"{size(value)} {name}" for name, value in parts.items() if value)
+    return (
+        f"{size(sum(parts.values()))} at least: {listed}; leaves out what layers hold beside their "
+        "inputs (little with --gradient_checkpointing), copies of the weights in another "
+        "dtype, and the libraries"
+    )
+
+
+def _layer_inputs(student: Whisper, args: TrainingArguments) -> int:
+    """Return the bytes that the backward pass needs at least: the input of each trained layer."""
+    config = student.model.config
+    numbers = config.decoder_layers * min(args.max_label_length, student.max_label_length)
+    if not args.freeze_encoder:
+        numbers += config.encoder_layers * config.max_source_positions
+    numbers *= args.per_device_train_batch_size * config.d_model
+    return int(numbers * student.model.dtype.itemsize)
+
+
+def checkpoint_bytes(
+    student: Whisper, args: TrainingArguments, num_updates: int | None
+) -> float | None:
+    """Return the bytes of all files that a run keeps at once; None for unknown updates."""
+    if num_updates is None:
+        return None
+    weights = student.num_parameters * FLOAT32
+    saved = math.ceil(num_updates / args.save_steps)
+    # The oldest goes when the newest is whole.
+    kept = min(saved, args.save_total_limit + 1 if args.save_total_limit else saved)
+    models = 2 if args.do_eval else 1  # the last, and the best
+    return kept * (weights + _num_trained(student, args) * ADAMW) + models * weights
+
+
+def _resume_status(run: Run) -> str:
+    if run.arguments["overwrite_output_dir"]:
+        return run.resume_status()
+    newest = checkpoints.newest_checkpoint(run.folder)
+    return run.resume_status(f"from {newest.name}" if newest else "it has no checkpoint yet")

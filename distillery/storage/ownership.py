@@ -1,0 +1,74 @@
+"""Whose a folder is: it has one writer at a time, and is no input of it."""
+
+import os
+import socket
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+LOCK = ".lock"  # of a process that was killed it stays behind, and means nothing
+
+
+class FolderInUseError(ValueError):
+    """Another process writes to the folder."""
+
+
+def take_folder(folder: Path, flag: str = "--output_dir") -> FileLock:
+    """Take a folder for this process, until the lock is let go or the process ends in any way.
+
+    The same process may take it again.
+
+    Args:
+        folder: made if need be.
+        flag: that names the folder, for the error.
+
+    Raises:
+        FolderInUseError: another process holds it; the message says which.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder.resolve() / LOCK, is_singleton=True)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        holder = (folder / LOCK).read_text(encoding="utf-8").strip() or "another process"
+        raise FolderInUseError(
+            f"{flag} {folder} is in use by {holder}: wait for it, or name another folder"
+        ) from None
+    since = time.strftime("%Y-%m-%d %H:%M:%S")
+    text = f"process {os.getpid()} on {socket.gethostname()} since {since}\n"
+    (folder / LOCK).write_text(text, encoding="utf-8")
+    return lock
+
+
+def leave_folder(lock: FileLock) -> None:
+    """Let go of a folder that `take_folder` took, and leave no lock file in it."""
+    if lock.lock_counter == 1:
+        # Before the lock is free: who opens the file now finds it taken, and later a new one.
+        Path(lock.lock_file).unlink(missing_ok=True)
+    lock.release()
+
+
+def refuse_overlap(output: Path, inputs: Iterable[str], flag: str = "--output_dir") -> None:
+    """Raise ValueError if an output folder is an input, lies in one, or holds one.
+
+    Args:
+        output: the folder to be written.
+        inputs: names of what is read; those that are no local file or folder are passed over.
+        flag: that names the output folder.
+    """
+    target = output.resolve()
+    for name in inputs:
+        if not Path(name).exists():
+            continue
+        source = Path(name).resolve()
+        if target == source:
+            relation = "is"
+        elif source in target.parents:
+            relation = "lies in"
+        elif target in source.parents:
+            relation = "holds"
+        else:
+            continue
+        raise ValueError(f"{flag} {output} {relation} the input {name}: name another folder")
