@@ -142,10 +142,16 @@ from contextlib import contextmanager
 from multiprocessing.pool import ThreadPool
 from types import FrameType
 
-from distillery.data.checksums import damaged_path, is_published, set_aside
-
 from distillery.cli.config_files import config_text
-from distillery.data.downloads import Download, ask_sizes, download_all, lock_folder
+from distillery.data.downloads import (
+    Download,
+    ask_sizes,
+    damaged_path,
+    download_all,
+    is_published,
+    lock_folder,
+    set_aside,
+)
 from distillery.storage.files import (
     DamagedFileError,
     free_bytes,

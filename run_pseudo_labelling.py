@@ -69,6 +69,7 @@ if __name__ == "__main__":
     ARGUMENTS = parse(GROUPS, description=__doc__)
 
 import logging
+import shlex
 import shutil
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -354,7 +355,7 @@ def _finish(
     run.finish(ledger=ledger.to_dict(), scores=scores, attention=teacher.attention)
     shutil.rmtree(run.folder / WORK_FOLDER)
     next_command = f"python run_data_filtering.py {hub_layout.flags_naming(run.folder, specs)}"
-    next_command += f" -o {run.folder}-filtered"
+    next_command += f" -o {shlex.quote(f'{run.folder}-filtered')}"
     log_end(run, f"{ledger.num_out:,} labelled clips; rows: {ledger}", next_command)
 
 

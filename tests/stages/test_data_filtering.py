@@ -154,7 +154,7 @@ def test_counts_reach_the_trackers(tmp_path, labelled, capsys):
     found = {name: value for name, ((_, value),) in tracked_scalars(tmp_path).items()}
     assert found == expected
     log = capsys.readouterr().err
-    assert "14 rows of " in log and f"-d {tmp_path}\n" in log
+    assert "14 rows of " in log and f" -d {tmp_path} " in log
 
 
 def test_the_wer_keeps_little_but_what_is_right(tmp_path, labelled):

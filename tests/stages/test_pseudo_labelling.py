@@ -161,7 +161,7 @@ def test_log_and_trackers_say_what_is_made_how_fast_and_how_well(tmp_path, flags
     assert reported == ["4", "8", "10"]
     assert re.search(r"against the references: WER [\d.]+ %, CER [\d.]+ % over 10 clips", log)
     assert "10 labelled clips; rows: 10 in = 10 out" in log
-    assert f"next: python run_data_filtering.py -d {tmp_path}\n" in log
+    assert f"next: python run_data_filtering.py -d {tmp_path} -o {tmp_path}-filtered\n" in log
     scalars = tracked_scalars(tmp_path)
     assert scalars["labelling/clips"] == [(4, 4.0), (8, 8.0), (10, 10.0)]
     assert {"labelling/audio_hours", "labelling/rtfx"} < set(scalars)
