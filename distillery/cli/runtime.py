@@ -172,9 +172,8 @@ def open_run(accelerator: Accelerator, run: Run, overwrite: bool) -> Run:
 
     Raises:
         FolderInUseError: another process works on it.
-        ValueError: the folder is an input, or in or around one; it holds a run of another stage, or
-            of another configuration that is not to be overwritten, or files of the user's under
-            the names of this stage.
+        ValueError: the folder is an input, or in or around one; or it holds files of the user's, of
+            another stage, or of another configuration that is not to be overwritten.
     """
     with accelerator.main_process_first():
         if accelerator.is_main_process:

@@ -1,11 +1,8 @@
 """Datasets to read: one loader behind every `--dataset_name`, and what is asked of its rows."""
 
 import hashlib
-import importlib.util
-import inspect
 import logging
 import re
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +13,6 @@ import pyarrow.compute as pc
 from datasets import (
     Audio,
     Dataset,
-    DatasetBuilder,
     DatasetDict,
     Features,
     IterableDataset,
@@ -28,7 +24,7 @@ from datasets import (
 )
 from datasets.config import HF_DATASETS_CACHE
 
-from distillery.data import file_trees, folders, manifests, schema, segmentation
+from distillery.data import builders, file_trees, folders, manifests, schema, segmentation
 from distillery.data.column_types import Rows as Rows  # what `load` returns
 from distillery.data.hub_layout import DEFAULT_CONFIG, refuse_same_split_twice
 from distillery.data.manifests import Manifest
@@ -117,7 +113,7 @@ def _source(spec: DatasetSpec) -> Rows:
     if path.suffix in manifests.SUFFIXES:
         return _from_manifest(spec)
     if path.suffix == ".py":
-        return _from_builder(spec)
+        return builders.load(spec)
     if (path / "dataset_info.json").exists() or (path / "dataset_dict.json").exists():
         return _from_save_to_disk(spec)
     if folders.is_layout(path):
@@ -184,42 +180,6 @@ def _from_save_to_disk(spec: DatasetSpec) -> Rows:
     if isinstance(loaded, DatasetDict):
         loaded = loaded[choose("split", spec.split, list(loaded), None, spec.name)]
     return loaded.to_iterable_dataset() if spec.streaming else loaded
-
-
-def _from_builder(spec: DatasetSpec) -> Rows:
-    builder = _builder_class(Path(spec.name))
-    # The cache of another version of the file is not taken.
-    options: dict[str, Any] = {"hash": sha256(Path(spec.name))}
-    if spec.data_dir_suffix:
-        options["dataset_dir_suffix"] = spec.data_dir_suffix
-    prepared = builder(config_name=spec.config, cache_dir=spec.cache_dir, **options)
-    split = spec.split or "train"
-    if spec.streaming:
-        return prepared.as_streaming_dataset(split=split)
-    prepared.download_and_prepare()
-    return prepared.as_dataset(split=split)
-
-
-def _builder_class(path: Path) -> type[DatasetBuilder]:
-    """Import a .py file, as the user's own code, and return the one builder in it."""
-    if not path.is_file():
-        raise FileNotFoundError(file_trees.not_there(path))
-    name = f"dataset_builder_{path.stem}"  # never the name of a library
-    module_spec = importlib.util.spec_from_file_location(name, path)
-    assert module_spec is not None and module_spec.loader is not None
-    module = importlib.util.module_from_spec(module_spec)
-    sys.modules[name] = module  # the datasets library looks a builder's module up
-    module_spec.loader.exec_module(module)
-    builders = [
-        member
-        for member in vars(module).values()
-        if inspect.isclass(member)
-        and issubclass(member, DatasetBuilder)
-        and member.__module__ == module.__name__
-    ]
-    if len(builders) != 1:
-        raise ValueError(f"{path} must define exactly one dataset builder, found {len(builders)}")
-    return builders[0]
 
 
 def _from_manifest(spec: DatasetSpec) -> Rows:
