@@ -177,25 +177,34 @@ def open_run(accelerator: Accelerator, run: Run, overwrite: bool) -> Run:
     """
     with accelerator.main_process_first():
         if accelerator.is_main_process:
-            refuse_overlap(run.folder, run.reads)
-            # For as long as the run is worked on: until its object goes, or the process does.
-            weakref.finalize(run, leave_folder, take_folder(run.folder))
-            if not run.record_path.exists():
-                run.refuse_foreign_files()
-            else:
-                run.refuse_other_stage()
-                if overwrite:
-                    run.throw_away()
-            if run.has_work():
-                run.refuse_other_configuration()
-            else:
-                run.write(STARTED)
-            if not run.was_completed():
-                run.write_config()
+            _take(run, overwrite)
         run.is_complete = run.was_completed()
     if run.is_complete:
         logging.getLogger(run.stage).info("%s is complete: nothing to do", run.folder)
     return run
+
+
+def _take(run: Run, overwrite: bool) -> None:
+    """Take the folder for as long as the run's object is there, or refuse it."""
+    refuse_overlap(run.folder, run.reads)
+    lock = take_folder(run.folder)
+    try:
+        if not run.record_path.exists():
+            run.refuse_foreign_files()
+        else:
+            run.refuse_other_stage()
+            if overwrite:
+                run.throw_away()
+        if run.has_work():
+            run.refuse_other_configuration()
+        else:
+            run.write(STARTED)
+        if not run.was_completed():
+            run.write_config()
+    except Exception:
+        leave_folder(lock)
+        raise
+    weakref.finalize(run, leave_folder, lock)
 
 
 def start_trackers(accelerator: Accelerator, run: Run, project: str | None) -> None:
