@@ -56,7 +56,7 @@ class BatchLoader:
             batch_sampler=keys,  # type: ignore[arg-type]  # any iterable of lists will do
             collate_fn=self.collate,
             num_workers=self.num_workers,
-            worker_init_fn=_outlive_one_sigterm,
+            worker_init_fn=_outlive_first_signal,
             pin_memory=self.pin_memory,
         )
 
@@ -65,12 +65,14 @@ class BatchLoader:
         return DataLoader(rows, batch_size=None, collate_fn=self.collate)
 
 
-def _outlive_one_sigterm(_worker: int) -> None:
+def _outlive_first_signal(_worker: int) -> None:
     """Let a worker go on when all processes of a job are told to stop: its owner must save first.
 
     The owner ends it when it is done.
     """
     signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
+    # A terminal sends Ctrl-C to workers too; without them the owner could not fetch its next batch.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 @dataclass(frozen=True)

@@ -226,10 +226,11 @@ def test_sigterm_while_a_checkpoint_is_saved_does_not_save_it_twice(runs, tmp_pa
     assert_same_run(tmp_path, runs.whole(FINETUNING))
 
 
-def test_sigterm_stops_workers_that_decode_audio_no_sooner_than_the_run(runs, tmp_path):
-    """A scheduler sends the signal to every process of the job at once."""
+@pytest.mark.parametrize("number", [TERMINATE, int(signal.SIGINT)])
+def test_a_signal_stops_workers_that_decode_audio_no_sooner_than_the_run(runs, tmp_path, number):
+    """A scheduler, and a terminal, send the signal to every process of the job at once."""
     args = runs.to(FINETUNING, tmp_path, "--dataloader_num_workers", 2)
-    code = run_in_child(FINETUNING, "distillery.training.loop:_update", 3, TERMINATE, *args)
+    code = run_in_child(FINETUNING, "distillery.training.loop:_update", 3, number, *args)
     assert code == loop.STOPPED
     assert steps_of(tmp_path) == [3]
     run(FINETUNING, *args)

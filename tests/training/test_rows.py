@@ -1,12 +1,16 @@
 """How long a run is, and which rows its processes get."""
 
 import math
+import multiprocessing
+import os
+import signal
 from types import SimpleNamespace
 
 import pytest
 
 from distillery.data.examples import StreamedRows
 from distillery.data.order import BatchPlan, Order
+from distillery.training import rows
 from distillery.training.rows import EvalSet, TrainingData
 from distillery.training.settings import Length
 
@@ -93,3 +97,19 @@ def test_processes_share_the_rows_of_an_evaluation(processes):
     batches = [batch for each in keys for batch in each]
     assert sorted(key for batch in batches for key in batch) == [(row, 0) for row in range(11)]
     assert sorted(map(len, batches)) == [2, 3, 3, 3]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_worker_outlives_the_first_signal_of_a_job(number):
+    worker = multiprocessing.get_context("fork").Process(
+        target=_work_through_a_signal, args=(number,)
+    )
+    worker.start()
+    worker.join(30)
+    assert worker.exitcode == 7
+
+
+def _work_through_a_signal(number):
+    rows._outlive_first_signal(0)
+    os.kill(os.getpid(), number)
+    os._exit(7)
