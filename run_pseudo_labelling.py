@@ -44,14 +44,38 @@ class LabellingArguments:
         "speculative decoding needs; text is tokenised again for training.",
     )
     rows_per_shard: int = flag(1000, "Rows in each file; a killed process repeats at most one.")
+    shard_index: int = flag(
+        0,
+        "Label this share of the shards, from 0, of --num_shards: for array jobs on many machines "
+        "that write to one folder and need no launcher. The last to end finishes the dataset.",
+        resumable=True,
+    )
+    num_shards: int = flag(1, "Number of shares; see --shard_index.", resumable=True)
 
     def problems(self) -> list[str]:
         """Return what is wrong with the values."""
-        return [
+        problems = [
             *at_least(self, "per_device_eval_batch_size", 1),
             *at_least(self, "max_label_length", 8),
             *at_least(self, "rows_per_shard", 1),
+            *at_least(self, "shard_index", 0),
+            *at_least(self, "num_shards", 1),
         ]
+        if self.shard_index >= self.num_shards:
+            problems.append(
+                f"--shard_index {self.shard_index} must be below --num_shards {self.num_shards}"
+            )
+        return problems
+
+
+def check(labelling_args: LabellingArguments, output_args: OutputArguments) -> list[str]:
+    """Return what is wrong with flags of several groups together."""
+    if labelling_args.num_shards > 1 and output_args.overwrite_output_dir:
+        return [
+            "--overwrite_output_dir would throw away what the other shares of --num_shards make: "
+            "remove the output folder before the first of them is started"
+        ]
+    return []
 
 
 GROUPS = (
@@ -66,7 +90,7 @@ GROUPS = (
 
 if __name__ == "__main__":
     # Before what is heavy is imported: --help and wrong flags answer within a second.
-    ARGUMENTS = parse(GROUPS, description=__doc__)
+    ARGUMENTS = parse(GROUPS, description=__doc__, check=check)
 
 import logging
 import shlex
@@ -75,41 +99,46 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from accelerate import Accelerator
-from torch.utils.data import DataLoader
+from filelock import FileLock
 
-from distillery.cli import forecast
+from distillery.cli import forecast, hub
 from distillery.cli.runtime import (
-    end_stage,
     load_model,
     load_outline,
     log_end,
     log_start,
     make_accelerator,
     open_run,
+    set_up_logging,
     stage_run,
     start_trackers,
 )
 from distillery.cli.speech_progress import SpeechProgress
-from distillery.data import hub_layout, label_shards, schema, sources
-from distillery.data.collators import PROBLEM, WindowCollator, Windows
+from distillery.data import hub_layout, schema, sources
+from distillery.data.collators import PROBLEM, WindowCollator
 from distillery.data.hub_layout import SplitFiles
 from distillery.data.sources import describe_splits, load_splits
 from distillery.data.specs import DatasetSpec
-from distillery.storage.files import remove_leftovers, replacing
+from distillery.labelling.clips import ShardQueue, batches
+from distillery.labelling.shards import ShardAssembly, ShardWriter, dataset_features
+from distillery.storage.files import remove_leftovers
 from distillery.storage.ledger import Ledger
 from distillery.storage.runs import Run
-from distillery.storage.shards import read_seal, write_sealed
-from distillery.text import labels
-from distillery.text.error_rates import score
-from distillery.text.normalizers import raw_text
+from distillery.storage.shares import Share
+from distillery.text.error_rates import Totals
+from distillery.text.tokens import TRANSCRIBE
 from distillery.whisper import checkpoint, windows
 
 logger = logging.getLogger(__name__)
 
-WORK_FOLDER = ".labels"  # sealed shards of labels alone, until the dataset is written
+WORK_FOLDER = ".labels"  # the shards, until all of them are there
+FINISHING = ".finishing.lock"
+ENOUGH_CLIPS = 1000  # to judge a stream, whose length is not known
+
+Row: TypeAlias = dict[str, Any]
 
 
 def main(
@@ -120,7 +149,7 @@ def main(
     output_args: OutputArguments,
     run_args: RunArguments,
 ) -> None:
-    """Label every split, then write the dataset."""
+    """Label this process's share of every split; the last process to end finishes the dataset."""
     accelerator = make_accelerator(run_args, output_args.output_dir, model_args.dtype)
     specs, model = data_args.specs(), model_args.model_name_or_path
     run = stage_run(
@@ -135,21 +164,22 @@ def main(
         decoding = _decoding(decoding_args, labelling_args.max_label_length, teacher)
         forecast.show(accelerator, run, _forecast(accelerator, run, specs, teacher, decoding))
         return
-    open_run(accelerator, run, output_args.overwrite_output_dir)
+    share = Share(labelling_args.shard_index, labelling_args.num_shards)
+    open_run(accelerator, run, output_args.overwrite_output_dir, share)
+    is_last = run.is_complete and accelerator.is_main_process
     if not run.is_complete:
         teacher = load_model(model_args, accelerator)
         decoding = _decoding(decoding_args, labelling_args.max_label_length, teacher)
-        splits = _splits_of(specs, run.folder)
+        splits = _splits_of(specs, run.folder, teacher, decoding, labelling_args.decode_token_ids)
         start_trackers(accelerator, run, run_args.wandb_project)
         _log_start(accelerator, run, splits)
-        _label(splits, teacher, decoding, labelling_args, run_args, accelerator)
-        accelerator.wait_for_everyone()
-        for split in splits:
-            _write_dataset(split, teacher, labelling_args, accelerator)
-        accelerator.wait_for_everyone()
-        if accelerator.is_main_process:
-            _finish(run, splits, teacher, decoding, data_args.max_bad_fraction)
-    end_stage(run, accelerator)
+        share = share.split(accelerator.process_index, accelerator.num_processes)
+        labeller = _Labeller(accelerator, teacher, decoding, labelling_args, run_args)
+        labeller.label(splits, share, data_args.max_bad_fraction)
+        is_last = _finish_if_all_sealed(run, splits, teacher, data_args.max_bad_fraction)
+    if is_last:
+        hub.publish(run)
+    accelerator.end_training()
 
 
 def _decoding(
@@ -191,21 +221,44 @@ def _forecast(
     ]
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Split:
-    """One split of the input, and its files in the output."""
+    """One split of the input, and what makes its files.
+
+    `num_shards` is known once its rows have been gone through.
+    """
 
     spec: DatasetSpec
     rows: sources.Rows
-    files: SplitFiles
+    writer: ShardWriter
+    num_shards: int | None = None
+
+    @property
+    def is_sealed(self) -> bool:
+        """Whether the shards of all shares are there."""
+        return self.num_shards is not None and self.writer.num_sealed() == self.num_shards
 
 
-def _splits_of(specs: list[DatasetSpec], folder: Path) -> list[_Split]:
-    loaded = load_splits(specs, schema.AUDIO, "--audio_column_name")
-    return [
-        _Split(spec, rows, SplitFiles(folder, WORK_FOLDER, str(spec.config), str(spec.split)))
-        for spec, rows in loaded.items()
-    ]
+def _splits_of(
+    specs: list[DatasetSpec],
+    folder: Path,
+    teacher: checkpoint.Whisper,
+    decoding: windows.Decoding,
+    decode_token_ids: bool,
+) -> list[_Split]:
+    normalizer = teacher.normalizer(decoding.language, decoding.task)
+    splits = []
+    for spec, rows in load_splits(specs, schema.AUDIO, "--audio_column_name").items():
+        writer = ShardWriter(
+            SplitFiles(folder, WORK_FOLDER, str(spec.config), str(spec.split)),
+            dataset_features(rows.features, decode_token_ids),
+            teacher.tokens,
+            teacher.tokenizer,
+            decode_token_ids,
+            normalizer if decoding.task == TRANSCRIBE else None,
+        )
+        splits.append(_Split(spec, rows, writer))
+    return splits
 
 
 def _log_start(accelerator: Accelerator, run: Run, splits: list[_Split]) -> None:
@@ -214,84 +267,57 @@ def _log_start(accelerator: Accelerator, run: Run, splits: list[_Split]) -> None
     log_start(run, accelerator, flags["model_name_or_path"], flags["dtype"], rows)
 
 
-# --- labelling: which rows, in which process, until all shards are sealed -----------------------
+# --- labelling: the shards of one share, one after the other -------------------------------------
 
 
-def _label(
-    splits: list[_Split],
-    teacher: checkpoint.Whisper,
-    decoding: windows.Decoding,
-    labelling_args: LabellingArguments,
-    run_args: RunArguments,
-    accelerator: Accelerator,
-) -> None:
-    """Label this process's share of the chunks of rows, less those that are sealed already."""
-    size = labelling_args.rows_per_shard
-    num_clips = _num_clips(splits, size, accelerator)
-    progress = SpeechProgress(accelerator, "labelling", num_clips, run_args.logging_steps)
-    for split in splits:
-        for index, chunk in sources.iterate_chunks(split.rows, size):
-            if not _is_mine(index, accelerator):
-                continue
-            path = split.files.sealed(index)
-            if read_seal(path) is not None:
-                progress.skip(len(chunk))
-                continue
-            rows = []
-            for batch in _batches(chunk, teacher, labelling_args, run_args.dataloader_num_workers):
-                rows += _label_batch(batch, teacher, decoding, accelerator)
-                seconds = sum(row.get(schema.DURATION) or 0.0 for row in batch.rows)
-                progress.advance(len(batch.rows), seconds)
-            write = partial(hub_layout.write_parquet, rows=rows, features=label_shards.FEATURES)
-            write_sealed(path, _account(rows), write)
-    progress.close()
+@dataclass(frozen=True)
+class _Labeller:
+    """Labels the clips of one share, in this process."""
 
+    accelerator: Accelerator
+    teacher: checkpoint.Whisper
+    decoding: windows.Decoding
+    labelling_args: LabellingArguments
+    run_args: RunArguments
 
-def _is_mine(index: int, accelerator: Accelerator) -> bool:
-    """Tell whether this process makes a chunk: they are dealt out in turn."""
-    return bool(index % accelerator.num_processes == accelerator.process_index)
-
-
-def _num_clips(splits: list[_Split], size: int, accelerator: Accelerator) -> int | None:
-    """Return the number of clips in this process's chunks; None where a stream does not say."""
-    if any(split.spec.streaming for split in splits):
-        return None
-    return sum(
-        min(size, len(split.rows) - start)
-        for split in splits
-        for index, start in enumerate(range(0, len(split.rows), size))
-        if _is_mine(index, accelerator)
-    )
-
-
-def _batches(
-    chunk: Any, teacher: checkpoint.Whisper, args: LabellingArguments, num_workers: int
-) -> Iterator[Windows]:
-    return iter(
-        DataLoader(
-            chunk,
-            batch_size=args.per_device_eval_batch_size,
-            num_workers=num_workers,
-            collate_fn=WindowCollator(teacher.log_mel),
+    def label(self, splits: list[_Split], share: Share, max_bad_fraction: float) -> None:
+        """Label a share of every split, less the shards that are sealed already."""
+        size = self.labelling_args.rows_per_shard
+        num_clips = _num_clips(splits, size, share)
+        progress = SpeechProgress(
+            self.accelerator, "labelling", num_clips, self.run_args.logging_steps
         )
-    )
+        limit = _BadClips(max_bad_fraction, _num_rows(splits))
+        for split in splits:
+            queue = ShardQueue(split.rows, size, share, partial(_is_done, split, progress))
+            assembly = ShardAssembly(split.writer, queue.chunks)
+            for clips, rows in self._labelled(queue):
+                seconds = sum(row.get(schema.DURATION) or 0.0 for row in rows)
+                progress.advance(len(rows), seconds)
+                for (shard, position), row in zip(clips, rows, strict=True):
+                    limit.add(assembly.add(shard, position, row))
+            split.num_shards = queue.num_shards
+        progress.close()
+
+    def _labelled(self, queue: ShardQueue) -> Iterator[tuple[list[tuple[int, int]], list[Row]]]:
+        """Yield where the clips of a batch belong, and their rows with their labels."""
+        batch_size = self.labelling_args.per_device_eval_batch_size
+        workers = self.run_args.dataloader_num_workers
+        for clips, batch in batches(
+            queue, WindowCollator(self.teacher.log_mel), batch_size, workers
+        ):
+            transcripts: list[windows.Transcript] = []
+            if batch.features is not None:
+                features = batch.features.to(self.accelerator.device)
+                transcripts = windows.transcribe_windows(self.teacher, features, self.decoding)
+            usable = iter(transcripts)
+            yield (
+                clips,
+                [row if row[PROBLEM] else {**row, **_labels(next(usable))} for row in batch.rows],
+            )
 
 
-def _label_batch(
-    batch: Windows,
-    teacher: checkpoint.Whisper,
-    decoding: windows.Decoding,
-    accelerator: Accelerator,
-) -> list[dict[str, Any]]:
-    transcripts: list[windows.Transcript] = []
-    if batch.features is not None:
-        features = batch.features.to(accelerator.device)
-        transcripts = windows.transcribe_windows(teacher, features, decoding)
-    usable = iter(transcripts)
-    return [row if row[PROBLEM] else {**row, **_label_columns(next(usable))} for row in batch.rows]
-
-
-def _label_columns(transcript: windows.Transcript) -> dict[str, Any]:
+def _labels(transcript: windows.Transcript) -> Row:
     return {
         schema.WHISPER_TRANSCRIPT: transcript.ids,
         schema.AVG_LOGPROB: transcript.avg_logprob,
@@ -299,52 +325,86 @@ def _label_columns(transcript: windows.Transcript) -> dict[str, Any]:
     }
 
 
-def _account(rows: list[dict[str, Any]]) -> Ledger:
-    bad = [row for row in rows if row[PROBLEM]]
-    for row in bad:
-        logger.warning("clip %s %s", row[schema.ID], row[PROBLEM])
-    ledger = Ledger(num_in=len(rows), num_out=len(rows) - len(bad))
-    if bad:
-        ledger.quarantined[schema.AUDIO] = len(bad)
-    return ledger
+def _is_done(split: _Split, progress: SpeechProgress, shard: int) -> bool:
+    ledger = split.writer.account_of(shard)
+    if ledger is not None:
+        progress.skip(ledger.num_in)
+    return ledger is not None
 
 
-# --- the dataset: labels and audio joined by id --------------------------------------------------
+def _num_rows(splits: list[_Split]) -> int | None:
+    """Return the number of all rows; None where a stream does not say."""
+    if any(split.spec.streaming for split in splits):
+        return None
+    return sum(len(split.rows) for split in splits)
 
 
-def _write_dataset(
-    split: _Split,
-    teacher: checkpoint.Whisper,
-    labelling_args: LabellingArguments,
-    accelerator: Accelerator,
-) -> None:
-    """Write this process's share of the dataset's files; one that is there is whole."""
-    sealed = split.files.all_sealed()
-    decode_token_ids = labelling_args.decode_token_ids
-    features = label_shards.dataset_features(split.rows.features, decode_token_ids)
-    for index, chunk in sources.iterate_chunks(split.rows, labelling_args.rows_per_shard):
-        path = split.files.published(index, len(sealed))
-        if _is_mine(index, accelerator) and not path.exists():
-            added = label_shards.contract_rows(
-                sealed, index, teacher.tokens, teacher.tokenizer, decode_token_ids
-            )
-            rows = label_shards.joined(chunk, added, path)
-            with replacing(path) as temporary:
-                hub_layout.write_parquet(temporary, rows, features)
+def _num_clips(splits: list[_Split], size: int, share: Share) -> int | None:
+    """Return the number of clips in a share; None where a stream does not say."""
+    if any(split.spec.streaming for split in splits):
+        return None
+    return sum(
+        min(size, len(split.rows) - start)
+        for split in splits
+        for shard, start in enumerate(range(0, len(split.rows), size))
+        if share.has(shard)
+    )
+
+
+class _BadClips:
+    """Ends a run that cannot succeed any more, long before its last clip."""
+
+    def __init__(self, max_bad_fraction: float, num_rows: int | None) -> None:
+        self.max_bad_fraction, self.num_rows = max_bad_fraction, num_rows
+        self.ledger = Ledger()
+
+    def add(self, shard: Ledger | None) -> None:
+        """Count the clips of a shard that was written.
+
+        Raises:
+            ValueError: so many are bad that the run will fail, even if all others are good; where
+                the number of rows is not known, that ten times as many are bad as are allowed.
+        """
+        if shard is None:
+            return
+        self.ledger += shard
+        if self.num_rows is not None:
+            bad = self.ledger.quarantined
+            expected = Ledger(self.num_rows, self.num_rows - bad.total(), quarantined=bad)
+            expected.check(self.max_bad_fraction)
+        elif self.ledger.num_in >= ENOUGH_CLIPS:
+            self.ledger.check(10 * self.max_bad_fraction)
+
+
+# --- the dataset, once all shards are there -------------------------------------------------------
+
+
+def _finish_if_all_sealed(
+    run: Run, splits: list[_Split], teacher: checkpoint.Whisper, max_bad_fraction: float
+) -> bool:
+    """Complete the dataset if this process is the last to end; tell whether it did."""
+    if not all(split.is_sealed for split in splits):
+        logger.info("this share is labelled; the last process to end completes the dataset")
+        return False
+    with FileLock(run.folder / FINISHING):
+        if run.was_completed():
+            return False
+        set_up_logging()  # this process need not be the main one
+        _finish(run, splits, teacher, max_bad_fraction)
+    (run.folder / FINISHING).unlink(missing_ok=True)
+    return True
 
 
 def _finish(
-    run: Run,
-    splits: list[_Split],
-    teacher: checkpoint.Whisper,
-    decoding: windows.Decoding,
-    max_bad_fraction: float,
+    run: Run, splits: list[_Split], teacher: checkpoint.Whisper, max_bad_fraction: float
 ) -> None:
-    """Check the account, write card and record, and clear the work folder."""
-    ledger = _ledger(splits)
+    """Check the account, name the files, write card and record, and clear the work folder."""
+    accounts = {split.spec: split.writer.account() for split in splits}
+    ledger = sum((account for account, _ in accounts.values()), Ledger())
     ledger.check(max_bad_fraction)
-    scores = {str(split.spec): _scores(split, teacher, decoding) for split in splits}
-    specs = [split.spec for split in splits]
+    specs = list(accounts)
+    for split in splits:
+        split.writer.files.publish()
     hub_layout.write_card(
         run.folder,
         hub_layout.splits_by_config(specs),
@@ -352,6 +412,7 @@ def _finish(
         f"Transcripts by `{run.arguments['model_name_or_path']}`.",
     )
     remove_leftovers(run.folder)
+    scores = {str(spec): _scores(spec, edits) for spec, (_, edits) in accounts.items()}
     run.finish(ledger=ledger.to_dict(), scores=scores, attention=teacher.attention)
     shutil.rmtree(run.folder / WORK_FOLDER)
     next_command = f"python run_data_filtering.py {hub_layout.flags_naming(run.folder, specs)}"
@@ -359,31 +420,12 @@ def _finish(
     log_end(run, f"{ledger.num_out:,} labelled clips; rows: {ledger}", next_command)
 
 
-def _ledger(splits: list[_Split]) -> Ledger:
-    seals = [read_seal(path) for split in splits for path in split.files.all_sealed()]
-    return sum((seal for seal in seals if seal is not None), Ledger())
-
-
-def _scores(
-    split: _Split, teacher: checkpoint.Whisper, decoding: windows.Decoding
-) -> dict[str, Any] | None:
-    """Score the transcripts where the source has references; None where it has none."""
-    pairs = [
-        (
-            raw_text(row[schema.TEXT]),
-            labels.plain_text(row[schema.WHISPER_TRANSCRIPT], teacher.tokens, teacher.tokenizer),
-        )
-        for path in split.files.all_sealed()
-        for row in label_shards.read(path)
-        if row[schema.TEXT] and not row[PROBLEM]
-    ]
-    normalizer = teacher.normalizer(decoding.language, decoding.task)
-    comparable = any(normalizer(reference) for reference, _ in pairs)
-    if not comparable or decoding.task != "transcribe":
+def _scores(spec: DatasetSpec, edits: Totals | None) -> dict[str, Any] | None:
+    """Return the error rates of the transcripts; None where the source has no references."""
+    if edits is None:
         return None
-    references, transcripts = zip(*pairs, strict=True)
-    scores = score(list(references), list(transcripts), normalizer)
-    logger.info("%s against the references: %s", split.spec, scores.summary())
+    scores = edits.scores()
+    logger.info("%s against the references: %s", spec, scores.summary())
     return asdict(scores)
 
 

@@ -1,6 +1,6 @@
 """The design's rules about who may import and name what, read from the folders and the source.
 
-storage, text, audio <- data <- whisper <- training | evaluation <- cli <- scripts
+storage, text, audio <- data <- whisper <- labelling | training | evaluation <- cli <- scripts
 """
 
 import ast
@@ -16,7 +16,7 @@ FLOORS = (
     {"storage", "text", "audio"},
     {"data"},
     {"whisper"},
-    {"training", "evaluation"},
+    {"labelling", "training", "evaluation"},
     {"cli"},
 )
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}

@@ -19,8 +19,16 @@ from distillery.cli import hub
 from distillery.cli.arguments import ModelArguments, RunArguments
 from distillery.cli.config_files import config_text
 from distillery.cli.flags import flags_of, input_names, plus_list, resumable_flags
-from distillery.storage.ownership import leave_folder, refuse_overlap, take_folder
+from distillery.storage.ownership import (
+    OPENING_S,
+    leave_folder,
+    refuse_other_shares,
+    refuse_overlap,
+    take_folder,
+    take_share,
+)
 from distillery.storage.runs import OTHER_FOLDER, STARTED, Run
+from distillery.storage.shares import WHOLE, Share
 from distillery.storage.stops import end_with_launcher
 from distillery.training.seeding import seed_everything
 from distillery.whisper import checkpoint
@@ -156,7 +164,7 @@ def stage_run(
     )
 
 
-def open_run(accelerator: Accelerator, run: Run, overwrite: bool) -> Run:
+def open_run(accelerator: Accelerator, run: Run, overwrite: bool, share: Share = WHOLE) -> Run:
     """Take the output folder for a run, going on with an earlier one of the same configuration.
 
     A run that failed before it had made anything, for a wrong name, say, leaves nothing to go on
@@ -166,6 +174,7 @@ def open_run(accelerator: Accelerator, run: Run, overwrite: bool) -> Run:
         accelerator: the main process decides, the others follow.
         run: what is to be made.
         overwrite: throw away what an earlier run left, first.
+        share: that this launch makes of the run; launches with other shares may work beside it.
 
     Returns:
         The same run, which knows whether it is complete already.
@@ -177,34 +186,43 @@ def open_run(accelerator: Accelerator, run: Run, overwrite: bool) -> Run:
     """
     with accelerator.main_process_first():
         if accelerator.is_main_process:
-            _take(run, overwrite)
+            _take(run, overwrite, share)
         run.is_complete = run.was_completed()
     if run.is_complete:
         logging.getLogger(run.stage).info("%s is complete: nothing to do", run.folder)
     return run
 
 
-def _take(run: Run, overwrite: bool) -> None:
+def _take(run: Run, overwrite: bool, share: Share) -> None:
     """Take the folder for as long as the run's object is there, or refuse it."""
     refuse_overlap(run.folder, run.reads)
-    lock = take_folder(run.folder)
+    lock = take_folder(run.folder, wait_s=0.0 if share == WHOLE else OPENING_S)
     try:
-        if not run.record_path.exists():
-            run.refuse_foreign_files()
-        else:
-            run.refuse_other_stage()
-            if overwrite:
-                run.throw_away()
-        if run.has_work():
-            run.refuse_other_configuration()
-        else:
-            run.write(STARTED)
-        if not run.was_completed():
-            run.write_config()
+        refuse_other_shares(run.folder, share)
+        _open_record(run, overwrite)
+        share_lock = lock if share == WHOLE else take_share(run.folder, share)
     except Exception:
         leave_folder(lock)
         raise
-    weakref.finalize(run, leave_folder, lock)
+    if share != WHOLE:
+        leave_folder(lock)
+    weakref.finalize(run, leave_folder, share_lock)
+
+
+def _open_record(run: Run, overwrite: bool) -> None:
+    """Write the record of a run that begins, or go on with the one that is there."""
+    if not run.record_path.exists():
+        run.refuse_foreign_files()
+    else:
+        run.refuse_other_stage()
+        if overwrite:
+            run.throw_away()
+    if run.has_work():
+        run.refuse_other_configuration()
+    else:
+        run.write(STARTED)
+    if not run.was_completed():
+        run.write_config()
 
 
 def start_trackers(accelerator: Accelerator, run: Run, project: str | None) -> None:

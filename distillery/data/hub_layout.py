@@ -24,7 +24,8 @@ from huggingface_hub.errors import (
 
 from distillery.data import schema
 from distillery.data.specs import DatasetSpec
-from distillery.storage.files import RUN_RECORD, read_json, replacing
+from distillery.storage.files import RUN_RECORD, move, read_json, replacing
+from distillery.storage.shards import SUFFIX
 
 logger = logging.getLogger(__name__)
 
@@ -89,17 +90,25 @@ class SplitFiles:
         """Return the sealed shards, in the order of the rows."""
         return sorted(self.sealed(0).parent.glob("*.parquet"))
 
+    def seals(self) -> list[Path]:
+        """Return the seals of the shards, in the order of the rows."""
+        return sorted(self.sealed(0).parent.glob(f"*.parquet{SUFFIX}"))
+
+    def current(self, index: int) -> Path:
+        """Return where a shard is: if publishing was interrupted, it may have its name already."""
+        sealed = self.sealed(index)
+        named = (self.folder / self.config).glob(f"{self.split}-{index:05d}-of-*.parquet")
+        return sealed if sealed.exists() else next(named, sealed)
+
     def published(self, index: int, count: int) -> Path:
         """Return the path of one chunk of rows in the finished dataset."""
         return shard_path(self.folder, self.config, self.split, index, count)
 
     def publish(self) -> None:
-        """Give the sealed shards their names in the dataset."""
-        paths = self.all_sealed()
-        for index, path in enumerate(paths):
-            target = self.published(index, len(paths))
-            target.parent.mkdir(parents=True, exist_ok=True)
-            path.replace(target)
+        """Give the sealed shards their names in the dataset; all of them must be there."""
+        count = len(self.seals())
+        for index in range(count):
+            move(self.current(index), self.published(index, count))
 
 
 def splits_by_config(specs: Iterable[DatasetSpec]) -> dict[str, list[str]]:

@@ -210,7 +210,7 @@ class Evaluation:
         return {
             **asdict(tally.scores()),
             "ci": rate_intervals(tally.counts),
-            "edits": {name: asdict(edits) for name, edits in tally.edits().items()},
+            "edits": {name: asdict(edits) for name, edits in tally.totals().edits.items()},
             "by_duration": tally.by_duration(known_s) if has_audio else [],
             "audio_s": round(sum(known_s), 3) if has_audio else None,
         }

@@ -30,6 +30,13 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def move(path: Path, target: Path) -> None:
+    """Give a file another name on the same disk, durably; a file of that name is replaced."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    path.replace(target)
+    sync(target.parent)
+
+
 def remove_leftovers(folder: Path) -> None:
     """Delete what killed writers left under temporary names; nobody may be writing there now."""
     for path in folder.rglob(".*.tmp"):

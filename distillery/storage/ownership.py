@@ -8,14 +8,17 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from distillery.storage.shares import Share
+
 LOCK = ".lock"  # of a process that was killed it stays behind, and means nothing
+OPENING_S = 60.0  # another share may be about to open its run in the same folder
 
 
 class FolderInUseError(ValueError):
     """Another process writes to the folder."""
 
 
-def take_folder(folder: Path, flag: str = "--output_dir") -> FileLock:
+def take_folder(folder: Path, flag: str = "--output_dir", wait_s: float = 0.0) -> FileLock:
     """Take a folder for this process, until the lock is let go or the process ends in any way.
 
     The same process may take it again.
@@ -23,22 +26,39 @@ def take_folder(folder: Path, flag: str = "--output_dir") -> FileLock:
     Args:
         folder: made if need be.
         flag: that names the folder, for the error.
+        wait_s: how long another process may hold it yet.
 
     Raises:
-        FolderInUseError: another process holds it; the message says which.
+        FolderInUseError: another process holds it, or a share of it; the message says which.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder.resolve() / LOCK, is_singleton=True)
+    return _take(folder, LOCK, flag, wait_s)
+
+
+def take_share(folder: Path, share: Share, flag: str = "--output_dir") -> FileLock:
+    """Take one share of a folder, which this process has taken as a whole for a moment."""
+    return _take(folder, f"{LOCK}.{share.index}-of-{share.count}", flag)
+
+
+def refuse_other_shares(folder: Path, share: Share, flag: str = "--output_dir") -> None:
+    """Raise FolderInUseError if a process holds a share of a folder that was cut in another way."""
+    for path in sorted(folder.glob(f"{LOCK}.*-of-*")):
+        if not path.name.endswith(f"-of-{share.count}"):
+            leave_folder(_take(folder, path.name, flag))
+
+
+def _take(folder: Path, name: str, flag: str, wait_s: float = 0.0) -> FileLock:
+    lock = FileLock(folder.resolve() / name, is_singleton=True)
     try:
-        lock.acquire(timeout=0)
+        lock.acquire(timeout=wait_s)
     except Timeout:
-        holder = (folder / LOCK).read_text(encoding="utf-8").strip() or "another process"
+        holder = (folder / name).read_text(encoding="utf-8").strip() or "another process"
         raise FolderInUseError(
             f"{flag} {folder} is in use by {holder}: wait for it, or name another folder"
         ) from None
     since = time.strftime("%Y-%m-%d %H:%M:%S")
     text = f"process {os.getpid()} on {socket.gethostname()} since {since}\n"
-    (folder / LOCK).write_text(text, encoding="utf-8")
+    (folder / name).write_text(text, encoding="utf-8")
     return lock
 
 

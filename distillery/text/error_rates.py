@@ -102,6 +102,41 @@ RATES = tuple(f.name for f in fields(Scores) if not f.name.startswith("num_"))
 
 
 @dataclass(frozen=True)
+class Totals:
+    """Edits of a test set or a part of it, for each of the four rates; parts can be added.
+
+    Attributes:
+        edits: by the names in `RATES`.
+        num_rows: all rows, those that are not scored included.
+        num_empty_references: rows that are not scored.
+    """
+
+    edits: Mapping[str, ErrorCounts]
+    num_rows: int
+    num_empty_references: int
+
+    def __add__(self, other: "Totals") -> "Totals":
+        return Totals(
+            {name: self.edits[name] + other.edits[name] for name in RATES},
+            self.num_rows + other.num_rows,
+            self.num_empty_references + other.num_empty_references,
+        )
+
+    def scores(self) -> Scores:
+        """Return the error rates."""
+        rates = {name: edits.error_rate for name, edits in self.edits.items()}
+        return Scores(
+            **rates, num_rows=self.num_rows, num_empty_references=self.num_empty_references
+        )
+
+    @classmethod
+    def from_dict(cls, value: Mapping[str, Any]) -> "Totals":
+        """Read what `dataclasses.asdict` made of it."""
+        edits = {name: ErrorCounts(**counts) for name, counts in value["edits"].items()}
+        return cls(edits, value["num_rows"], value["num_empty_references"])
+
+
+@dataclass(frozen=True)
 class Tally:
     """Edits of every utterance of a test set, for each of the four rates.
 
@@ -116,15 +151,14 @@ class Tally:
     counts: Mapping[str, Counts]
     num_rows: int
 
-    def edits(self) -> dict[str, ErrorCounts]:
-        """Return the edits of the whole test set, for each rate."""
-        return {name: _total(counts) for name, counts in self.counts.items()}
+    def totals(self) -> Totals:
+        """Return the edits of the whole test set."""
+        edits = {name: _total(counts) for name, counts in self.counts.items()}
+        return Totals(edits, self.num_rows, self.num_rows - len(self.scored))
 
     def scores(self) -> Scores:
         """Return the error rates of the whole test set."""
-        rates = {name: edits.error_rate for name, edits in self.edits().items()}
-        left_out = self.num_rows - len(self.scored)
-        return Scores(**rates, num_rows=self.num_rows, num_empty_references=left_out)
+        return self.totals().scores()
 
     def by_duration(self, durations_s: Sequence[float]) -> list[dict[str, Any]]:
         """Return the normalised rates of the utterances of each bin of `DURATION_BINS`.
@@ -224,9 +258,18 @@ def score(
     pairs = [
         (reference or "", text) for reference, text in zip(references, predictions, strict=True)
     ]
+    return count_pairs(pairs, normalizer).scores()
+
+
+def count_pairs(pairs: Sequence[tuple[str, str]], normalizer: Normalizer) -> Tally:
+    """Count the edits of pairs of reference and prediction, with and without normalisation.
+
+    Raises:
+        ValueError: if every reference is empty.
+    """
     normalized = [(normalizer(reference), normalizer(text)) for reference, text in pairs]
     raw = [(normalizer.raw(reference), normalizer.raw(text)) for reference, text in pairs]
-    return count_errors(normalized, raw).scores()
+    return count_errors(normalized, raw)
 
 
 def alignment(reference: str, prediction: str, unit: Unit) -> str:

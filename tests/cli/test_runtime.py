@@ -35,6 +35,7 @@ RESUMABLE = [
     "hub_public",
     "logging_steps",
     "max_bad_fraction",
+    "num_shards",
     "output_dir",
     "overwrite_output_dir",
     "per_device_eval_batch_size",
@@ -45,6 +46,7 @@ RESUMABLE = [
     "save_dir",
     "save_steps",
     "save_total_limit",
+    "shard_index",
     "wandb_project",
 ]
 ARGUMENTS = {"seed": 1, "language": "ja", "output_dir": "x", "save_steps": 5, "joined": None}

@@ -133,7 +133,7 @@ def test_counts_of_each_utterance():
     assert tally.counts["cer_norm"].tolist() == [[2, 0, 0, 0], [3, 0, 2, 0], [3, 0, 0, 2]]
     assert tally.counts["wer_norm"].tolist() == [[1, 0, 0, 0], [0, 1, 1, 0], [2, 0, 0, 1]]
     assert tally.counts["wer_raw"].tolist() == [[0, 1, 0, 0], [0, 1, 1, 0], [1, 1, 0, 1]]
-    assert tally.edits()["cer_norm"] == ErrorCounts(8, 0, 2, 2)
+    assert tally.totals().edits["cer_norm"] == ErrorCounts(8, 0, 2, 2)
     assert tally.scores().cer_norm == pytest.approx(40.0)
     assert tally.scores().num_empty_references == 1
 

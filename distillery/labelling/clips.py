@@ -1,0 +1,132 @@
+"""The clips that a process labels: read, decoded, and numbered by shard."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from datasets import Dataset
+from torch.utils.data import DataLoader, Sampler
+
+from distillery.data import schema, sources
+from distillery.data.collators import WindowCollator, Windows
+from distillery.storage.shares import Share
+
+CONTEXT = -1  # the position of the clip before a shard's first
+
+
+class Clip(NamedTuple):
+    """A clip to be labelled.
+
+    Attributes:
+        shard: number of its shard.
+        position: in the shard, or `CONTEXT`.
+        row: of the dataset by its number, or, of a stream, the row itself.
+    """
+
+    shard: int
+    position: int
+    row: Any
+
+
+class ShardQueue(Sampler[Clip]):
+    """The clips of one split that are left to a share, shard by shard.
+
+    The clip before a shard's first comes along where it is the window before it: its transcript is
+    the prompt of the first, and no shard then waits for another.
+
+    Attributes:
+        num_shards: of the split; None until a stream was read to its end.
+        chunks: the rows of each shard that has begun and was not yet forgotten.
+    """
+
+    def __init__(
+        self, rows: sources.Rows, size: int, share: Share, is_done: Callable[[int], bool]
+    ) -> None:
+        """Read nothing yet.
+
+        Args:
+            rows: of the split.
+            size: rows of a shard.
+            share: whose shards are wanted.
+            is_done: tells of a shard that nothing is left to do for it.
+        """
+        self.rows = rows
+        self.num_shards: int | None = None
+        self.chunks: dict[int, Any] = {}
+        self._size, self._share, self._is_done = size, share, is_done
+        names = [n for n in (schema.RECORDING_ID, schema.SPEAKER_ID) if n in rows.column_names]
+        self._places = rows.select_columns(names) if isinstance(rows, Dataset) and names else None
+
+    def __iter__(self) -> Iterator[Clip]:
+        """Yield clip after clip; within a shard in the order of the rows."""
+        shard, before = -1, None
+        for shard, chunk in sources.iterate_chunks(self.rows, self._size):
+            start = shard * self._size
+            rows = range(start, start + len(chunk)) if isinstance(self.rows, Dataset) else chunk
+            if self._share.has(shard) and not self._is_done(shard):
+                self.chunks[shard] = chunk
+                if before is not None and self._follows(before, rows[0]):
+                    yield Clip(shard, CONTEXT, before)
+                for position, row in enumerate(rows):
+                    yield Clip(shard, position, row)
+            before = rows[-1]
+        self.num_shards = shard + 1
+
+    def _follows(self, before: Any, row: Any) -> bool:
+        first, second = self._place(before), self._place(row)
+        return first == second and any(name is not None for name in first)
+
+    def _place(self, row: Any) -> tuple[str | None, str | None]:
+        if isinstance(row, int):
+            row = self._places[row] if self._places is not None else {}
+        return row.get(schema.RECORDING_ID), row.get(schema.SPEAKER_ID)
+
+
+class ClipBatch(NamedTuple):
+    """Clips that were decoded: where they belong, and their windows, in the same order."""
+
+    clips: list[tuple[int, int]]
+    windows: Windows
+
+
+class _ClipRows(torch.utils.data.Dataset[tuple[int, int, Mapping[str, Any]]]):
+    """Rows by clip: a stream's come with it."""
+
+    def __init__(self, rows: sources.Rows) -> None:
+        self.rows = rows if isinstance(rows, Dataset) else None
+
+    def __getitem__(self, clip: Clip) -> tuple[int, int, Mapping[str, Any]]:
+        row = clip.row if self.rows is None else self.rows[clip.row]
+        return clip.shard, clip.position, row
+
+
+@dataclass(frozen=True)
+class _ClipCollator:
+    windows: WindowCollator
+
+    def __call__(self, clips: Sequence[tuple[int, int, Mapping[str, Any]]]) -> ClipBatch:
+        places = [(shard, position) for shard, position, _ in clips]
+        return ClipBatch(places, self.windows([row for _, _, row in clips]))
+
+
+def batches(
+    queue: ShardQueue, collator: WindowCollator, batch_size: int, num_workers: int
+) -> Iterator[ClipBatch]:
+    """Yield a split's clips, decoded, in batches that run over the borders of shards.
+
+    Args:
+        queue: of the split.
+        collator: of the model.
+        batch_size: clips.
+        num_workers: processes that decode, for as long as the split lasts; 0 decodes in this one.
+    """
+    return iter(
+        DataLoader(
+            _ClipRows(queue.rows),
+            sampler=queue,
+            batch_size=batch_size,
+            num_workers=num_workers,
+            collate_fn=_ClipCollator(collator),
+        )
+    )

@@ -1,0 +1,156 @@
+import pyarrow.parquet as pq
+import pytest
+import tiny
+
+from distillery.data import schema
+from distillery.data.collators import PROBLEM
+from distillery.data.hub_layout import SplitFiles
+from distillery.labelling.shards import ShardAssembly, ShardWriter, dataset_features
+from distillery.storage.ledger import Ledger
+from distillery.text.compression import compression_ratio
+from distillery.text.error_rates import score
+from distillery.text.normalizers import normalizer_for
+from distillery.text.tokens import SpecialTokens
+
+TOKENIZER = tiny.tiny_tokenizer()
+TOKENS = SpecialTokens.from_tokenizer(TOKENIZER, is_multilingual=True)
+PREFIX = TOKENS.prefix("ja", "transcribe", True)
+NORMALIZER = normalizer_for("ja")
+
+
+def body(text):
+    ids = TOKENIZER.encode(text, add_special_tokens=False)
+    return [TOKENS.timestamp(0), *ids, TOKENS.timestamp(1)]
+
+
+def label(row_id, text=None, recording="talk", reference=None):
+    """Return a labelled row; without a text, of a clip that could not be used."""
+    return {
+        schema.ID: row_id,
+        schema.RECORDING_ID: recording,
+        schema.TEXT: reference,
+        schema.WHISPER_TRANSCRIPT: None if text is None else [*PREFIX, *body(text)],
+        schema.AVG_LOGPROB: -0.5,
+        schema.TRUNCATED: False,
+        PROBLEM: "cannot be decoded" if text is None else None,
+    }
+
+
+def source(row_id):
+    return {schema.ID: row_id, schema.AUDIO: {"bytes": row_id.encode(), "path": "x/y.wav"}}
+
+
+@pytest.fixture
+def writer(tmp_path):
+    return writer_in(tmp_path)
+
+
+def writer_in(folder, decode_token_ids=False):
+    files = SplitFiles(folder, ".labels", "default", "train")
+    features = dataset_features(None, decode_token_ids)
+    return ShardWriter(files, features, TOKENS, TOKENIZER, decode_token_ids, NORMALIZER)
+
+
+def write(writer, shard, labelled, before=None):
+    chunk = [source(row[schema.ID]) for row in labelled]
+    return writer.write(shard, chunk, labelled, before)
+
+
+def rows_of(writer, shard):
+    return pq.read_table(writer.files.sealed(shard)).to_pylist()
+
+
+CHUNK = [label("c", "さかな"), label("d"), label("e", "ねこ"), label("f", "いぬ", "other")]
+
+
+def test_contexts_are_the_windows_before_within_a_recording(writer):
+    write(writer, 1, CHUNK, before=label("b", "いぬ"))
+    contexts = {row[schema.ID]: row[schema.CONDITION_ON_PREV] for row in rows_of(writer, 1)}
+    # `d` could not be used: there is no row of it, and no window before `e`.
+    assert contexts == {"c": body("いぬ"), "e": None, "f": None}
+    write(writer, 0, CHUNK[:1])
+    assert rows_of(writer, 0)[0][schema.CONDITION_ON_PREV] is None
+
+
+@pytest.mark.parametrize("decode_token_ids", [False, True])
+def test_transcripts_and_how_well_they_compress(tmp_path, decode_token_ids):
+    writer = writer_in(tmp_path, decode_token_ids)
+    write(writer, 0, CHUNK[2:])
+    row = rows_of(writer, 0)[0]
+    written = "<|0.00|>ねこ<|1.00|>" if decode_token_ids else [*PREFIX, *body("ねこ")]
+    assert row[schema.WHISPER_TRANSCRIPT] == written
+    assert row[schema.COMPRESSION_RATIO] == pytest.approx(compression_ratio("ねこ"))
+    assert row[schema.AUDIO] == {"bytes": b"e", "path": "y.wav"}
+
+
+def test_the_account_and_the_scores_of_all_shards(writer):
+    texts = [("ねこ", "ねこ"), ("いぬ", "いね"), ("さかな", None)]
+    for shard, (reference, text) in enumerate(texts):
+        write(writer, shard, [label(str(shard), text, reference=reference)])
+    write(writer, 3, [label("3", "ねこ")])  # without a reference
+    ledger, edits = writer.account()
+    assert ledger == Ledger(4, 3, quarantined={schema.AUDIO: 1})
+    assert edits.scores() == score(["ねこ", "いぬ"], ["ねこ", "いね"], NORMALIZER)
+    assert writer.num_sealed() == 4
+
+
+def test_without_references_there_are_no_scores(writer):
+    write(writer, 0, [label("a", "ねこ"), label("b", "ねこ", reference="。")])
+    assert writer.account() == (Ledger(2, 2), None)
+
+
+def test_a_label_of_another_row_is_an_error(writer):
+    with pytest.raises(AssertionError, match="the label of 'b' is at 'a'"):
+        writer.write(0, [source("a")], [label("b", "ねこ")], None)
+    assert writer.account_of(0) is None
+
+
+def test_rows_that_are_lost_on_the_way_to_the_file_are_an_error(writer, monkeypatch):
+    def lossy(path, rows, features):
+        pq.write_table(features.arrow_schema.empty_table(), path)
+
+    monkeypatch.setattr("distillery.data.hub_layout.write_parquet", lossy)
+    with pytest.raises(AssertionError, match="0 rows were written, 3 were labelled"):
+        write(writer, 0, CHUNK)
+    assert writer.account_of(0) is None
+
+
+def test_a_shard_is_known_under_its_name_in_the_dataset(writer):
+    for shard in range(3):
+        write(writer, shard, CHUNK)
+    # Publishing was interrupted behind the second.
+    for shard in range(2):
+        target = writer.files.published(shard, 3)
+        target.parent.mkdir(exist_ok=True)
+        writer.files.sealed(shard).rename(target)
+    assert all(writer.account_of(shard) for shard in range(3))
+    writer.files.published(1, 3).write_bytes(b"damaged")
+    assert writer.account_of(1) is None
+    write(writer, 1, CHUNK)
+    assert writer.account_of(1)
+    writer.files.publish()
+    names = [f"train-0000{shard}-of-00003.parquet" for shard in range(3)]
+    assert sorted(path.name for path in (writer.files.folder / "default").iterdir()) == names
+    assert all(writer.account_of(shard) for shard in range(3))
+
+
+def test_rows_may_come_in_any_order(writer):
+    chunks = {shard: [source(row[schema.ID]) for row in CHUNK] for shard in range(2)}
+    assembly = ShardAssembly(writer, chunks)
+    assert assembly.add(1, -1, label("b", "いぬ")) is None
+    for position in (3, 0, 2):
+        assert assembly.add(0, position, CHUNK[position]) is None
+        assert assembly.add(1, position, CHUNK[position]) is None
+    assert assembly.add(1, 1, CHUNK[1]) == Ledger(4, 3, quarantined={schema.AUDIO: 1})
+    assert list(chunks) == [0]
+    assert assembly.add(0, 1, CHUNK[1]) == Ledger(4, 3, quarantined={schema.AUDIO: 1})
+    assert [row[schema.ID] for row in rows_of(writer, 0)] == ["c", "e", "f"]
+    assert rows_of(writer, 1)[0][schema.CONDITION_ON_PREV] == body("いぬ")
+
+
+def test_columns_of_the_source_stay():
+    text = dataset_features(None, True)[schema.TEXT]
+    features = dataset_features({"more": text, schema.ID: None}, True)
+    assert features["more"] == text
+    assert features[schema.WHISPER_TRANSCRIPT] == text
+    assert features[schema.ID] == text
