@@ -387,12 +387,12 @@ def _finish_if_all_sealed(
         logger.info("this share is labelled; the last process to end completes the dataset")
         return False
     with FileLock(run.folder / FINISHING):
-        if run.was_completed():
-            return False
-        set_up_logging()  # this process need not be the main one
-        _finish(run, splits, teacher, max_bad_fraction)
+        is_last = not run.was_completed()
+        if is_last:
+            set_up_logging()  # this process need not be the main one
+            _finish(run, splits, teacher, max_bad_fraction)
     (run.folder / FINISHING).unlink(missing_ok=True)
-    return True
+    return is_last
 
 
 def _finish(
