@@ -13,7 +13,8 @@ On a laptop:
     python run_pseudo_labelling.py -m openai/whisper-tiny -d my_speech.jsonl \
         --language ja --max_samples 20 -o labelled
 
-A killed run goes on where it was when it is started again with the same flags.
+A killed run goes on where it was when it is started again with the same flags; of a finished one,
+damaged files are made again, and with `--retry_quarantined` clips that were mended are labelled.
 """
 
 from dataclasses import dataclass
@@ -44,6 +45,12 @@ class LabellingArguments:
         "speculative decoding needs; text is tokenised again for training.",
     )
     rows_per_shard: int = flag(1000, "Rows in each file; a killed process repeats at most one.")
+    retry_quarantined: bool = flag(
+        False,
+        "Label the clips that could not be used before, and have been mended since; all other "
+        "labels stay.",
+        resumable=True,
+    )
 
     def problems(self) -> list[str]:
         """Return what is wrong with the values."""
@@ -70,7 +77,6 @@ if __name__ == "__main__":
 
 import logging
 import shlex
-import shutil
 from collections.abc import Iterator
 from dataclasses import asdict
 from functools import partial
@@ -98,8 +104,8 @@ from distillery.data.collators import PROBLEM, WindowCollator, Windows
 from distillery.data.hub_layout import SplitFiles
 from distillery.data.sources import describe_splits, load_splits
 from distillery.data.specs import DatasetSpec
-from distillery.storage.files import remove_leftovers, replacing
 from distillery.storage.ledger import Ledger
+from distillery.storage.outputs import Outputs
 from distillery.storage.runs import Run
 from distillery.storage.shards import read_seal, write_sealed
 from distillery.text import labels
@@ -109,7 +115,9 @@ from distillery.whisper import checkpoint, windows
 
 logger = logging.getLogger(__name__)
 
-WORK_FOLDER = ".labels"  # sealed shards of labels alone, until the dataset is written
+# Sealed shards of labels alone. They stay, so that a damaged file of the dataset can be made again
+# without the teacher.
+WORK_FOLDER = ".labels"
 
 
 def main(
@@ -128,7 +136,8 @@ def main(
         (model_args, data_args, decoding_args, labelling_args, output_args, run_args),
         Path(output_args.output_dir),
         {model: checkpoint.fingerprint(model), **{str(s): sources.fingerprint(s) for s in specs}},
-        owned=(WORK_FOLDER, "README.md", "*/*.parquet"),
+        owned=(WORK_FOLDER, hub_layout.CARD, hub_layout.FILES),
+        retried=tuple(map(str, specs)) if labelling_args.retry_quarantined else (),
     )
     if run_args.dry_run:
         teacher = load_outline(model_args)
@@ -139,7 +148,7 @@ def main(
     if not run.is_complete:
         teacher = load_model(model_args, accelerator)
         decoding = _decoding(decoding_args, labelling_args.max_label_length, teacher)
-        splits = _splits_of(specs, run.folder)
+        splits = _splits_of(specs, run.outputs)
         start_trackers(accelerator, run, run_args.wandb_project)
         _log_start(accelerator, run, splits)
         _label(splits, teacher, decoding, labelling_args, run_args, accelerator)
@@ -200,10 +209,10 @@ class _Split:
     files: SplitFiles
 
 
-def _splits_of(specs: list[DatasetSpec], folder: Path) -> list[_Split]:
+def _splits_of(specs: list[DatasetSpec], outputs: Outputs) -> list[_Split]:
     loaded = load_splits(specs, schema.AUDIO, "--audio_column_name")
     return [
-        _Split(spec, rows, SplitFiles(folder, WORK_FOLDER, str(spec.config), str(spec.split)))
+        _Split(spec, rows, SplitFiles(outputs, WORK_FOLDER, str(spec.config), str(spec.split)))
         for spec, rows in loaded.items()
     ]
 
@@ -234,17 +243,39 @@ def _label(
             if not _is_mine(index, accelerator):
                 continue
             path = split.files.sealed(index)
-            if read_seal(path) is not None:
-                progress.skip(len(chunk))
+            there = _labels_there(path, chunk, labelling_args.retry_quarantined)
+            left = label_shards.without(chunk, there)
+            progress.skip(len(chunk) - len(left))
+            if not len(left):
                 continue
             rows = []
-            for batch in _batches(chunk, teacher, labelling_args, run_args.dataloader_num_workers):
+            for batch in _batches(left, teacher, labelling_args, run_args.dataloader_num_workers):
                 rows += _label_batch(batch, teacher, decoding, accelerator)
                 seconds = sum(row.get(schema.DURATION) or 0.0 for row in batch.rows)
                 progress.advance(len(batch.rows), seconds)
-            write = partial(hub_layout.write_parquet, rows=rows, features=label_shards.FEATURES)
-            write_sealed(path, _account(rows), write)
+            if not there or any(not row[PROBLEM] for row in rows):
+                _seal(split.files, index, label_shards.in_order(chunk, [*there.values(), *rows]))
     progress.close()
+
+
+def _labels_there(path: Path, chunk: Any, retry: bool) -> dict[str, dict[str, Any]]:
+    """Return the labels of a sealed shard by id: all of them, or those of the usable clips."""
+    seal = read_seal(path)
+    if seal is None:
+        return {}
+    rows = {row[schema.ID]: row for row in label_shards.read(path)}
+    if not retry:
+        return rows
+    label_shards.refuse_other_rows(chunk, rows, path)
+    return {name: row for name, row in rows.items() if not row[PROBLEM]}
+
+
+def _seal(files: SplitFiles, index: int, rows: list[dict[str, Any]]) -> None:
+    """Seal the labels of a chunk of rows; what was made of earlier ones is made again."""
+    # The first label of the next file has the last one of this shard before it.
+    files.withdraw(index, index + 1)
+    write = partial(hub_layout.write_parquet, rows=rows, features=label_shards.FEATURES)
+    write_sealed(files.outputs, files.sealed(index), _account(rows), write)
 
 
 def _is_mine(index: int, accelerator: Accelerator) -> bool:
@@ -288,6 +319,9 @@ def _label_batch(
         features = batch.features.to(accelerator.device)
         transcripts = windows.transcribe_windows(teacher, features, decoding)
     usable = iter(transcripts)
+    for row in batch.rows:
+        if row[PROBLEM]:
+            logger.warning("clip %s %s", row[schema.ID], row[PROBLEM])
     return [row if row[PROBLEM] else {**row, **_label_columns(next(usable))} for row in batch.rows]
 
 
@@ -300,12 +334,10 @@ def _label_columns(transcript: windows.Transcript) -> dict[str, Any]:
 
 
 def _account(rows: list[dict[str, Any]]) -> Ledger:
-    bad = [row for row in rows if row[PROBLEM]]
-    for row in bad:
-        logger.warning("clip %s %s", row[schema.ID], row[PROBLEM])
-    ledger = Ledger(num_in=len(rows), num_out=len(rows) - len(bad))
-    if bad:
-        ledger.quarantined[schema.AUDIO] = len(bad)
+    num_bad = sum(bool(row[PROBLEM]) for row in rows)
+    ledger = Ledger(num_in=len(rows), num_out=len(rows) - num_bad)
+    if num_bad:
+        ledger.quarantined[schema.AUDIO] = num_bad
     return ledger
 
 
@@ -329,7 +361,7 @@ def _write_dataset(
                 sealed, index, teacher.tokens, teacher.tokenizer, decode_token_ids
             )
             rows = label_shards.joined(chunk, added, path)
-            with replacing(path) as temporary:
+            with split.files.outputs.replacing(path) as temporary:
                 hub_layout.write_parquet(temporary, rows, features)
 
 
@@ -340,9 +372,9 @@ def _finish(
     decoding: windows.Decoding,
     max_bad_fraction: float,
 ) -> None:
-    """Check the account, write card and record, and clear the work folder."""
+    """Check the account, and write card and record."""
     ledger = _ledger(splits)
-    ledger.check(max_bad_fraction)
+    ledger.check(max_bad_fraction, "start again with --retry_quarantined")
     scores = {str(split.spec): _scores(split, teacher, decoding) for split in splits}
     specs = [split.spec for split in splits]
     hub_layout.write_card(
@@ -351,9 +383,7 @@ def _finish(
         "Pseudo-labelled speech",
         f"Transcripts by `{run.arguments['model_name_or_path']}`.",
     )
-    remove_leftovers(run.folder)
     run.finish(ledger=ledger.to_dict(), scores=scores, attention=teacher.attention)
-    shutil.rmtree(run.folder / WORK_FOLDER)
     next_command = f"python run_data_filtering.py {hub_layout.flags_naming(run.folder, specs)}"
     next_command += f" -o {shlex.quote(f'{run.folder}-filtered')}"
     log_end(run, f"{ledger.num_out:,} labelled clips; rows: {ledger}", next_command)

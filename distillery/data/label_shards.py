@@ -4,12 +4,12 @@ A shard holds the labels of consecutive rows of the source, without their audio.
 joined by id.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
-from datasets import Features, Value
+from datasets import Dataset, Features, Value
 
 from distillery.data import column_types, schema
 from distillery.data.collators import PROBLEM
@@ -18,6 +18,8 @@ from distillery.text import labels
 from distillery.text.compression import compression_ratio
 from distillery.text.normalizers import raw_text
 from distillery.text.tokens import SpecialTokens, Tokenizer
+
+Rows = Dataset | list[dict[str, Any]]  # consecutive rows of the source
 
 FEATURES = Features(
     {
@@ -37,6 +39,39 @@ FEATURES = Features(
 def read(path: Path) -> list[dict[str, Any]]:
     """Return the rows of a shard."""
     return list(pq.read_table(path).to_pylist())
+
+
+def without(chunk: Rows, there: Collection[str]) -> Rows:
+    """Return the rows of the source whose ids are not there yet, in order."""
+    if not there:
+        return chunk
+    left = [place for place, row_id in enumerate(ids(chunk)) if row_id not in there]
+    if isinstance(chunk, Dataset):
+        return chunk.select(left)
+    return [chunk[place] for place in left]
+
+
+def in_order(chunk: Rows, rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Return labels in the order of the rows of the source."""
+    by_id = {row[schema.ID]: row for row in rows}
+    return [by_id[row_id] for row_id in ids(chunk)]
+
+
+def ids(chunk: Rows) -> list[str]:
+    """Return the ids of some rows."""
+    if isinstance(chunk, Dataset):
+        return list(chunk.select_columns(schema.ID)[schema.ID])
+    return [row[schema.ID] for row in chunk]
+
+
+def refuse_other_rows(chunk: Rows, labelled: Collection[str], path: Path) -> None:
+    """Raise ValueError if the source no longer has the very rows that a shard has labels of."""
+    if ids(chunk) != list(labelled):
+        raise ValueError(
+            f"{path}: the input has other rows now than those that were labelled: "
+            "--retry_quarantined wants the same rows, of which some clips were mended; start over "
+            "with --overwrite_output_dir"
+        )
 
 
 def dataset_features(source: Mapping[str, Any] | None, decode_token_ids: bool) -> Features:
