@@ -14,7 +14,7 @@ On a laptop:
 
 from dataclasses import dataclass
 
-from distillery.cli.flags import DRY_RUN, at_least, flag, one_of, parse, required
+from distillery.cli.flags import DRY_RUN, VERIFY, at_least, flag, one_of, parse, required
 from distillery.whisper.compute import DTYPES
 
 
@@ -35,6 +35,7 @@ class StudentArguments:
         None, "Hub repository; default: the name of the folder.", resumable=True
     )
     hub_public: bool = flag(False, "Make the uploaded repository public.", resumable=True)
+    verify: bool = flag(False, VERIFY, resumable=True)
     dry_run: bool = flag(False, DRY_RUN, resumable=True)
 
     def problems(self) -> list[str]:

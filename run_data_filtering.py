@@ -107,7 +107,6 @@ if __name__ == "__main__":
 
 import logging
 import shlex
-import shutil
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import nullcontext
 from functools import partial
@@ -145,7 +144,9 @@ from distillery.whisper import checkpoint
 
 logger = logging.getLogger(__name__)
 
-WORK_FOLDER = ".filtered"  # sealed shards, renamed into place when all are there
+# Sealed shards, renamed into place when all are there. The seals, which hold the account, stay, so
+# that a damaged file of the dataset can be made again alone.
+WORK_FOLDER = ".filtered"
 DEFAULT_MODEL = "openai/whisper-large-v3"
 
 
@@ -164,7 +165,7 @@ def main(
         (data_args, filter_args, output_args, run_args),
         Path(folder),
         {str(spec): sources.fingerprint(spec) for spec in specs},
-        owned=(WORK_FOLDER, "README.md", "*/*.parquet"),
+        owned=(WORK_FOLDER, hub_layout.CARD, hub_layout.FILES),
     )
     if run_args.dry_run:
         speech = _survey(specs)
@@ -273,7 +274,7 @@ def _row_filter(args: FilterArguments, spec: DatasetSpec, seed: int) -> RowFilte
 
 
 def _files(run: Run, spec: DatasetSpec) -> SplitFiles:
-    return SplitFiles(run.folder, WORK_FOLDER, str(spec.config), str(spec.split))
+    return SplitFiles(run.outputs, WORK_FOLDER, str(spec.config), str(spec.split))
 
 
 def _filter_split(
@@ -285,7 +286,10 @@ def _filter_split(
 ) -> Ledger:
     """Filter one split into sealed shards; return its account."""
     features = row_filter.features(rows.features)
-    filter_chunk = partial(_filter_chunk, files=files, row_filter=row_filter, features=features)
+    count = len(files.all_sealed())  # all of them, if a file was published
+    filter_chunk = partial(
+        _filter_chunk, files=files, count=count, row_filter=row_filter, features=features
+    )
     ledger = Ledger()
     progress = ProgressBar(desc=f"filtering {files.split}", unit=" rows", total=_num_rows(rows))
     num_workers = run_args.preprocessing_num_workers if isinstance(rows, Dataset) else 1
@@ -314,24 +318,30 @@ def _executor(num_workers: int) -> Any:
 
 
 def _filter_chunk(
-    numbered: tuple[int, Any], files: SplitFiles, row_filter: RowFilter, features: Features
+    numbered: tuple[int, Any],
+    files: SplitFiles,
+    count: int,
+    row_filter: RowFilter,
+    features: Features,
 ) -> Ledger:
     """Write the rows of one chunk that pass to their sealed shard; return the chunk's account."""
     index, chunk = numbered
     path = files.sealed(index)
-    ledger = read_seal(path)
+    published = files.published(index, count)
+    ledger = read_seal(path, published if published.exists() else None)
     if ledger is None:
         ledger = Ledger(num_in=len(chunk))
         rows = list(row_filter.passing_rows(chunk, ledger))
         ledger.num_out = len(rows)
-        write_sealed(path, ledger, partial(hub_layout.write_parquet, rows=rows, features=features))
+        write = partial(hub_layout.write_parquet, rows=rows, features=features)
+        write_sealed(files.outputs, path, ledger, write)
     return ledger
 
 
 def _finish(
     run: Run, ledgers: dict[DatasetSpec, Ledger], max_bad_fraction: float, row_filter: RowFilter
 ) -> None:
-    """Check the account, publish the shards, write card and record, and clear the work folder."""
+    """Check the account, publish the shards, and write card and record."""
     ledger = sum(ledgers.values(), Ledger())
     ledger.check(max_bad_fraction)
     if ledger.num_out == 0:
@@ -347,7 +357,6 @@ def _finish(
         language=row_filter.rule.language,
         task=row_filter.rule.task,
     )
-    shutil.rmtree(run.folder / WORK_FOLDER)
     log_end(
         run,
         f"{ledger.num_out:,} rows to learn from; rows: {ledger}",

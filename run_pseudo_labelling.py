@@ -13,7 +13,8 @@ On a laptop:
     python run_pseudo_labelling.py -m openai/whisper-tiny -d my_speech.jsonl \
         --language ja --max_samples 20 -o labelled
 
-A killed run goes on where it was when it is started again with the same flags.
+A killed run goes on where it was when it is started again with the same flags; of a finished one,
+damaged files are made again, and with `--retry_quarantined` clips that were mended are labelled.
 """
 
 from dataclasses import dataclass
@@ -44,6 +45,12 @@ class LabellingArguments:
         "speculative decoding needs; text is tokenised again for training.",
     )
     rows_per_shard: int = flag(1000, "Rows in each file; a killed process repeats at most one.")
+    retry_quarantined: bool = flag(
+        False,
+        "Label the clips that could not be used before, and have been mended since: their shards "
+        "are made again, all others stay.",
+        resumable=True,
+    )
     shard_index: int = flag(
         0,
         "Label this share of the shards, from 0, of --num_shards: for array jobs on many machines "
@@ -94,7 +101,6 @@ if __name__ == "__main__":
 
 import logging
 import shlex
-import shutil
 from collections.abc import Iterator
 from dataclasses import asdict
 from functools import partial
@@ -124,7 +130,6 @@ from distillery.data.sources import describe_splits, load_splits
 from distillery.data.specs import DatasetSpec
 from distillery.labelling.clips import ShardQueue, batches
 from distillery.labelling.shards import ShardAssembly, ShardWriter, dataset_features
-from distillery.storage.files import remove_leftovers
 from distillery.storage.ledger import Ledger
 from distillery.storage.runs import Run
 from distillery.storage.shares import Share
@@ -134,8 +139,11 @@ from distillery.whisper import checkpoint, windows
 
 logger = logging.getLogger(__name__)
 
-WORK_FOLDER = ".labels"  # the shards, until all of them are there
+# The shards, until all of them are there and get their names in the dataset. Their seals, which
+# hold the account, stay, so that a damaged file can be made again alone.
+WORK_FOLDER = ".labels"
 FINISHING = ".finishing.lock"
+RETRY = "start again with --retry_quarantined"
 ENOUGH_CLIPS = 1000  # to judge a stream, whose length is not known
 
 Row: TypeAlias = dict[str, Any]
@@ -157,7 +165,8 @@ def main(
         (model_args, data_args, decoding_args, labelling_args, output_args, run_args),
         Path(output_args.output_dir),
         {model: checkpoint.fingerprint(model), **{str(s): sources.fingerprint(s) for s in specs}},
-        owned=(WORK_FOLDER, "README.md", "*/*.parquet"),
+        owned=(WORK_FOLDER, hub_layout.CARD, hub_layout.FILES),
+        retried=tuple(map(str, specs)) if labelling_args.retry_quarantined else (),
     )
     if run_args.dry_run:
         teacher = load_outline(model_args)
@@ -170,7 +179,7 @@ def main(
     if not run.is_complete:
         teacher = load_model(model_args, accelerator)
         decoding = _decoding(decoding_args, labelling_args.max_label_length, teacher)
-        splits = _splits_of(specs, run.folder, teacher, decoding, labelling_args.decode_token_ids)
+        splits = _splits_of(specs, run, teacher, decoding)
         start_trackers(accelerator, run, run_args.wandb_project)
         _log_start(accelerator, run, splits)
         share = share.split(accelerator.process_index, accelerator.num_processes)
@@ -240,22 +249,21 @@ class _Split:
 
 
 def _splits_of(
-    specs: list[DatasetSpec],
-    folder: Path,
-    teacher: checkpoint.Whisper,
-    decoding: windows.Decoding,
-    decode_token_ids: bool,
+    specs: list[DatasetSpec], run: Run, teacher: checkpoint.Whisper, decoding: windows.Decoding
 ) -> list[_Split]:
     normalizer = teacher.normalizer(decoding.language, decoding.task)
+    decode_token_ids = run.arguments["decode_token_ids"]
     splits = []
     for spec, rows in load_splits(specs, schema.AUDIO, "--audio_column_name").items():
         writer = ShardWriter(
-            SplitFiles(folder, WORK_FOLDER, str(spec.config), str(spec.split)),
+            SplitFiles(run.outputs, WORK_FOLDER, str(spec.config), str(spec.split)),
             dataset_features(rows.features, decode_token_ids),
             teacher.tokens,
             teacher.tokenizer,
             decode_token_ids,
             normalizer if decoding.task == TRANSCRIBE else None,
+            run.arguments["retry_quarantined"],
+            run.verifies,
         )
         splits.append(_Split(spec, rows, writer))
     return splits
@@ -371,9 +379,9 @@ class _BadClips:
         if self.num_rows is not None:
             bad = self.ledger.quarantined
             expected = Ledger(self.num_rows, self.num_rows - bad.total(), quarantined=bad)
-            expected.check(self.max_bad_fraction)
+            expected.check(self.max_bad_fraction, RETRY)
         elif self.ledger.num_in >= ENOUGH_CLIPS:
-            self.ledger.check(10 * self.max_bad_fraction)
+            self.ledger.check(10 * self.max_bad_fraction, RETRY)
 
 
 # --- the dataset, once all shards are there -------------------------------------------------------
@@ -398,10 +406,10 @@ def _finish_if_all_sealed(
 def _finish(
     run: Run, splits: list[_Split], teacher: checkpoint.Whisper, max_bad_fraction: float
 ) -> None:
-    """Check the account, name the files, write card and record, and clear the work folder."""
+    """Check the account, name the files, and write card and record."""
     accounts = {split.spec: split.writer.account() for split in splits}
     ledger = sum((account for account, _ in accounts.values()), Ledger())
-    ledger.check(max_bad_fraction)
+    ledger.check(max_bad_fraction, RETRY)
     specs = list(accounts)
     for split in splits:
         split.writer.files.publish()
@@ -411,10 +419,8 @@ def _finish(
         "Pseudo-labelled speech",
         f"Transcripts by `{run.arguments['model_name_or_path']}`.",
     )
-    remove_leftovers(run.folder)
     scores = {str(spec): _scores(spec, edits) for spec, (_, edits) in accounts.items()}
     run.finish(ledger=ledger.to_dict(), scores=scores, attention=teacher.attention)
-    shutil.rmtree(run.folder / WORK_FOLDER)
     next_command = f"python run_data_filtering.py {hub_layout.flags_naming(run.folder, specs)}"
     next_command += f" -o {shlex.quote(f'{run.folder}-filtered')}"
     log_end(run, f"{ledger.num_out:,} labelled clips; rows: {ledger}", next_command)

@@ -10,6 +10,7 @@ from typing import Any
 
 from distillery.cli.flags import (
     DRY_RUN,
+    VERIFY,
     at_least,
     flag,
     one_of,
@@ -242,6 +243,7 @@ class RunArguments:
     ddp_timeout: int = flag(
         7200, "Seconds after which a process gives up waiting for another.", resumable=True
     )
+    verify: bool = flag(False, VERIFY, resumable=True)
     dry_run: bool = flag(False, DRY_RUN, resumable=True)
 
     def problems(self) -> list[str]:

@@ -23,6 +23,10 @@ DRY_RUN = (
     "Read the data's first rows and the models' configurations, say what would be done, what it "
     "takes and what is done already, write nothing and stop."
 )
+VERIFY = (
+    "Compare the checksums of files that our stages wrote, read ones and those in the output, and "
+    "not only the sizes: every byte is read."
+)
 TRACEBACK = "DISTILLERY_TRACEBACK"  # environment variable: show where errors come from
 
 

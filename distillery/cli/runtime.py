@@ -141,6 +141,7 @@ def stage_run(
     owned: Sequence[str] = (),
     derived: Mapping[str, Any] | None = None,
     remedy: str = OTHER_FOLDER,
+    retried: Sequence[str] = (),
 ) -> Run:
     """Describe a run of a stage by its flags.
 
@@ -148,7 +149,7 @@ def stage_run(
         stage: name of the stage's script, without `.py`.
         groups: all flags, as parsed.
         folder: the output folder.
-        inputs, owned, remedy: as in `Run`.
+        inputs, owned, remedy, retried: as in `Run`.
         derived: what follows from flags and launch together and must stay the same too.
     """
     return Run(
@@ -161,6 +162,7 @@ def stage_run(
         may_change=resumable_flags(groups),
         config=config_text(f"{stage}.py", groups),
         remedy=remedy,
+        retried=retried,
     )
 
 
@@ -189,7 +191,7 @@ def open_run(accelerator: Accelerator, run: Run, overwrite: bool, share: Share =
             _take(run, overwrite, share)
         run.is_complete = run.was_completed()
     if run.is_complete:
-        logging.getLogger(run.stage).info("%s is complete: nothing to do", run.folder)
+        logging.getLogger(run.stage).info("%s is %s", run.folder, run.completion())
     return run
 
 
@@ -215,10 +217,13 @@ def _open_record(run: Run, overwrite: bool) -> None:
         run.refuse_foreign_files()
     else:
         run.refuse_other_stage()
+        run.refuse_old_record(overwrite)
         if overwrite:
             run.throw_away()
+    run.refuse_damaged_inputs()
     if run.has_work():
         run.refuse_other_configuration()
+        run.reopen()
     else:
         run.write(STARTED)
     if not run.was_completed():

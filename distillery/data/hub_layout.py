@@ -24,12 +24,15 @@ from huggingface_hub.errors import (
 
 from distillery.data import schema
 from distillery.data.specs import DatasetSpec
-from distillery.storage.files import RUN_RECORD, move, read_json, replacing
-from distillery.storage.shards import SUFFIX
+from distillery.storage.files import RUN_RECORD, read_json
+from distillery.storage.outputs import Outputs
+from distillery.storage.shards import SEAL
 
 logger = logging.getLogger(__name__)
 
 DEFAULT_CONFIG = "default"
+CARD = "README.md"
+FILES = "*/*-[0-9][0-9][0-9][0-9][0-9]-of-[0-9][0-9][0-9][0-9][0-9].parquet"  # of a dataset
 
 
 def embed_audio(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -72,43 +75,50 @@ class SplitFiles:
     """The files of one split: sealed shards while a stage works on it, then those of the dataset.
 
     Attributes:
-        folder: the dataset's.
+        outputs: list of the dataset's files.
         work_folder: name of the folder in it that holds the sealed shards.
         config, split: names of the configuration and of the split.
     """
 
-    folder: Path
+    outputs: Outputs
     work_folder: str
     config: str
     split: str
+
+    @property
+    def folder(self) -> Path:
+        """The dataset's folder."""
+        return self.outputs.folder
 
     def sealed(self, index: int) -> Path:
         """Return where the shard of one chunk of rows is sealed."""
         return self.folder / self.work_folder / self.config / self.split / f"{index:05d}.parquet"
 
     def all_sealed(self) -> list[Path]:
-        """Return the sealed shards, in the order of the rows."""
-        return sorted(self.sealed(0).parent.glob("*.parquet"))
-
-    def seals(self) -> list[Path]:
-        """Return the seals of the shards, in the order of the rows."""
-        return sorted(self.sealed(0).parent.glob(f"*.parquet{SUFFIX}"))
-
-    def current(self, index: int) -> Path:
-        """Return where a shard is: if publishing was interrupted, it may have its name already."""
-        sealed = self.sealed(index)
-        named = (self.folder / self.config).glob(f"{self.split}-{index:05d}-of-*.parquet")
-        return sealed if sealed.exists() else next(named, sealed)
+        """Return the shards that have a seal, in the order of the rows, even if they were moved."""
+        seals = self.sealed(0).parent.glob(f"*.parquet{SEAL}")
+        return sorted(path.with_name(path.name.removesuffix(SEAL)) for path in seals)
 
     def published(self, index: int, count: int) -> Path:
         """Return the path of one chunk of rows in the finished dataset."""
         return shard_path(self.folder, self.config, self.split, index, count)
 
+    def found(self, index: int) -> Path | None:
+        """Return the file of one chunk of rows in the dataset, however many there are, if any."""
+        pattern = shard_path(self.folder, self.config, self.split, index, 0).name
+        pattern = pattern.replace("-of-00000", "-of-*")
+        return next((self.folder / self.config).glob(pattern), None)
+
+    def withdraw(self, *indices: int) -> None:
+        """Delete the files of chunks of rows in the dataset, where they are there."""
+        found = (self.found(index) for index in indices)
+        self.outputs.remove([path for path in found if path is not None])
+
     def publish(self) -> None:
-        """Give the sealed shards their names in the dataset; all of them must be there."""
-        count = len(self.seals())
-        for index in range(count):
-            move(self.current(index), self.published(index, count))
+        """Give the sealed shards their names in the dataset; the seals stay where they are."""
+        paths = self.all_sealed()
+        names = {path: self.published(index, len(paths)) for index, path in enumerate(paths)}
+        self.outputs.move({path: name for path, name in names.items() if path.exists()})
 
 
 def splits_by_config(specs: Iterable[DatasetSpec]) -> dict[str, list[str]]:
@@ -139,8 +149,7 @@ def write_card(folder: Path, splits: Mapping[str, Iterable[str]], title: str, bo
     ]
     header = DatasetCardData(task_categories=["automatic-speech-recognition"], configs=configs)
     card = DatasetCard(f"---\n{header.to_yaml()}\n---\n\n# {title}\n\n{body}\n")
-    with replacing(folder / "README.md") as temporary:
-        temporary.write_text(str(card), encoding="utf-8")
+    Outputs(folder).write_text(folder / CARD, str(card))
 
 
 def refuse_same_split_twice(specs: Sequence[DatasetSpec]) -> None:

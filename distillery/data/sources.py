@@ -30,6 +30,7 @@ from distillery.data.hub_layout import DEFAULT_CONFIG, refuse_same_split_twice
 from distillery.data.manifests import Manifest
 from distillery.data.specs import DatasetSpec, choose
 from distillery.storage.files import RUN_RECORD, read_json, sha256
+from distillery.storage.outputs import is_hidden
 from distillery.storage.runs import STARTED
 
 logger = logging.getLogger(__name__)
@@ -98,10 +99,10 @@ def fingerprint(spec: DatasetSpec) -> str:
 def _folder_state(folder: Path) -> bytes:
     digest = hashlib.sha256()
     for path in sorted(folder.rglob("*")):
-        hidden = path.name.startswith(".") or path.name == RUN_RECORD
-        if path.suffix in DATA_FILES and not hidden:
+        name = path.relative_to(folder).as_posix()
+        if path.suffix in DATA_FILES and path.name != RUN_RECORD and not is_hidden(name):
             size = path.stat().st_size
-            digest.update(f"{path.relative_to(folder)} {size}".encode())
+            digest.update(f"{name} {size}".encode())
             with path.open("rb") as file:
                 file.seek(max(0, size - TAIL_BYTES))
                 digest.update(file.read())
@@ -162,7 +163,8 @@ def _cache_dir(spec: DatasetSpec) -> str | None:
         return spec.cache_dir
     state = hashlib.sha256(str(folder.resolve()).encode() + _folder_state(folder))
     for path in sorted(path for path in folder.rglob("*") if path.suffix in DATA_FILES):
-        state.update(str(path.stat().st_mtime_ns).encode())
+        if not is_hidden(path.relative_to(folder).as_posix()):
+            state.update(str(path.stat().st_mtime_ns).encode())
     return str(Path(spec.cache_dir or HF_DATASETS_CACHE) / f"folder-{state.hexdigest()[:16]}")
 
 

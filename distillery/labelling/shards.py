@@ -18,7 +18,7 @@ from distillery.data import column_types, hub_layout, schema
 from distillery.data.collators import PROBLEM
 from distillery.data.hub_layout import SplitFiles
 from distillery.storage.ledger import Ledger
-from distillery.storage.shards import Seal, read_seal, write_sealed
+from distillery.storage.shards import Seal, read_seal, seal_path, write_sealed
 from distillery.text import labels
 from distillery.text.compression import compression_ratio
 from distillery.text.error_rates import Totals, count_pairs
@@ -47,6 +47,8 @@ class ShardWriter:
         tokens, tokenizer: of the teacher.
         decode_token_ids: store text, with Whisper's timestamps, instead of token ids.
         normalizer: to score transcripts against the references; None scores nothing.
+        retry_quarantined: shards with clips that could not be used are made again.
+        verify: shards that are there are compared with their checksums, and not only by size.
     """
 
     files: SplitFiles
@@ -55,14 +57,19 @@ class ShardWriter:
     tokenizer: Tokenizer
     decode_token_ids: bool
     normalizer: Normalizer | None
+    retry_quarantined: bool = False
+    verify: bool = False
 
     def account_of(self, shard: int) -> Ledger | None:
-        """Return the account of a shard that is whole; None where it must be made."""
-        return read_seal(self.files.sealed(shard), self.files.current(shard))
+        """Return the account of a shard that is whole; None where it is to be made (again)."""
+        path = self.files.sealed(shard)
+        ledger = read_seal(path, None if path.exists() else self.files.found(shard), self.verify)
+        is_wanted = ledger is None or (self.retry_quarantined and ledger.quarantined)
+        return None if is_wanted else ledger
 
     def num_sealed(self) -> int:
         """Return how many shards have been sealed, by all processes."""
-        return len(self.files.seals())
+        return len(self.files.all_sealed())
 
     def write(
         self,
@@ -92,7 +99,9 @@ class ShardWriter:
         if len(usable) < len(labelled):
             ledger.quarantined[schema.AUDIO] = len(labelled) - len(usable)
         edits = self._edits(usable)
+        self.files.withdraw(shard)
         write_sealed(
+            self.files.outputs,
             self.files.sealed(shard),
             ledger,
             partial(self._write_rows, rows=self._rows(chunk, labelled, before), count=len(usable)),
@@ -102,7 +111,7 @@ class ShardWriter:
 
     def account(self) -> tuple[Ledger, Totals | None]:
         """Return the account of the whole split, and its edits where it has references."""
-        seals = [Seal.read(path) for path in self.files.seals()]
+        seals = [Seal.read(seal_path(path)) for path in self.files.all_sealed()]
         edits = [Totals.from_dict(seal.notes[EDITS]) for seal in seals if EDITS in seal.notes]
         ledger = sum((seal.ledger for seal in seals), Ledger())
         return ledger, sum(edits[1:], edits[0]) if edits else None

@@ -3,11 +3,20 @@
 import logging
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
-from distillery.storage.files import read_json, sha256, sync, write_json
+from distillery.storage.files import (
+    RUN_RECORD,
+    read_json,
+    remove_leftovers,
+    sha256,
+    sync,
+    temporary_path,
+    write_json,
+)
+from distillery.storage.outputs import Outputs, Written, files_in, prune, recorded
 
 logger = logging.getLogger(__name__)
 
@@ -20,30 +29,90 @@ CHECKPOINTS = "checkpoint-*"
 
 
 @contextmanager
-def sealed_folder(path: Path) -> Iterator[Path]:
+def sealed_folder(path: Path, outputs: Outputs | None = None) -> Iterator[Path]:
     """Give a temporary folder to fill; on success it gets its manifest and then its name.
 
-    A folder of that name is replaced. A killed writer leaves only a `.tmp` or `.old` folder, which
-    the next one throws away.
+    A folder of that name is replaced, but for files in it that are not in its manifest: they stay.
+    A killed writer leaves only a hidden `.tmp` folder, which the next one throws away.
+
+    Args:
+        path: of the folder.
+        outputs: list of the files of the run that the folder is one of, if it is.
+
+    Raises:
+        ValueError: a file that is about to be written is there, and not in the manifest.
     """
     path = path.resolve()  # "." has no name of its own
-    temporary, old = path.with_name(path.name + ".tmp"), path.with_name(path.name + ".old")
-    for leftover in (temporary, old):
-        if leftover.exists():
-            shutil.rmtree(leftover)
-    temporary.mkdir(parents=True)
+    temporary, old = temporary_path(path), path.with_name(f".{path.name}.old.tmp")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if old.exists():  # a kill came between the two renamings below, or right after them
+        shutil.rmtree(old) if path.exists() else old.rename(path)
+    remove_leftovers(path.parent, path.name)
+    temporary.mkdir()
     yield temporary
-    files = sorted(file for file in temporary.rglob("*") if file.is_file())
-    for file in files:
-        sync(file)
-    checksums = {str(file.relative_to(temporary)): sha256(file) for file in files}
-    write_json(temporary / MANIFEST, checksums)
+    checksums = _write_manifest(temporary)
+    foreign = _foreign_files(path, outputs)
+    for name in foreign:
+        if (temporary / name).exists():
+            raise ValueError(
+                f"{path / name} is about to be written, and this run did not leave it there: move "
+                "it away"
+            )
+    if outputs is not None:
+        _list_files(outputs, path, temporary, checksums)
+    for name in foreign:
+        (temporary / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(path / name, temporary / name, follow_symlinks=False)
     if path.exists():
         path.rename(old)
     temporary.rename(path)
     sync(path.parent)
     if old.exists():
         shutil.rmtree(old)
+
+
+def _write_manifest(folder: Path) -> dict[str, str]:
+    files = sorted(file for file in folder.rglob("*") if file.is_file())
+    for file in files:
+        sync(file)
+    checksums = {file.relative_to(folder).as_posix(): sha256(file) for file in files}
+    write_json(folder / MANIFEST, checksums)
+    return checksums
+
+
+def _foreign_files(folder: Path, outputs: Outputs | None) -> list[str]:
+    """Return the files in a sealed folder that no manifest or list of ours names."""
+    ours = {MANIFEST, RUN_RECORD, *_manifest_names(folder), *(recorded(folder) or ())}
+    if outputs is not None:
+        inside = PurePosixPath(folder.name)
+        listed = (PurePosixPath(name) for name in outputs.written())
+        ours.update(str(n.relative_to(inside)) for n in listed if n.is_relative_to(inside))
+    names = (file.relative_to(folder).as_posix() for file in files_in(folder))
+    return [name for name in names if name not in ours]
+
+
+def _manifest_names(folder: Path) -> list[str]:
+    try:
+        return list(read_json(folder / MANIFEST))
+    except (OSError, ValueError, TypeError):
+        return []
+
+
+def _list_files(
+    outputs: Outputs, path: Path, temporary: Path, checksums: Mapping[str, str]
+) -> None:
+    manifest = Written.of(temporary / MANIFEST, spare=True)
+    outputs.add(
+        {
+            outputs.folder / path.name / MANIFEST: manifest,
+            **{
+                outputs.folder / path.name / name: Written(
+                    (temporary / name).stat().st_size, checksum, spare=True
+                )
+                for name, checksum in checksums.items()
+            },
+        }
+    )
 
 
 def find_damage(folder: Path) -> str | None:
@@ -103,10 +172,24 @@ def rotate(output_dir: Path, step: int, keep: int | None) -> None:
         of_this_run = paths[: paths.index(checkpoint_path(output_dir, step)) + 1]
         for path in paths:
             if path not in of_this_run[-keep:]:
-                shutil.rmtree(path)
+                delete_sealed(path, Outputs(output_dir))
+
+
+def delete_sealed(path: Path, outputs: Outputs) -> None:
+    """Delete a sealed folder, but for files in it that the user put there."""
+    foreign = set(_foreign_files(path, outputs))
+    ours = [file for file in files_in(path) if file.relative_to(path).as_posix() not in foreign]
+    for file in ours:
+        file.unlink()
+    outputs.forget(ours)
+    for folder in {file.parent for file in ours}:
+        prune(folder, path.parent)
 
 
 def _checkpoints(output_dir: Path) -> list[Path]:
     """Return the checkpoint folders, oldest first; siblings such as `best` are none."""
     matches = ((re.fullmatch(r"checkpoint-(\d+)", p.name), p) for p in output_dir.glob("*"))
-    return [p for _, p in sorted((int(match[1]), p) for match, p in matches if match)]
+    numbered = sorted((int(match[1]), p) for match, p in matches if match)
+    # What the user put into a checkpoint stays when it is deleted, and is none.
+    ours = (MANIFEST, OPTIMIZER, PROGRESS)
+    return [p for _, p in numbered if any((p / name).exists() for name in ours)]

@@ -1,8 +1,10 @@
 """Files that are either whole or not there."""
 
+import glob
 import hashlib
 import json
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -20,7 +22,7 @@ def replacing(path: Path) -> Iterator[Path]:
     A reader sees the old file or the new one, and a killed writer leaves only a `.tmp` file.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    temporary = temporary_path(path)
     try:
         yield temporary
         sync(temporary)
@@ -30,17 +32,23 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def move(path: Path, target: Path) -> None:
-    """Give a file another name on the same disk, durably; a file of that name is replaced."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    path.replace(target)
-    sync(target.parent)
+def temporary_path(path: Path) -> Path:
+    """Return a name beside a file or a folder that nobody else has, until it is whole."""
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
 
 
-def remove_leftovers(folder: Path) -> None:
-    """Delete what killed writers left under temporary names; nobody may be writing there now."""
-    for path in folder.rglob(".*.tmp"):
-        path.unlink()
+def remove_leftovers(folder: Path, name: str | None = None) -> None:
+    """Delete what killed writers left under temporary names; nobody may be writing there now.
+
+    Args:
+        folder: in which, and in the folders in it.
+        name: delete only what was to get this name, right in the folder.
+    """
+    paths = folder.rglob(".*.tmp") if name is None else folder.glob(f".{glob.escape(name)}.*.tmp")
+    for path in sorted(paths):
+        is_ours = re.fullmatch(r"\..+\.[0-9a-f]{32}\.tmp", path.name)
+        if is_ours and not path.is_symlink() and path.exists():
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def sync(path: Path) -> None:
@@ -68,7 +76,12 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Write JSON so that it is whole or not there."""
-    write_text(path, json.dumps(value, ensure_ascii=False, indent=2, default=str) + "\n")
+    write_text(path, json_text(value))
+
+
+def json_text(value: Any) -> str:
+    """Return JSON for people to read, too."""
+    return json.dumps(value, ensure_ascii=False, indent=2, default=str) + "\n"
 
 
 def read_json(path: Path) -> Any:

@@ -52,8 +52,14 @@ class Ledger:
         gone = self.dropped.total() + self.quarantined.total()
         return self.num_in == self.num_out + gone
 
-    def check(self, max_bad_fraction: float) -> None:
+    def check(
+        self, max_bad_fraction: float, remedy: str = "start over with --overwrite_output_dir"
+    ) -> None:
         """Raise unless the account balances and few enough rows were unusable.
+
+        Args:
+            max_bad_fraction: share of the rows that may be quarantined.
+            remedy: what to do once they are mended.
 
         Raises:
             AssertionError: rows were lost or doubled: a fault of the stage itself.
@@ -66,7 +72,7 @@ class Ledger:
             raise ValueError(
                 f"{bad} of {self.num_in} rows cannot be used{self._reasons(self.quarantined)}; "
                 f"that is more than --max_bad_fraction {max_bad_fraction:g} allows; allow more, or "
-                "mend them and start over with --overwrite_output_dir"
+                f"mend them and {remedy}"
             )
 
     def to_dict(self) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from distillery.cli import runtime
 from distillery.cli.arguments import RunArguments
 from distillery.cli.flags import flag
 from distillery.cli.runtime import make_accelerator, open_run, stage_run
+from distillery.storage.outputs import JOURNALS
 from distillery.storage.ownership import LOCK
 from distillery.storage.provenance import versions
 from distillery.storage.stops import stop_request
@@ -43,10 +44,12 @@ RESUMABLE = [
     "preprocessing_num_workers",
     "push_to_hub",
     "report_to",
+    "retry_quarantined",
     "save_dir",
     "save_steps",
     "save_total_limit",
     "shard_index",
+    "verify",
     "wandb_project",
 ]
 ARGUMENTS = {"seed": 1, "language": "ja", "output_dir": "x", "save_steps": 5, "joined": None}
@@ -72,6 +75,12 @@ def start(accelerator, tmp_path):
         return open_run(accelerator, run, overwrite)
 
     return start
+
+
+def leave(run, name, content="old"):
+    """Write a file as a stage does."""
+    with run.outputs.replacing(run.folder / name) as temporary:
+        temporary.write_text(content)
 
 
 def record_of(run):
@@ -132,7 +141,7 @@ def test_a_start_that_failed_before_any_work_does_not_hold_the_folder(start):
     run = start()
     assert record_of(run)["arguments"] == ARGUMENTS
     assert run.resume_status() == "nothing is there of an earlier run"
-    (run.folder / "work").touch()
+    leave(run, "work/shard")
     with pytest.raises(ValueError, match="another configuration"):
         start(language="jp")
     with pytest.raises(ValueError, match="another configuration"):
@@ -140,7 +149,7 @@ def test_a_start_that_failed_before_any_work_does_not_hold_the_folder(start):
 
 
 def test_changed_flags_are_all_named(start):
-    (start().folder / "work").touch()
+    leave(start(), "work/shard")
     with pytest.raises(ValueError) as error:
         start(language="ko", seed=2, added=True)
     assert str(error.value).splitlines()[1:] == [
@@ -188,12 +197,12 @@ def test_a_flag_is_resumable_in_every_stage_or_in_none():
     assert sorted(name for name, found in kinds.items() if True in found) == RESUMABLE
 
 
-def test_overwriting_deletes_what_the_stage_owns_and_nothing_else(start, tmp_path):
+def test_overwriting_deletes_what_the_stage_wrote_and_nothing_else(start, tmp_path, caplog):
     folder = tmp_path / "out"
-    start().finish()
-    (folder / "a.parquet").write_text("old")
-    (folder / "work").mkdir()
-    (folder / "work" / "shard").write_text("old")
+    run = start()
+    leave(run, "a.parquet")
+    leave(run, "work/shard")
+    run.finish()
     (folder / "notes.txt").write_text("mine")
     (folder / "mine").mkdir()
     (folder / "mine" / "b.parquet").write_text("mine")
@@ -202,7 +211,124 @@ def test_overwriting_deletes_what_the_stage_owns_and_nothing_else(start, tmp_pat
     assert record_of(run)["arguments"]["language"] == "ko"
     names = sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
     names.remove(LOCK)  # the run is there still
+    names = [name for name in names if not name.startswith(JOURNALS)]
     assert names == ["config.yaml", "mine/b.parquet", "notes.txt", "run.json"]
+    assert "left alone: mine/b.parquet, notes.txt" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("a.parquet", "OLD"), ("a.parquet", "mine"), ("config.yaml", "mine"), ("work/mine", "mine")],
+)
+def test_what_the_user_changed_or_put_in_the_way_is_not_overwritten(start, tmp_path, name, content):
+    run = start()
+    leave(run, "a.parquet")
+    leave(run, "b.parquet")
+    leave(run, "work/shard")
+    run.finish()
+    (tmp_path / "out" / name).write_text(content)
+    with pytest.raises(ValueError, match=f"--overwrite_output_dir: .* holds {name}: not, or no"):
+        start(overwrite=True, language="ko")
+    assert (tmp_path / "out" / name).read_text() == content
+    assert (tmp_path / "out" / "b.parquet").exists()  # all or nothing
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_run_of_an_older_version_is_not_touched(start, tmp_path, overwrite):
+    run = start()
+    leave(run, "a.parquet")
+    run.finish()
+    record = record_of(run)
+    del record["files"]
+    run.record_path.write_text(json.dumps(record))
+    if not overwrite:
+        assert start().is_complete
+        run.record_path.write_text(json.dumps({**record, "status": "started"}))
+    with pytest.raises(ValueError, match=r"older version, whose record does not list its files"):
+        start(overwrite=overwrite)
+    assert (tmp_path / "out" / "a.parquet").exists()
+
+
+# --- damage --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("damage", "verify", "fault"),
+    [
+        (lambda path: path.write_text("ol"), False, "it has 2 bytes; 3 were written"),
+        (lambda path: path.unlink(), False, "it is missing"),
+        (lambda path: path.write_text("0ld"), True, "its content is not what was written"),
+    ],
+)
+def test_a_damaged_file_is_named_and_is_all_that_is_left_to_make(
+    start, caplog, damage, verify, fault
+):
+    run = start()
+    for name in ("a.parquet", "b.parquet"):
+        leave(run, name)
+    run.finish(ledger={"in": 1})
+    damage(run.folder / "a.parquet")
+    asked = replace(run, arguments={**run.arguments, "verify": verify}, may_change={"verify"})
+    assert (
+        asked.resume_status()
+        == f"complete but for damage, which would be made again: a.parquet ({fault})"
+    )
+    run = start(verify=verify)
+    assert not run.is_complete
+    assert f"a.parquet is damaged: {fault}; it is made again" in caplog.text
+    assert not (run.folder / "a.parquet").exists()
+    assert (run.folder / "b.parquet").exists()
+    leave(run, "a.parquet")
+    run.finish()
+    assert start(verify=True).is_complete
+
+
+def test_a_flipped_byte_is_found_only_with_verify(start):
+    run = start()
+    leave(run, "a.parquet")
+    run.finish()
+    (run.folder / "a.parquet").write_text("0ld")
+    assert start().is_complete
+    assert not start(verify=True).is_complete
+
+
+def test_a_killed_run_makes_damaged_files_again_and_does_not_miss_others(start, caplog):
+    run = start()
+    for name in ("a.parquet", "b.parquet", "c.parquet"):
+        leave(run, name)
+    (run.folder / "a.parquet").write_text("ol")
+    (run.folder / "b.parquet").unlink()
+    run = start()
+    assert "a.parquet is damaged" in caplog.text and "b.parquet" not in caplog.text
+    assert [name for name in run.outputs.to_dict() if name != "config.yaml"] == ["c.parquet"]
+
+
+def test_damaged_input_is_refused_by_name(start, tmp_path, accelerator):
+    made = start(stage="labelling")
+    leave(made, "a.parquet")
+    leave(made, "README.md")
+    made.finish()
+
+    def read(**flags):
+        run = stage_run("filtering", [], tmp_path / "next", {}, owned=())
+        run = replace(run, reads=[str(made.folder), "org/name"], arguments=flags)
+        return open_run(accelerator, run, overwrite=False)
+
+    (made.folder / "README.md").write_text("my own words")
+    (made.folder / "a.parquet").write_text("0ld")
+    assert read() is not None
+    with pytest.raises(ValueError, match=r"a.parquet is damaged: its content .* labelling.py"):
+        read(verify=True)
+    (made.folder / "a.parquet").unlink()
+    with pytest.raises(ValueError, match=r"a.parquet is damaged: it is missing; .* labelling.py"):
+        read()
+    record = record_of(made)
+    del record["files"]  # as an older version wrote it
+    made.record_path.write_text(json.dumps(record))
+    assert read() is not None
+
+
+# --- what is not ours ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
@@ -213,7 +339,7 @@ def test_a_folder_with_files_under_our_names_and_no_run_is_refused(
     path = tmp_path / "out" / name
     path.parent.mkdir(parents=True)
     path.write_text("mine")
-    with pytest.raises(ValueError, match=f"holds {name.split('/')[0]}, which this stage would"):
+    with pytest.raises(ValueError, match=f"holds {name}, which this stage would"):
         start(overwrite)
     assert path.read_text() == "mine"
     assert not (tmp_path / "out" / "run.json").exists()
@@ -226,18 +352,18 @@ def test_overwriting_deletes_nothing_through_a_link(start, tmp_path, name):
     elsewhere.mkdir()
     (elsewhere / "precious").write_text("mine")
     (tmp_path / "out" / name).symlink_to(elsewhere)
-    (tmp_path / "out" / "a.parquet").write_text("old")
-    with pytest.raises(ValueError, match="symbolic link"):
+    with pytest.raises(ValueError, match=f"holds {name}: .*symbolic link"):
         start(overwrite=True, language="ko")
     assert (elsewhere / "precious").exists()
-    assert (tmp_path / "out" / "a.parquet").exists()  # all or nothing
+    assert (tmp_path / "out" / "config.yaml").exists()  # all or nothing
 
 
 def test_a_kill_while_overwriting_does_not_lose_the_record(start, tmp_path, monkeypatch):
-    start().finish()
-    (tmp_path / "out" / "a.parquet").write_text("old")
+    run = start()
+    leave(run, "a.parquet")
+    run.finish()
 
-    def killed(path, *_):
+    def killed(path, *_, **__):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:

@@ -1,21 +1,73 @@
+import itertools
+from functools import partial
+from pathlib import Path
+
+import pytest
+
 from distillery.data.hub_layout import SplitFiles, flags_naming, splits_by_config
 from distillery.data.specs import DatasetSpec
+from distillery.storage.ledger import Ledger
+from distillery.storage.outputs import Outputs
+from distillery.storage.shards import write_sealed
+
+
+def sealed_files(folder, *indices):
+    files = SplitFiles(Outputs(folder), ".work", "default", "train")
+    for index in indices:
+        content = str(index).encode()
+        write = partial(Path.write_bytes, data=content)
+        write_sealed(files.outputs, files.sealed(index), Ledger(), write)
+    return files
 
 
 def test_sealed_shards_get_their_names_in_the_dataset(tmp_path):
-    files = SplitFiles(tmp_path, ".work", "default", "train")
-    files.sealed(0).parent.mkdir(parents=True)
-    for index in (1, 0):
-        files.sealed(index).write_bytes(str(index).encode())
+    files = sealed_files(tmp_path, 1, 0)
     assert files.all_sealed() == [files.sealed(0), files.sealed(1)]
+    assert files.found(1) is None
     files.publish()
-    assert files.all_sealed() == []
+    assert not files.sealed(0).exists()
+    assert files.all_sealed() == [files.sealed(0), files.sealed(1)]  # their seals are there
     assert sorted((tmp_path / "default").iterdir()) == [
         files.published(0, 2),
         files.published(1, 2),
     ]
     assert files.published(1, 2).name == "train-00001-of-00002.parquet"
     assert files.published(1, 2).read_bytes() == b"1"
+    assert files.found(1) == files.published(1, 2)
+    assert files.outputs.names() == [f"default/train-0000{n}-of-00002.parquet" for n in (0, 1)]
+    assert files.outputs.damage(verify=True) == {}
+
+
+def test_publishing_goes_on_after_a_kill_and_takes_one_shard_alone(tmp_path, monkeypatch):
+    files = sealed_files(tmp_path, 0, 1, 2)
+    original, count = Path.replace, itertools.count(1)
+
+    def deadly(path, target):
+        if next(count) == 2:
+            raise KeyboardInterrupt
+        return original(path, target)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Path, "replace", deadly)
+        files.publish()
+    files.publish()
+    assert [files.published(n, 3).read_bytes() for n in range(3)] == [b"0", b"1", b"2"]
+    assert files.outputs.damage(verify=True) == {}
+
+    files.withdraw(1, 3)
+    assert not files.published(1, 3).exists()
+    sealed_files(tmp_path, 1).publish()
+    assert [files.published(n, 3).read_bytes() for n in range(3)] == [b"0", b"1", b"2"]
+
+
+def test_a_file_of_the_users_in_the_place_of_a_shard_stays(tmp_path):
+    files = sealed_files(tmp_path, 0)
+    files.published(0, 1).parent.mkdir()
+    files.published(0, 1).write_text("mine")
+    with pytest.raises(ValueError, match=r"train-00000-of-00001.parquet is about to be written"):
+        files.publish()
+    files.withdraw(0)
+    assert files.published(0, 1).read_text() == "mine"
 
 
 def test_splits_are_listed_by_configuration():

@@ -7,6 +7,7 @@ from distillery.data.collators import PROBLEM
 from distillery.data.hub_layout import SplitFiles
 from distillery.labelling.shards import ShardAssembly, ShardWriter, dataset_features
 from distillery.storage.ledger import Ledger
+from distillery.storage.outputs import Outputs
 from distillery.text.compression import compression_ratio
 from distillery.text.error_rates import score
 from distillery.text.normalizers import normalizer_for
@@ -46,7 +47,7 @@ def writer(tmp_path):
 
 
 def writer_in(folder, decode_token_ids=False):
-    files = SplitFiles(folder, ".labels", "default", "train")
+    files = SplitFiles(Outputs(folder), ".labels", "default", "train")
     features = dataset_features(None, decode_token_ids)
     return ShardWriter(files, features, TOKENS, TOKENIZER, decode_token_ids, NORMALIZER)
 
@@ -119,10 +120,8 @@ def test_a_shard_is_known_under_its_name_in_the_dataset(writer):
     for shard in range(3):
         write(writer, shard, CHUNK)
     # Publishing was interrupted behind the second.
-    for shard in range(2):
-        target = writer.files.published(shard, 3)
-        target.parent.mkdir(exist_ok=True)
-        writer.files.sealed(shard).rename(target)
+    outputs = writer.files.outputs
+    outputs.move({writer.files.sealed(i): writer.files.published(i, 3) for i in range(2)})
     assert all(writer.account_of(shard) for shard in range(3))
     writer.files.published(1, 3).write_bytes(b"damaged")
     assert writer.account_of(1) is None

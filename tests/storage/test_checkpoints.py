@@ -1,3 +1,4 @@
+import itertools
 import logging
 
 import pytest
@@ -13,6 +14,8 @@ from distillery.storage.checkpoints import (
     rotate,
     sealed_folder,
 )
+from distillery.storage.files import temporary_path
+from distillery.storage.outputs import Outputs, Written
 
 FILES = {"model.safetensors": b"weights", OPTIMIZER: b"moments", PROGRESS: b"{}", "sub/x": b"1"}
 
@@ -67,12 +70,76 @@ def test_an_exception_leaves_the_folder_that_was_there(tmp_path):
 
 
 def test_what_a_killed_writer_left_does_not_get_into_the_next_folder(tmp_path):
-    left = tmp_path / "checkpoint-1.tmp"
+    left = temporary_path(tmp_path / "checkpoint-1")
     left.mkdir()
     (left / "old").write_text("half")
     path = seal(tmp_path / "checkpoint-1")
     assert not (path / "old").exists()
     assert not left.exists()
+
+
+@pytest.mark.parametrize("name", ["student.tmp", "student.old", ".student.mine.tmp"])
+def test_folders_of_the_users_beside_it_stay(tmp_path, name):
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "weights").write_text("mine")
+    for _ in range(2):
+        seal(tmp_path / "student")
+    assert (tmp_path / name / "weights").read_text() == "mine"
+
+
+@pytest.mark.parametrize("call", [1, 2])
+def test_a_kill_while_a_folder_is_replaced_loses_neither(tmp_path, monkeypatch, call):
+    path = seal(tmp_path / BEST, {"a": b"1"})
+    original, count = type(path).rename, itertools.count(1)
+
+    def deadly(*names):
+        if next(count) == call:
+            raise KeyboardInterrupt
+        return original(*names)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(type(path), "rename", deadly)
+        seal(path, {"b": b"2"})
+    with pytest.raises(KeyError), sealed_folder(path):  # begins, and finds the old one again
+        raise KeyError
+    assert names(path) == ["a", MANIFEST]
+    seal(path, {"b": b"2"})
+    assert names(path) == ["b", MANIFEST]
+
+
+def test_what_the_user_put_into_a_folder_stays_when_it_is_replaced(tmp_path):
+    path = seal(tmp_path / BEST)
+    (path / "sub" / "notes.txt").write_text("mine")
+    (path / "link").symlink_to("sub/notes.txt")
+    seal(path, {"other": b"2"})
+    assert names(path) == ["link", MANIFEST, "other", "sub"]
+    assert (path / "sub" / "notes.txt").read_text() == "mine" and (path / "link").is_symlink()
+    assert find_damage(path) is None
+    with pytest.raises(ValueError, match=r"notes.txt is about to be written, and this run did not"):
+        seal(path, {"sub/notes.txt": b"3"})
+    assert (path / "sub" / "notes.txt").read_text() == "mine"
+
+
+def test_its_files_are_listed_with_the_sums_of_its_manifest(tmp_path):
+    outputs = Outputs(tmp_path)
+    with sealed_folder(tmp_path / "checkpoint-1", outputs) as folder:
+        (folder / "a").write_bytes(b"1")
+    wanted = {"checkpoint-1/a", f"checkpoint-1/{MANIFEST}"}
+    assert set(outputs.written()) == wanted
+    for name, (entry,) in outputs.written().items():
+        assert entry == Written.of(tmp_path / name, spare=True)
+    save_steps(tmp_path, 2)
+    rotate(tmp_path, 2, 1)
+    assert outputs.written() == {}
+
+
+def test_what_the_user_put_into_a_checkpoint_outlives_it(tmp_path, caplog):
+    save_steps(tmp_path, 1, 2)
+    (tmp_path / "checkpoint-1" / "notes.txt").write_text("mine")
+    rotate(tmp_path, 2, 1)
+    assert names(tmp_path / "checkpoint-1") == ["notes.txt"]
+    assert newest_checkpoint(tmp_path) == tmp_path / "checkpoint-2"
+    assert caplog.text == ""
 
 
 def test_a_new_folder_replaces_the_old_one_as_a_whole(tmp_path):

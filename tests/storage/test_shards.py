@@ -4,6 +4,7 @@ import pytest
 
 from distillery.storage.files import read_json, replacing, sha256, write_json
 from distillery.storage.ledger import Ledger
+from distillery.storage.outputs import JOURNALS, Outputs
 from distillery.storage.shards import read_seal, seal_path, write_sealed
 
 
@@ -77,13 +78,18 @@ LEDGER.quarantined.update(audio=1)
 @pytest.fixture
 def sealed(tmp_path):
     path = tmp_path / "00000.parquet"
-    write_sealed(path, LEDGER, lambda p: p.write_bytes(b"rows"))
+    write_sealed(Outputs(tmp_path), path, LEDGER, lambda p: p.write_bytes(b"rows"))
     return path
 
 
 def test_a_seal_gives_the_account_back(sealed):
     assert read_seal(sealed) == LEDGER
-    assert names(sealed.parent) == ["00000.parquet", "00000.parquet.seal.json"]
+    assert names(sealed.parent) == [JOURNALS, "00000.parquet", "00000.parquet.seal.json"]
+    listed = Outputs(sealed.parent).written()
+    assert {name: [entry.spare for entry in entries] for name, entries in listed.items()} == {
+        "00000.parquet": [True],
+        "00000.parquet.seal.json": [True],
+    }
 
 
 def test_no_shard_no_seal(tmp_path):
@@ -132,7 +138,7 @@ def test_a_shard_that_fails_is_not_sealed(tmp_path):
         raise OSError("disk full")
 
     with pytest.raises(OSError, match="disk full"):
-        write_sealed(tmp_path / "x", Ledger(), write)
+        write_sealed(Outputs(tmp_path), tmp_path / "x", Ledger(), write)
     assert names(tmp_path) == []
 
 
@@ -141,7 +147,7 @@ def test_a_new_shard_that_fails_unseals_nothing(sealed):
         raise OSError("disk full")
 
     with pytest.raises(OSError):
-        write_sealed(sealed, Ledger(), write)
+        write_sealed(Outputs(sealed.parent), sealed, Ledger(), write)
     assert read_seal(sealed) == LEDGER
 
 
