@@ -144,7 +144,7 @@ logger = logging.getLogger(__name__)
 WORK_FOLDER = ".labels"
 FINISHING = ".finishing.lock"
 RETRY = "start again with --retry_quarantined"
-ENOUGH_CLIPS = 1000  # to judge a stream, whose length is not known
+MANY_BAD = 100  # with fewer bad clips a run goes on to its end, and names them all
 
 Row: TypeAlias = dict[str, Any]
 
@@ -373,15 +373,15 @@ class _BadClips:
             ValueError: so many are bad that the run will fail, even if all others are good; where
                 the number of rows is not known, that ten times as many are bad as are allowed.
         """
-        if shard is None:
+        self.ledger += shard or Ledger()
+        bad = self.ledger.quarantined
+        if shard is None or bad.total() < MANY_BAD:
             return
-        self.ledger += shard
-        if self.num_rows is not None:
-            bad = self.ledger.quarantined
+        if self.num_rows is None:
+            self.ledger.check(10 * self.max_bad_fraction, RETRY)
+        else:
             expected = Ledger(self.num_rows, self.num_rows - bad.total(), quarantined=bad)
             expected.check(self.max_bad_fraction, RETRY)
-        elif self.ledger.num_in >= ENOUGH_CLIPS:
-            self.ledger.check(10 * self.max_bad_fraction, RETRY)
 
 
 # --- the dataset, once all shards are there -------------------------------------------------------

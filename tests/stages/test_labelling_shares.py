@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from launching import command, environment, launch, wait_until
 from stage_runs import record, run, split_rows, talkative_model_folder, write_manifest
-from tiny import REPOSITORY, tone_manifest
+from tiny import REPOSITORY, load_script, tone_manifest
 
 from distillery.storage.ownership import FolderInUseError
 
@@ -110,9 +110,12 @@ def test_overwriting_is_refused_where_others_may_be_at_work(tmp_path, flags):
     assert "--overwrite_output_dir would throw away what the other shares" in done.stdout
 
 
-def test_a_hopeless_run_ends_within_its_first_shards(tmp_path, flags, capsys):
+@pytest.mark.parametrize("more", [[], ["--streaming", "--max_bad_fraction", 0.05]])
+def test_a_hopeless_run_ends_within_its_first_shards(tmp_path, flags, capsys, monkeypatch, more):
+    monkeypatch.setattr(load_script(SCRIPT), "MANY_BAD", 4)
     entries = [{"id": str(index), "audio": f"{index}.flac"} for index in range(NUM_CLIPS)]
     missing = write_manifest(tmp_path / "missing.jsonl", entries)
-    with pytest.raises(ValueError, match=r"4 of 10 rows cannot be used"):
-        run(SCRIPT, *flags, "-d", missing, "--max_bad_fraction", 0.3, "-o", tmp_path / "out")
+    arguments = [*flags, "-d", missing, "--max_bad_fraction", 0.3, *more, "-o", tmp_path / "out"]
+    with pytest.raises(ValueError, match=rf"4 of {4 if more else 10} rows cannot be used"):
+        run(SCRIPT, *arguments)
     assert capsys.readouterr().err.count("file not found") == 4
