@@ -7,7 +7,7 @@ no word is cut in two, and skip digital silence, for which models make up text.
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import groupby, islice
+from itertools import islice
 
 import torch
 
@@ -192,68 +192,34 @@ def _decode_with_fallback(
     transcripts: dict[int, tuple[Transcript | None, float]] = {}
     pending = list(range(len(windows)))
     for temperature in temperatures:
-        for index, transcript in _decode(
-            whisper, features, prompts, pending, decoding, temperature
-        ):
-            transcripts[index] = (transcript, temperature)
+        shown = [prompts[index] for index in pending]
+        found = transcribe_windows(
+            whisper, features[pending], decoding, prompts=shown, temperature=temperature
+        )
+        tried = list(zip(pending, found, strict=True))
+        transcripts.update({i: (each, temperature) for i, each in tried})
         if len(temperatures) == 1:
             break
-        unsure = [i for i in pending if _is_unsure(transcripts[i][0])]
-        silent = set(_without_speech(whisper, features, unsure))
-        transcripts.update({i: (None, temperature) for i in silent})
-        pending = [i for i in pending if i not in silent and _looks_bad(whisper, transcripts[i][0])]
+        transcripts.update({i: (None, temperature) for i, each in tried if _is_silence(each)})
+        pending = [i for i, each in tried if not _is_silence(each) and _looks_bad(whisper, each)]
         if not pending:
             break
     return [transcripts[i] for i in range(len(windows))]
 
 
-def _decode(
-    whisper: Whisper,
-    features: torch.Tensor,
-    prompts: Sequence[list[int]],
-    pending: Sequence[int],
-    decoding: Decoding,
-    temperature: float,
-) -> Iterator[tuple[int, Transcript]]:
-    """Decode windows, those with prompts of one length together: padding would shift positions."""
-    by_length = sorted(pending, key=lambda index: len(prompts[index]))
-    for length, indices in groupby(by_length, key=lambda index: len(prompts[index])):
-        group = list(indices)
-        shown = [prompts[index] for index in group] if length else []
-        yield from zip(
-            group,
-            transcribe_windows(
-                whisper, features[group], decoding, prompts=shown, temperature=temperature
-            ),
-            strict=True,
-        )
+def _is_unsure(transcript: Transcript) -> bool:
+    return transcript.avg_logprob < MIN_AVG_LOGPROB
 
 
-def _is_unsure(transcript: Transcript | None) -> bool:
-    return transcript is not None and transcript.avg_logprob < MIN_AVG_LOGPROB
+def _is_silence(transcript: Transcript) -> bool:
+    """Tell whether `<|nospeech|>` is likely and what is written is not."""
+    silence = transcript.no_speech_prob
+    return _is_unsure(transcript) and silence is not None and silence > NO_SPEECH_PROBABILITY
 
 
-def _looks_bad(whisper: Whisper, transcript: Transcript | None) -> bool:
-    if transcript is None:
-        return False
+def _looks_bad(whisper: Whisper, transcript: Transcript) -> bool:
     text = plain_text(transcript.ids, whisper.tokens, whisper.tokenizer)
     return _is_unsure(transcript) or compression_ratio(text) > MAX_COMPRESSION_RATIO
-
-
-def _without_speech(
-    whisper: Whisper, features: torch.Tensor, indices: Sequence[int]
-) -> Iterator[int]:
-    """Yield the windows that `<|nospeech|>` begins with more than `NO_SPEECH_PROBABILITY`."""
-    tokens, model = whisper.tokens, whisper.model
-    if not indices or tokens.no_speech is None:
-        return
-    start = torch.full((len(indices), 1), tokens.start_of_transcript, device=features.device)
-    chosen = features[list(indices)].to(model.dtype)
-    logits = model(input_features=chosen, decoder_input_ids=start).logits[:, 0].float()
-    probabilities = logits.softmax(-1)[:, tokens.no_speech].tolist()
-    for index, probability in zip(indices, probabilities, strict=True):
-        if probability > NO_SPEECH_PROBABILITY:
-            yield index
 
 
 @torch.inference_mode()

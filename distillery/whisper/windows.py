@@ -1,7 +1,12 @@
-"""Decoding of single windows; `distillery.whisper.long_form` makes recordings of them."""
+"""Decoding of single windows; `distillery.whisper.long_form` makes recordings of them.
+
+Greedy search is our own (`distillery.whisper.greedy`); beams, temperatures and drafts are
+transformers' `generate`.
+"""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -15,57 +20,11 @@ from transformers import (
 from transformers.modeling_outputs import BaseModelOutput
 
 from distillery.text.tokens import SpecialTokens, language_code
-from distillery.whisper.checkpoint import Processor, Whisper
+from distillery.whisper.checkpoint import Whisper
+from distillery.whisper.decoding import Decoding as Decoding
+from distillery.whisper.decoding import Transcript as Transcript
+from distillery.whisper.greedy import GreedyDecoder, Window, encode, likeliest_languages
 from distillery.whisper.speculation import Draft, DraftedWhisper
-
-
-@dataclass(frozen=True)
-class Decoding:
-    """How to decode.
-
-    language, task and timestamps choose the decoder's prefix; `num_beams` 1 is greedy search;
-    `max_length` bounds a window's ids, prefix and end included.
-    """
-
-    language: str | None
-    task: str
-    timestamps: bool
-    num_beams: int
-    max_length: int
-
-    def fitted_to(self, whisper: Processor) -> "Decoding":
-        """Return the same, with the length bounded by the model's decoder positions.
-
-        Raises:
-            ValueError: the model does not know the language, or needs one and got none.
-        """
-        whisper.tokens.prefix(self.language, self.task, self.timestamps)
-        return replace(self, max_length=min(self.max_length, whisper.max_label_length))
-
-    def in_language_of(self, whisper: Whisper) -> "Decoding":
-        """Return the same with the model's default language, where none is named."""
-        named = self.language
-        if whisper.tokens.is_multilingual:
-            default = getattr(whisper.model.generation_config, "language", None)
-            return replace(self, language=named or default)
-        # An English-only model has no token for what it speaks anyway.
-        is_english = named is None or language_code(named) == "en"
-        return replace(self, language=None if is_english else named)
-
-
-@dataclass(frozen=True)
-class Transcript:
-    """What the model wrote for one window.
-
-    `ids` begin with `<|startoftranscript|>` and end with `<|endoftext|>`, unless the maximum
-    length cut them off: then `truncated` is true and no end is added, so that no student learns to
-    stop in mid-sentence. `avg_logprob` is the mean log-probability of the ids behind the prefix
-    under the plain softmax.
-    """
-
-    ids: list[int]
-    truncated: bool
-    avg_logprob: float
 
 
 def prompt_arguments(tokens: SpecialTokens, decoding: Decoding) -> dict[str, str]:
@@ -84,74 +43,121 @@ def transcribe_windows(
     prompts: Sequence[Sequence[int]] = (),
     temperature: float = 0.0,
 ) -> list[Transcript]:
-    """Transcribe windows, each in one pass of the decoder.
+    """Transcribe windows side by side.
 
     Args:
         whisper: the model, on the device of the features. Its assistant, where it has one, is
             used only without prompts and at temperature 0.
         input_features: float (batch, mels, frames of the window).
         decoding: see `Decoding`.
-        prompts: ids that each window's decoder sees before its prefix, all of one length.
+        prompts: ids that each window's decoder sees before its prefix; one of no ids is none.
         temperature: above 0, ids are drawn from the softmax at this temperature, without beams.
     """
-    is_plain = not prompts and temperature == 0
-    if not (isinstance(whisper, DraftedWhisper) and is_plain):
-        return _transcribe(whisper, input_features, decoding, prompts, temperature)
-    # Transformers drafts for one window at a time.
-    return [
-        transcript
-        for window in input_features
-        for transcript in _transcribe(whisper, window[None], decoding, draft=whisper.draft)
+    shown = list(prompts) or [()] * len(input_features)
+    if temperature > 0 or decoding.num_beams > 1:
+        return _search(whisper, input_features, decoding, shown, temperature)
+    if isinstance(whisper, DraftedWhisper) and not any(shown):
+        # Transformers drafts for one window at a time.
+        return [
+            transcript
+            for window in input_features
+            for transcript in _search(whisper, window[None], decoding, [()], draft=whisper.draft)
+        ]
+    windows = [
+        Window(index, features, decoding, prompt)
+        for index, (features, prompt) in enumerate(zip(input_features, shown, strict=True))
     ]
+    transcripts = dict(GreedyDecoder[int](whisper, len(windows)).transcribe(windows))
+    return [transcripts[index] for index in range(len(windows))]
 
 
-def _transcribe(
+def _search(
     whisper: Whisper,
     input_features: Tensor,
     decoding: Decoding,
-    prompts: Sequence[Sequence[int]] = (),
+    prompts: Sequence[Sequence[int]],
     temperature: float = 0.0,
     draft: Draft | None = None,
 ) -> list[Transcript]:
+    """Transcribe by `generate`, windows of one language and one length of prompt together."""
+    encoded = encode(whisper, list(input_features))
+    languages: list[str | None] = [decoding.language] * len(prompts)
+    if decoding.language is None and whisper.tokens.is_multilingual:
+        languages = [*detect_languages(whisper, encoded)]
+    if draft is not None:
+        draft.encode(input_features)
+
+    def kind(index: int) -> tuple[int, str]:
+        return len(prompts[index]), languages[index] or ""
+
+    transcripts: dict[int, Transcript] = {}
+    for _, indices in groupby(sorted(range(len(prompts)), key=kind), key=kind):
+        group = list(indices)
+        alike = replace(decoding, language=languages[group[0]])
+        shown = [prompts[index] for index in group]
+        found = _generate(whisper, encoded[group], alike, shown, temperature, draft)
+        transcripts.update(zip(group, found, strict=True))
+    return [transcripts[index] for index in range(len(prompts))]
+
+
+def detect_languages(whisper: Whisper, encoded: Tensor) -> list[str]:
+    """Return the code of each window's most probable language.
+
+    Args:
+        whisper: a multilingual model.
+        encoded: encoder states, (windows, positions, width).
+    """
+    model, tokens = whisper.model, whisper.tokens
+    start = torch.full((len(encoded), 1), tokens.start_of_transcript, device=encoded.device)
+    states = model.model.decoder(input_ids=start, encoder_hidden_states=encoded, use_cache=False)
+    return likeliest_languages(model.proj_out(states.last_hidden_state[:, 0]), tokens)
+
+
+def _generate(
+    whisper: Whisper,
+    encoded: Tensor,
+    decoding: Decoding,
+    prompts: Sequence[Sequence[int]],
+    temperature: float,
+    draft: Draft | None,
+) -> list[Transcript]:
     model, tokens = whisper.model, whisper.tokens
     prefix = tokens.prefix(decoding.language, decoding.task, decoding.timestamps)
-    given = [[*prompt, *prefix] for prompt in prompts] or [prefix]
-    num_given = len(given[0])
-    # The encoder runs once, for the search and for the log-probabilities.
-    encoded = model.model.encoder(input_features.to(model.dtype)).last_hidden_state
-    output = model.generate(
+    given = [[*prompt, *prefix] for prompt in prompts]
+    num_prompt, num_given = len(prompts[0]), len(given[0])
+    # A plain tensor: in a dictionary, transformers copies every row's cache to the host as well.
+    rows = model.generate(
         encoder_outputs=BaseModelOutput(last_hidden_state=encoded),
         return_timestamps=decoding.timestamps,
         num_beams=decoding.num_beams,
         temperature=temperature,
         max_new_tokens=min(decoding.max_length - len(prefix), whisper.max_label_length - num_given),
-        return_dict_in_generate=True,
         # One pass: without it, a window with timestamps is decoded again from its last one on.
         force_unique_generate_call=True,
-        **({"decoder_input_ids": torch.tensor(given).to(encoded.device)} if prompts else {}),
-        **_draft_arguments(model, draft, input_features, len(prefix)),
+        **({"decoder_input_ids": torch.tensor(given).to(encoded.device)} if num_prompt else {}),
+        **_draft_arguments(model, draft, len(prefix)),
         **prompt_arguments(tokens, decoding),
     )
-    sequences = [_until_end(row, num_given, tokens) for row in output.sequences.tolist()]
-    logprobs = mean_logprobs(model, encoded, sequences, num_given, tokens.end_of_text)
+    sequences = [_until_end(row, num_given, tokens) for row in rows.tolist()]
+    scores = sequence_scores(whisper, encoded, sequences, num_prompt, num_given)
+    language = decoding.language and language_code(decoding.language)
     return [
-        Transcript(ids[num_given - len(prefix) :], ids[-1] != tokens.end_of_text, logprob)
-        for ids, logprob in zip(sequences, logprobs, strict=True)
+        Transcript(ids[num_prompt:], ids[-1] != tokens.end_of_text, logprob, no_speech, language)
+        for ids, (logprob, no_speech) in zip(sequences, scores, strict=True)
     ]
 
 
 def _draft_arguments(
-    model: WhisperForConditionalGeneration, draft: Draft | None, window: Tensor, num_prefix: int
+    model: WhisperForConditionalGeneration, draft: Draft | None, num_prefix: int
 ) -> dict[str, Any]:
     """Return `generate`'s arguments for speculative decoding; none without an assistant."""
     if draft is None:
         return {}
-    draft.encode(window)
     arguments: dict[str, Any] = {"assistant_model": draft.decoder}
     suppressed = model.generation_config.begin_suppress_tokens
     if suppressed:
         # With an assistant, transformers forgets which ids may not begin a transcript.
-        rule = SuppressTokensAtBeginLogitsProcessor(suppressed, num_prefix, device=window.device)
+        rule = SuppressTokensAtBeginLogitsProcessor(suppressed, num_prefix, device=model.device)
         arguments["logits_processor"] = LogitsProcessorList([rule])
     return arguments
 
@@ -162,33 +168,38 @@ def _until_end(row: list[int], num_given: int, tokens: SpecialTokens) -> list[in
     return row[: row.index(end, num_given) + 1] if end in row[num_given:] else row
 
 
-def mean_logprobs(
-    model: WhisperForConditionalGeneration,
+def sequence_scores(
+    whisper: Whisper,
     encoded: Tensor,
     sequences: Sequence[list[int]],
-    num_prefix: int,
-    padding: int,
-) -> list[float]:
-    """Return each sequence's mean log-probability behind its prefix.
+    num_prompt: int,
+    num_given: int,
+) -> list[tuple[float, float | None]]:
+    """Return each sequence's mean log-probability and its window's probability of no speech.
 
     Args:
-        model: the model that scores.
+        whisper: the model that scores.
         encoded: encoder states, (batch, positions, width).
-        sequences: token ids per row, prefix included.
-        num_prefix: how many ids at the start are given and not scored.
-        padding: any id; fills the rows up and is not scored.
+        sequences: token ids per row, prompt and prefix included.
+        num_prompt: how many ids stand before `<|startoftranscript|>`.
+        num_given: how many ids at the start are given and not scored, the prompt among them.
     """
+    model, tokens = whisper.model, whisper.tokens
     longest = max(len(ids) for ids in sequences)
-    padded = torch.tensor([ids + [padding] * (longest - len(ids)) for ids in sequences])
-    padded = padded.to(encoded.device)
+    # What fills a row up is behind all that is scored.
+    padded = [ids + [tokens.end_of_text] * (longest - len(ids)) for ids in sequences]
+    given = torch.tensor(padded, device=encoded.device)
     hidden = model.model.decoder(
-        input_ids=padded[:, :-1], encoder_hidden_states=encoded, use_cache=False
+        input_ids=given[:, :-1], encoder_hidden_states=encoded, use_cache=False
     ).last_hidden_state
-    means = []
+    scores = []
     for row, ids in enumerate(sequences):
         # One row's logits at a time: a whole batch's would be the largest tensor of the stage.
-        states = hidden[row, num_prefix - 1 : len(ids) - 1]
-        logits = model.proj_out(states).float()
-        wanted = padded[row, num_prefix : len(ids)]
-        means.append(-float(functional.cross_entropy(logits, wanted)) if len(wanted) else 0.0)
-    return means
+        states = hidden[row, num_given - 1 : len(ids) - 1]
+        wanted = given[row, num_given : len(ids)]
+        cross_entropy = functional.cross_entropy(model.proj_out(states).float(), wanted)
+        logprob = -float(cross_entropy) if len(wanted) else 0.0
+        start = model.proj_out(hidden[row, num_prompt]).float().softmax(-1)
+        no_speech = None if tokens.no_speech is None else float(start[tokens.no_speech])
+        scores.append((logprob, no_speech))
+    return scores

@@ -7,7 +7,12 @@ import torch
 from tiny import tiny_model_folder
 
 from distillery.whisper import checkpoint
-from distillery.whisper.windows import Decoding, mean_logprobs, prompt_arguments, transcribe_windows
+from distillery.whisper.windows import (
+    Decoding,
+    prompt_arguments,
+    sequence_scores,
+    transcribe_windows,
+)
 
 RATE = 16_000
 EOT = 300
@@ -53,6 +58,18 @@ def timed(model):
     begin, end = model.tokens.timestamp(0.0), model.tokens.timestamp(4.0)
     allow(timed, [EOT, *TEXT_IDS, *range(begin, end + 1)])
     return timed
+
+
+@pytest.fixture(scope="module")
+def hearing(model):
+    """Return the same model, of which the language depends on what it hears as well."""
+    hearing = replace(model, model=copy.deepcopy(model.model))
+    codes = list(model.tokens.languages.values())
+    with torch.no_grad():
+        embeddings = hearing.model.model.decoder.embed_tokens.weight
+        generator = torch.Generator().manual_seed(0)
+        embeddings[codes] = 0.3 * torch.randn(len(codes), 16, generator=generator)
+    return hearing
 
 
 @pytest.fixture(scope="module")
@@ -181,25 +198,47 @@ def test_mean_logprobs_of_rows_of_different_lengths(model, features):
     ]
     with torch.no_grad():
         encoded = model.model.model.encoder(features[:3]).last_hidden_state
-        found = mean_logprobs(model.model, encoded, sequences, 4, EOT)
-        other = mean_logprobs(model.model, encoded, sequences, 4, padding=7)
+        found = [mean for mean, _ in sequence_scores(model, encoded, sequences, 0, 4)]
     expected = [
         plain_logprob(model, window, ids, 4)
         for window, ids in zip(features[:3], sequences, strict=True)
     ]
     assert found == pytest.approx(expected, abs=1e-4)
-    assert other == pytest.approx(found, abs=1e-6)
 
 
 def test_mean_logprob_of_nothing_is_zero(model, features):
     with torch.no_grad():
         encoded = model.model.model.encoder(features[:1]).last_hidden_state
-        assert mean_logprobs(model.model, encoded, [PLAIN_PREFIX], 4, EOT) == [0.0]
+        ((mean, _),) = sequence_scores(model, encoded, [PLAIN_PREFIX], 0, 4)
+    assert mean == 0.0
 
 
-def test_a_language_is_needed(model, features):
+@pytest.mark.parametrize("num_beams", [1, 2])
+def test_a_language_that_is_not_given_is_detected(hearing, features, num_beams):
+    """In each window, as `generate` does behind `<|startoftranscript|>` alone."""
+    decoding = replace(GREEDY, language=None, num_beams=num_beams, max_length=9)
+    prompts = [[START_OF_PREV, 50, 51], []] * 6
+    with torch.no_grad():
+        ids = hearing.model.detect_language(features).tolist()
+    assert len(set(ids)) > 2
+    names = {index: code for code, index in hearing.tokens.languages.items()}
+    for shown in ((), prompts):
+        found = transcribe_windows(hearing, features, decoding, prompts=shown)
+        assert [one.ids[1] for one in found] == ids
+        assert [one.language for one in found] == [names[index] for index in ids]
+    named = [
+        transcribe_windows(hearing, window[None], replace(decoding, language=one.language))[0]
+        for window, one in zip(features, found, strict=True)
+    ]
+    assert written(named) == written(transcribe_windows(hearing, features, decoding))
+
+
+def test_a_language_is_needed_unless_it_may_be_detected(model):
+    decoding = replace(GREEDY, language=None, max_length=1000)
+    fitted = decoding.fitted_to(model, detect_language=True)
+    assert (fitted.language, fitted.max_length) == (None, model.max_label_length)
     with pytest.raises(ValueError, match="needs a language"):
-        transcribe_windows(model, features[:1], replace(GREEDY, language=None))
+        decoding.fitted_to(model)
 
 
 def test_an_english_only_model(model, timed, features):
