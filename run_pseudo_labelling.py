@@ -44,6 +44,14 @@ class LabellingArguments:
         "Store text instead of token ids. Ids keep exactly what the teacher wrote, as a model for "
         "speculative decoding needs; text is tokenised again for training.",
     )
+    language_column_name: str | None = flag(
+        None,
+        "Column with the language of each clip, in place of --language. Without either, a "
+        "multilingual model detects it; column `language` then says which.",
+    )
+    task_column_name: str | None = flag(
+        None, "Column with the task of each clip, transcribe or translate, in place of --task."
+    )
     rows_per_shard: int = flag(1000, "Rows in each file; a killed process repeats at most one.")
     retry_quarantined: bool = flag(
         False,
@@ -101,11 +109,10 @@ if __name__ == "__main__":
 
 import logging
 import shlex
-from collections.abc import Iterator
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 from accelerate import Accelerator
 from filelock import FileLock
@@ -124,18 +131,19 @@ from distillery.cli.runtime import (
 )
 from distillery.cli.speech_progress import SpeechProgress
 from distillery.data import hub_layout, schema, sources
-from distillery.data.collators import PROBLEM, WindowCollator
+from distillery.data.collators import WindowCollator
 from distillery.data.hub_layout import SplitFiles
 from distillery.data.sources import describe_splits, load_splits
 from distillery.data.specs import DatasetSpec
 from distillery.labelling.clips import ShardQueue, batches
+from distillery.labelling.labeller import Labeller, Prompts
 from distillery.labelling.shards import ShardAssembly, ShardWriter, dataset_features
 from distillery.storage.ledger import Ledger
 from distillery.storage.runs import Run
 from distillery.storage.shares import Share
 from distillery.text.error_rates import Totals
-from distillery.text.tokens import TRANSCRIBE
-from distillery.whisper import checkpoint, windows
+from distillery.whisper import checkpoint
+from distillery.whisper.decoding import Decoding
 
 logger = logging.getLogger(__name__)
 
@@ -145,8 +153,6 @@ WORK_FOLDER = ".labels"
 FINISHING = ".finishing.lock"
 RETRY = "start again with --retry_quarantined"
 MANY_BAD = 100  # with fewer bad clips a run goes on to its end, and names them all
-
-Row: TypeAlias = dict[str, Any]
 
 
 def main(
@@ -170,7 +176,7 @@ def main(
     )
     if run_args.dry_run:
         teacher = load_outline(model_args)
-        decoding = _decoding(decoding_args, labelling_args.max_label_length, teacher)
+        decoding = _prompts(decoding_args, labelling_args, teacher).decoding
         forecast.show(accelerator, run, _forecast(accelerator, run, specs, teacher, decoding))
         return
     share = Share(labelling_args.shard_index, labelling_args.num_shards)
@@ -178,34 +184,41 @@ def main(
     is_last = run.is_complete and accelerator.is_main_process
     if not run.is_complete:
         teacher = load_model(model_args, accelerator)
-        decoding = _decoding(decoding_args, labelling_args.max_label_length, teacher)
-        splits = _splits_of(specs, run, teacher, decoding)
+        prompts = _prompts(decoding_args, labelling_args, teacher)
+        splits = _splits_of(specs, run, teacher, prompts.vary)
         start_trackers(accelerator, run, run_args.wandb_project)
         _log_start(accelerator, run, splits)
         share = share.split(accelerator.process_index, accelerator.num_processes)
-        labeller = _Labeller(accelerator, teacher, decoding, labelling_args, run_args)
-        labeller.label(splits, share, data_args.max_bad_fraction)
+        progress = _progress(accelerator, run, splits, share)
+        labeller = Labeller(teacher, prompts, labelling_args.per_device_eval_batch_size)
+        _label(splits, labeller, share, progress, run)
         is_last = _finish_if_all_sealed(run, splits, teacher, data_args.max_bad_fraction)
     if is_last:
         hub.publish(run)
     accelerator.end_training()
 
 
-def _decoding(
-    args: DecodingArguments, max_length: int, teacher: checkpoint.Whisper
-) -> windows.Decoding:
-    if max_length > teacher.max_label_length:
+def _prompts(
+    args: DecodingArguments, labelling_args: LabellingArguments, teacher: checkpoint.Whisper
+) -> Prompts:
+    if labelling_args.max_label_length > teacher.max_label_length:
         raise ValueError(
-            f"--max_label_length {max_length} is more than the model's "
+            f"--max_label_length {labelling_args.max_label_length} is more than the model's "
             f"{teacher.max_label_length} positions"
         )
-    return windows.Decoding(
+    decoding = Decoding(
         args.language,
         args.task,
         args.return_timestamps,
         args.generation_num_beams,
-        max_length,
-    ).fitted_to(teacher)
+        labelling_args.max_label_length,
+    )
+    return Prompts(
+        decoding.fitted_to(teacher, detect_language=True),
+        teacher.tokens,
+        labelling_args.language_column_name,
+        labelling_args.task_column_name,
+    )
 
 
 def _forecast(
@@ -213,7 +226,7 @@ def _forecast(
     run: Run,
     specs: list[DatasetSpec],
     teacher: checkpoint.Whisper,
-    decoding: windows.Decoding,
+    decoding: Decoding,
 ) -> list[forecast.Line]:
     """Say what this run would do and take."""
     batch_size = run.arguments["per_device_eval_batch_size"]
@@ -249,20 +262,21 @@ class _Split:
 
 
 def _splits_of(
-    specs: list[DatasetSpec], run: Run, teacher: checkpoint.Whisper, decoding: windows.Decoding
+    specs: list[DatasetSpec], run: Run, teacher: checkpoint.Whisper, prompts_vary: bool
 ) -> list[_Split]:
-    normalizer = teacher.normalizer(decoding.language, decoding.task)
-    decode_token_ids = run.arguments["decode_token_ids"]
-    splits = []
+    flags, splits = run.arguments, []
     for spec, rows in load_splits(specs, schema.AUDIO, "--audio_column_name").items():
+        for name in ("language_column_name", "task_column_name"):
+            if flags[name] is not None:
+                sources.require_column(rows, spec, flags[name], f"--{name}")
         writer = ShardWriter(
             SplitFiles(run.outputs, WORK_FOLDER, str(spec.config), str(spec.split)),
-            dataset_features(rows.features, decode_token_ids),
+            dataset_features(rows.features, flags["decode_token_ids"], prompts_vary),
             teacher.tokens,
             teacher.tokenizer,
-            decode_token_ids,
-            normalizer if decoding.task == TRANSCRIBE else None,
-            run.arguments["retry_quarantined"],
+            flags["decode_token_ids"],
+            teacher.normalizer,
+            flags["retry_quarantined"],
             run.verifies,
         )
         splits.append(_Split(spec, rows, writer))
@@ -278,59 +292,36 @@ def _log_start(accelerator: Accelerator, run: Run, splits: list[_Split]) -> None
 # --- labelling: the shards of one share, one after the other -------------------------------------
 
 
-@dataclass(frozen=True)
-class _Labeller:
-    """Labels the clips of one share, in this process."""
-
-    accelerator: Accelerator
-    teacher: checkpoint.Whisper
-    decoding: windows.Decoding
-    labelling_args: LabellingArguments
-    run_args: RunArguments
-
-    def label(self, splits: list[_Split], share: Share, max_bad_fraction: float) -> None:
-        """Label a share of every split, less the shards that are sealed already."""
-        size = self.labelling_args.rows_per_shard
-        num_clips = _num_clips(splits, size, share)
-        progress = SpeechProgress(
-            self.accelerator, "labelling", num_clips, self.run_args.logging_steps
+def _label(
+    splits: list[_Split], labeller: Labeller, share: Share, progress: SpeechProgress, run: Run
+) -> None:
+    """Label a share of every split, less the shards that are sealed already."""
+    flags = run.arguments
+    bad_clips = _BadClips(flags["max_bad_fraction"], _num_rows(splits))
+    for split in splits:
+        is_done = partial(_is_done, split, progress)
+        queue = ShardQueue(split.rows, flags["rows_per_shard"], share, is_done)
+        assembly = ShardAssembly(split.writer, queue.chunks)
+        clips = batches(
+            queue,
+            WindowCollator(labeller.teacher.log_mel),
+            flags["per_device_eval_batch_size"],
+            flags["dataloader_num_workers"],
         )
-        limit = _BadClips(max_bad_fraction, _num_rows(splits))
-        for split in splits:
-            queue = ShardQueue(split.rows, size, share, partial(_is_done, split, progress))
-            assembly = ShardAssembly(split.writer, queue.chunks)
-            for clips, rows in self._labelled(queue):
-                seconds = sum(row.get(schema.DURATION) or 0.0 for row in rows)
-                progress.advance(len(rows), seconds)
-                for (shard, position), row in zip(clips, rows, strict=True):
-                    limit.add(assembly.add(shard, position, row))
-            split.num_shards = queue.num_shards
-        progress.close()
-
-    def _labelled(self, queue: ShardQueue) -> Iterator[tuple[list[tuple[int, int]], list[Row]]]:
-        """Yield where the clips of a batch belong, and their rows with their labels."""
-        batch_size = self.labelling_args.per_device_eval_batch_size
-        workers = self.run_args.dataloader_num_workers
-        for clips, batch in batches(
-            queue, WindowCollator(self.teacher.log_mel), batch_size, workers
-        ):
-            transcripts: list[windows.Transcript] = []
-            if batch.features is not None:
-                features = batch.features.to(self.accelerator.device)
-                transcripts = windows.transcribe_windows(self.teacher, features, self.decoding)
-            usable = iter(transcripts)
-            yield (
-                clips,
-                [row if row[PROBLEM] else {**row, **_labels(next(usable))} for row in batch.rows],
-            )
+        for clip in labeller.label(clips):
+            if not clip.is_context:
+                progress.advance(1, clip.row.get(schema.DURATION) or 0.0)
+            bad_clips.add(assembly.add(*clip))
+        split.num_shards = queue.num_shards
+    progress.close()
 
 
-def _labels(transcript: windows.Transcript) -> Row:
-    return {
-        schema.WHISPER_TRANSCRIPT: transcript.ids,
-        schema.AVG_LOGPROB: transcript.avg_logprob,
-        schema.TRUNCATED: transcript.truncated,
-    }
+def _progress(
+    accelerator: Accelerator, run: Run, splits: list[_Split], share: Share
+) -> SpeechProgress:
+    num_clips = _num_clips(splits, run.arguments["rows_per_shard"], share)
+    clips_per_line = run.arguments["logging_steps"] * run.arguments["per_device_eval_batch_size"]
+    return SpeechProgress(accelerator, "labelling", num_clips, clips_per_line)
 
 
 def _is_done(split: _Split, progress: SpeechProgress, shard: int) -> bool:

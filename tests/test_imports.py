@@ -28,6 +28,7 @@ SCRIPTS = STAGES + sorted((REPOSITORY / "scripts").rglob("*.py"))
 SCRIPT_NAMES = {path.stem for path in SCRIPTS} | {"scripts"}
 
 COLUMNS = {value for name, value in vars(schema).items() if name.isupper() and type(value) is str}
+COLUMNS -= {schema.LANGUAGE, schema.TASK}  # flags and arguments of transformers have these names
 # Words that happen to be the name of something else: reasons in a ledger (`FilterReason`, a clip
 # that cannot be used), a key of the pipeline's answer, the best metric in a run's record.
 HOMONYMS = {

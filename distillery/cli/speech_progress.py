@@ -20,7 +20,7 @@ class SpeechProgress:
     """
 
     def __init__(
-        self, accelerator: Accelerator, verb: str, num_clips: int | None, batches_per_line: int
+        self, accelerator: Accelerator, verb: str, num_clips: int | None, advances_per_line: int
     ) -> None:
         """Begin to count.
 
@@ -28,11 +28,11 @@ class SpeechProgress:
             accelerator: of this launch; its trackers have been started.
             verb: what is done to the clips, such as `labelling`.
             num_clips: of this process's share; None for a stream, which does not say.
-            batches_per_line: batches after which there is a line.
+            advances_per_line: calls of `advance` after which there is a line.
         """
         self._accelerator = accelerator
         self._verb = verb
-        self._batches_per_line = batches_per_line
+        self._advances_per_line = advances_per_line
         self._num_batches = self._num_skipped = 0
         self._audio_s = 0.0
         self._started = time.monotonic()
@@ -54,12 +54,12 @@ class SpeechProgress:
         self._count(num_clips)
         self._num_batches += 1
         self._audio_s += audio_s
-        if self._num_batches % self._batches_per_line == 0:
+        if self._num_batches % self._advances_per_line == 0:
             self._report()
 
     def close(self) -> None:
         """Take the bar away, after a last line about all of it."""
-        if self._num_batches % self._batches_per_line:
+        if self._num_batches % self._advances_per_line:
             self._report()
         self._bar.close()
 

@@ -12,8 +12,10 @@ from distillery.data.schema import (
     CONDITION_ON_PREV,
     DURATION,
     ID,
+    LANGUAGE,
     RECORDING_ID,
     SPEAKER_ID,
+    TASK,
     TEXT,
     TRUNCATED,
     WHISPER_TRANSCRIPT,
@@ -39,14 +41,17 @@ def source_features() -> Features:
     return Features(SOURCE_TYPES)
 
 
-def label_features(decode_token_ids: bool) -> Features:
+def label_features(decode_token_ids: bool, prompts_vary: bool = False) -> Features:
     """Return the types of the columns that labelling adds.
 
     Args:
         decode_token_ids: whether `whisper_transcript` holds text instead of token ids.
+        prompts_vary: whether language and task may differ from clip to clip.
     """
+    prompts = {LANGUAGE: Value("string"), TASK: Value("string")} if prompts_vary else {}
     return Features(
         {
+            **prompts,
             WHISPER_TRANSCRIPT: Value("string") if decode_token_ids else TOKEN_IDS,
             CONDITION_ON_PREV: TOKEN_IDS,
             AVG_LOGPROB: Value("float32"),

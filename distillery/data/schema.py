@@ -22,6 +22,8 @@ CONDITION_ON_PREV = "condition_on_prev"  # token ids of the window before, or nu
 AVG_LOGPROB = "avg_logprob"  # mean log-probability of the teacher's tokens
 COMPRESSION_RATIO = "compression_ratio"  # of the text by zlib: high where the teacher loops
 TRUNCATED = "truncated"  # the teacher ran into the maximum length
+LANGUAGE = "language"  # code of what is spoken, where it differs from clip to clip
+TASK = "task"  # what was asked for, where it differs
 LABELS = "labels"  # final decoder targets, prompt and task prefix included
 INPUT_FEATURES = "input_features"  # log-mel, mels x frames of real audio
 

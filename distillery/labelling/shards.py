@@ -5,7 +5,7 @@ names. Audio is embedded when the shard is written, and must be what was labelle
 """
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -23,16 +23,19 @@ from distillery.text import labels
 from distillery.text.compression import compression_ratio
 from distillery.text.error_rates import Totals, count_pairs
 from distillery.text.normalizers import Normalizer, raw_text
-from distillery.text.tokens import SpecialTokens, Tokenizer
+from distillery.text.tokens import TRANSCRIBE, SpecialTokens, Tokenizer
 
 logger = logging.getLogger(__name__)
 
 EDITS = "edits"  # in a shard's seal: what its transcripts make of the references
 
 
-def dataset_features(source: Mapping[str, Any] | None, decode_token_ids: bool) -> Features:
+def dataset_features(
+    source: Mapping[str, Any] | None, decode_token_ids: bool, prompts_vary: bool = False
+) -> Features:
     """Return the columns of the dataset: the contract's, and whatever else the source has."""
-    ours = {**column_types.source_features(), **column_types.label_features(decode_token_ids)}
+    labels = column_types.label_features(decode_token_ids, prompts_vary)
+    ours = {**column_types.source_features(), **labels}
     more = {name: kind for name, kind in (source or {}).items() if name not in ours}
     return Features({**ours, **more})
 
@@ -46,7 +49,7 @@ class ShardWriter:
         features: columns of the dataset.
         tokens, tokenizer: of the teacher.
         decode_token_ids: store text, with Whisper's timestamps, instead of token ids.
-        normalizer: to score transcripts against the references; None scores nothing.
+        normalizer_of: for a language and a task, to score transcripts against the references.
         retry_quarantined: shards with clips that could not be used are made again.
         verify: shards that are there are compared with their checksums, and not only by size.
     """
@@ -56,7 +59,7 @@ class ShardWriter:
     tokens: SpecialTokens
     tokenizer: Tokenizer
     decode_token_ids: bool
-    normalizer: Normalizer | None
+    normalizer_of: Callable[[str | None, str], Normalizer]
     retry_quarantined: bool = False
     verify: bool = False
 
@@ -161,19 +164,23 @@ class ShardWriter:
         return self.tokenizer.decode(ids, decode_with_timestamps=True)
 
     def _edits(self, labelled: Sequence[Mapping[str, Any]]) -> Totals | None:
-        if self.normalizer is None:
-            return None
-        pairs = [
-            (
-                raw_text(row[schema.TEXT]),
-                labels.plain_text(row[schema.WHISPER_TRANSCRIPT], self.tokens, self.tokenizer),
-            )
-            for row in labelled
-            if row.get(schema.TEXT)
-        ]
-        if not any(self.normalizer(reference) for reference, _ in pairs):
-            return None
-        return count_pairs(pairs, self.normalizer).totals()
+        """Count the edits of the rows that have a reference in the language of their transcript."""
+        pairs: dict[str | None, list[tuple[str, str]]] = {}
+        for row in labelled:
+            if row.get(schema.TEXT) and row[schema.TASK] == TRANSCRIBE:
+                text = labels.plain_text(
+                    row[schema.WHISPER_TRANSCRIPT], self.tokens, self.tokenizer
+                )
+                pairs.setdefault(row[schema.LANGUAGE], []).append(
+                    (raw_text(row[schema.TEXT]), text)
+                )
+        edits = None
+        for language, texts in pairs.items():
+            normalizer = self.normalizer_of(language, TRANSCRIBE)
+            if any(normalizer(reference) for reference, _ in texts):
+                totals = count_pairs(texts, normalizer).totals()
+                edits = totals if edits is None else edits + totals
+        return edits
 
 
 class ShardAssembly:

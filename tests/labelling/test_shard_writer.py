@@ -19,6 +19,10 @@ PREFIX = TOKENS.prefix("ja", "transcribe", True)
 NORMALIZER = normalizer_for("ja")
 
 
+def normalizer_of(language, task):
+    return normalizer_for(language)
+
+
 def body(text):
     ids = TOKENIZER.encode(text, add_special_tokens=False)
     return [TOKENS.timestamp(0), *ids, TOKENS.timestamp(1)]
@@ -33,6 +37,8 @@ def label(row_id, text=None, recording="talk", reference=None):
         schema.WHISPER_TRANSCRIPT: None if text is None else [*PREFIX, *body(text)],
         schema.AVG_LOGPROB: -0.5,
         schema.TRUNCATED: False,
+        schema.LANGUAGE: "ja",
+        schema.TASK: "transcribe",
         PROBLEM: "cannot be decoded" if text is None else None,
     }
 
@@ -49,7 +55,7 @@ def writer(tmp_path):
 def writer_in(folder, decode_token_ids=False):
     files = SplitFiles(Outputs(folder), ".labels", "default", "train")
     features = dataset_features(None, decode_token_ids)
-    return ShardWriter(files, features, TOKENS, TOKENIZER, decode_token_ids, NORMALIZER)
+    return ShardWriter(files, features, TOKENS, TOKENIZER, decode_token_ids, normalizer_of)
 
 
 def write(writer, shard, labelled, before=None):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from launching import command, environment, launch, wait_until
-from stage_runs import record, run, split_rows, talkative_model_folder, write_manifest
+from stage_runs import assert_same_labels, record, run, talkative_model_folder, write_manifest
 from tiny import REPOSITORY, load_script, tone_manifest
 
 from distillery.storage.ownership import FolderInUseError
@@ -57,9 +57,10 @@ def slow_script(tmp_path):
     return path
 
 
-def same(folder: Path, other: Path) -> bool:
-    results = [(record(each)["ledger"], record(each)["scores"]) for each in (folder, other)]
-    return split_rows(folder) == split_rows(other) and results[0] == results[1]
+def assert_same(folder: Path, other: Path) -> None:
+    assert_same_labels(folder, other)
+    assert record(folder)["ledger"] == record(other)["ledger"]
+    assert record(folder)["scores"] == record(other)["scores"]
 
 
 def test_a_process_that_is_done_early_leaves_and_takes_no_other_down(
@@ -68,7 +69,7 @@ def test_a_process_that_is_done_early_leaves_and_takes_no_other_down(
     # The slow process has six clips, one second each, and the other gives up after three.
     out = tmp_path / "out"
     launch(str(slow_script), *flags, "-o", out, "--ddp_timeout", 3, processes=2)
-    assert same(out, labelled)
+    assert_same(out, labelled)
 
 
 def test_shares_of_two_machines_one_of_which_dies(tmp_path, flags, labelled, slow_script):
@@ -90,7 +91,7 @@ def test_shares_of_two_machines_one_of_which_dies(tmp_path, flags, labelled, slo
     run(SCRIPT, *flags, *shares[0])
     assert record(out)["status"] == "started"
     run(SCRIPT, *flags, "-o", out)  # one process alone goes on with what both of them left
-    assert same(out, labelled)
+    assert_same(out, labelled)
     assert [path.name for path in out.rglob(".*")] == [".labels"]
 
 
@@ -98,7 +99,7 @@ def test_the_last_share_completes_the_dataset(tmp_path, flags, labelled):
     for index in (2, 0, 1):
         assert not (tmp_path / "README.md").exists()
         run(SCRIPT, *flags, "--num_shards", 3, "--shard_index", index, "-o", tmp_path)
-    assert same(tmp_path, labelled)
+    assert_same(tmp_path, labelled)
 
 
 def test_overwriting_is_refused_where_others_may_be_at_work(tmp_path, flags):

@@ -11,6 +11,7 @@ import soxr
 from datasets import Audio
 from launching import kill, launch
 from stage_runs import (
+    assert_same_labels,
     english_only,
     loaded,
     read_manifest,
@@ -203,7 +204,7 @@ def test_killed_runs_go_on_and_lose_double_and_change_nothing(tmp_path, flags, l
 
     run(SCRIPT, *arguments)
     assert snapshot(out / "default") == published
-    assert split_rows(out) == split_rows(labelled)
+    assert_same_labels(out, labelled)
     assert record(out)["ledger"] == record(labelled)["ledger"]
     assert [path.name for path in out.rglob(".*")] == [".labels"], "half-written files are left"
 
@@ -232,7 +233,7 @@ def test_damaged_shard_is_made_again(tmp_path, flags, labelled, monkeypatch):
     changed = {name for name in before if before[name] != after[name]}
     assert changed == {"00001.parquet", "00001.parquet.seal.json"}
     run(SCRIPT, *flags, "-o", out)
-    assert split_rows(out) == split_rows(labelled)
+    assert_same_labels(out, labelled)
 
 
 def test_two_processes_write_what_one_writes(tmp_path, flags, labelled):
@@ -249,7 +250,7 @@ def test_two_processes_write_what_one_writes(tmp_path, flags, labelled):
         "rank-0": "2",
         "rank-1": "2",
     }
-    assert split_rows(out) == split_rows(labelled)
+    assert_same_labels(out, labelled)
     assert record(out)["ledger"] == record(labelled)["ledger"]
 
 
@@ -293,13 +294,13 @@ def test_language_task_timestamps_and_beams(
 
 def test_streaming_equals_reading_from_disk(tmp_path, flags, labelled):
     run(SCRIPT, *flags, "--streaming", "-o", tmp_path)
-    assert split_rows(tmp_path) == split_rows(labelled)
+    assert_same_labels(tmp_path, labelled)
     assert loaded(tmp_path, split="train").features == (loaded(labelled, split="train").features)
 
 
 def test_workers_that_decode_change_nothing(tmp_path, flags, labelled):
     run(SCRIPT, *flags, "--dataloader_num_workers", 1, "-o", tmp_path)
-    assert split_rows(tmp_path) == split_rows(labelled)
+    assert_same_labels(tmp_path, labelled)
 
 
 def test_english_only_model_takes_no_language(tmp_path, flags):
@@ -314,10 +315,44 @@ def test_english_only_model_takes_no_language(tmp_path, flags):
     assert all(tokens.is_timestamp(row[1]) for row in ids)
 
 
-def test_multilingual_model_needs_a_language(tmp_path, flags):
+def test_without_a_language_it_is_detected_and_kept(tmp_path, flags, labelled, tokens):
     flags = [flag for flag in flags if flag not in ("-l", "ja")]
-    with pytest.raises(ValueError, match="the model is multilingual and needs a language"):
-        run(SCRIPT, *flags, "-o", tmp_path / "out")
+    run(SCRIPT, *flags, "-o", tmp_path)
+    rows = split_rows(tmp_path)
+    assert {row["language"] for row in rows} <= set(tokens.languages)
+    for row in rows:
+        prefix = tokens.prefix(row["language"], "transcribe", True)
+        assert row["whisper_transcript"][: len(prefix)] == prefix
+    assert "language" not in split_rows(labelled)[0]
+
+
+def test_rows_say_their_language_and_task(tmp_path, flags, manifest, labelled, tokens, capsys):
+    wanted = [("ja", "transcribe"), ("French", "translate"), ("FR", "transcribe"), ("ja", "sing")]
+    wanted += [(None, "transcribe"), ("Klingon", "transcribe")]
+    entries = [
+        {**entry, "locale": language, "to_do": task}
+        for entry, (language, task) in zip(read_manifest(manifest), wanted, strict=False)
+    ]
+    mixed = write_manifest(manifest.parent / "mixed.jsonl", entries)
+    columns = ["--language_column_name", "locale", "--task_column_name", "to_do"]
+    run(SCRIPT, *flags, "-d", mixed, *columns, "--max_bad_fraction", 0.5, "-o", tmp_path)
+    rows, undisturbed = split_rows(tmp_path), by_id(split_rows(labelled))
+    prompts = [("ja", "transcribe"), ("fr", "translate"), ("fr", "transcribe")]
+    assert [(row["language"], row["task"]) for row in rows] == prompts
+    for row, (language, task) in zip(rows, prompts, strict=True):
+        prefix = tokens.prefix(language, task, True)
+        assert row["whisper_transcript"][: len(prefix)] == prefix
+    first = rows[0]
+    assert first["whisper_transcript"] == undisturbed[first["id"]]["whisper_transcript"]
+    heard = capsys.readouterr().err
+    assert "task 'sing' is not one of transcribe, translate" in heard
+    assert "Whisper has no language 'Klingon'" in heard
+    assert record(tmp_path)["ledger"]["quarantined"] == {"audio": 3}
+    (scores,) = record(tmp_path)["scores"].values()
+    assert scores["num_rows"] == 2, "a translation has no reference"
+
+    with pytest.raises(ValueError, match=r"--task_column_name: .* 'verb'"):
+        run(SCRIPT, *flags, "-d", mixed, "--task_column_name", "verb", "-o", tmp_path / "refused")
 
 
 def test_label_length_beyond_the_positions_is_refused(tmp_path, flags):
@@ -332,7 +367,7 @@ def test_two_manifests_become_two_splits(tmp_path, flags, manifest, labelled, te
     other = tone_manifest(tmp_path / "other" / "other.jsonl", 3, 0.5)
     names = ["-d", f"{manifest}+{other}", "--dataset_split_name", "train+validation"]
     run(SCRIPT, *flags, *names, "-o", tmp_path / "out")
-    assert split_rows(tmp_path / "out") == split_rows(labelled)
+    assert_same_labels(tmp_path / "out", labelled)
     assert len(split_rows(tmp_path / "out", "validation")) == 3
     assert set(loaded(tmp_path / "out")) == {"train", "validation"}
 
@@ -340,7 +375,7 @@ def test_two_manifests_become_two_splits(tmp_path, flags, manifest, labelled, te
     again = ["-d", tmp_path / "out", "--dataset_split_name", "train+validation", "--streaming"]
     run(SCRIPT, *flags, *again, "-o", tmp_path / "again")
     for split in ("train", "validation"):
-        assert split_rows(tmp_path / "again", split) == split_rows(tmp_path / "out", split)
+        assert_same_labels(tmp_path / "again", tmp_path / "out", split)
 
 
 def test_two_datasets_of_one_split_name_are_refused(tmp_path, flags, manifest):

@@ -1,0 +1,139 @@
+"""The teacher at work: from decoded clips to labelled rows, as they come out of the decoder."""
+
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from itertools import groupby, islice
+from typing import Any, NamedTuple, TypeAlias
+
+import torch
+from torch import Tensor
+
+from distillery.data import schema
+from distillery.data.collators import PROBLEM
+from distillery.labelling.clips import CONTEXT, ClipBatch
+from distillery.text.tokens import SpecialTokens, language_code
+from distillery.whisper.checkpoint import Whisper
+from distillery.whisper.decoding import Decoding, Transcript
+from distillery.whisper.greedy import GreedyDecoder, Window
+from distillery.whisper.windows import transcribe_windows
+
+Place: TypeAlias = tuple[int, int]  # shard, and position in it
+
+
+class LabelledClip(NamedTuple):
+    """A row without its audio, with the columns of its label, or with its `PROBLEM`."""
+
+    shard: int
+    position: int
+    row: dict[str, Any]
+
+    @property
+    def is_context(self) -> bool:
+        """Whether it is only the window before the shard's first."""
+        return self.position == CONTEXT
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """What each clip is asked for: its language and its task.
+
+    Attributes:
+        decoding: of clips whose row does not say.
+        tokens: of the model.
+        language_column, task_column: of the rows that do.
+    """
+
+    decoding: Decoding
+    tokens: SpecialTokens
+    language_column: str | None = None
+    task_column: str | None = None
+
+    @property
+    def vary(self) -> bool:
+        """Whether languages or tasks may differ from clip to clip."""
+        is_detected = self.tokens.is_multilingual and self.decoding.language is None
+        return is_detected or self.task_column is not None or self.language_column is not None
+
+    def decoding_of(self, row: Mapping[str, Any]) -> Decoding:
+        """Return how a row's clip is decoded.
+
+        Raises:
+            ValueError: the row names no language that the model knows, or no task.
+        """
+        language, task = self.decoding.language, self.decoding.task
+        if self.language_column is not None:
+            language = language_code(str(row.get(self.language_column)))
+        if self.task_column is not None:
+            task = str(row.get(self.task_column))
+        if self.language_column is not None or self.task_column is not None:
+            self.tokens.prefix(language or next(iter(self.tokens.languages), None), task, True)
+        return replace(self.decoding, language=language, task=task)
+
+
+class Labeller:
+    """Labels clips, so many at a time."""
+
+    def __init__(self, teacher: Whisper, prompts: Prompts, batch_size: int) -> None:
+        """Keep the teacher, which is on its device.
+
+        Args:
+            teacher: the model.
+            prompts: what each clip is asked for; their beams hold for all.
+            batch_size: windows side by side.
+        """
+        self.teacher, self._prompts, self._batch_size = teacher, prompts, batch_size
+        self._rows: dict[Place, dict[str, Any]] = {}  # whose windows are in the decoder
+        self._bad: deque[LabelledClip] = deque()
+
+    def label(self, batches: Iterable[ClipBatch]) -> Iterator[LabelledClip]:
+        """Yield every clip with its label, or with what is wrong with it; not in order."""
+        windows = self._windows(batches)
+        if self._prompts.decoding.num_beams > 1:
+            transcripts = self._search(windows)
+        else:
+            transcripts = GreedyDecoder[Place](self.teacher, self._batch_size).transcribe(windows)
+        for place, transcript in transcripts:
+            yield from self._take_bad()
+            row = {**self._rows.pop(place), **_label(transcript)}
+            yield LabelledClip(*place, row)
+        yield from self._take_bad()
+
+    def _windows(self, batches: Iterable[ClipBatch]) -> Iterator[Window[Place]]:
+        """Yield the windows of usable clips, and set the others aside."""
+        for places, batch in batches:
+            features: Iterator[Tensor] = iter([] if batch.features is None else batch.features)
+            for place, row in zip(places, batch.rows, strict=True):
+                if row[PROBLEM]:
+                    self._bad.append(LabelledClip(*place, row))
+                    continue
+                window = next(features)
+                try:
+                    decoding = self._prompts.decoding_of(row)
+                except ValueError as error:
+                    self._bad.append(LabelledClip(*place, {**row, PROBLEM: str(error)}))
+                    continue
+                self._rows[place] = {**row, schema.TASK: decoding.task}
+                yield Window(place, window, decoding)
+
+    def _search(self, windows: Iterable[Window[Place]]) -> Iterator[tuple[Place, Transcript]]:
+        """Transcribe by beam search, in batches of windows that are decoded alike."""
+        for decoding, alike in groupby(windows, key=lambda window: window.decoding):
+            while batch := list(islice(alike, self._batch_size)):
+                features = torch.stack([window.features for window in batch])
+                features = features.to(self.teacher.model.device)
+                transcripts = transcribe_windows(self.teacher, features, decoding)
+                yield from zip((window.key for window in batch), transcripts, strict=True)
+
+    def _take_bad(self) -> Iterator[LabelledClip]:
+        while self._bad:
+            yield self._bad.popleft()
+
+
+def _label(transcript: Transcript) -> dict[str, Any]:
+    return {
+        schema.WHISPER_TRANSCRIPT: transcript.ids,
+        schema.AVG_LOGPROB: transcript.avg_logprob,
+        schema.TRUNCATED: transcript.truncated,
+        schema.LANGUAGE: transcript.language,
+    }
