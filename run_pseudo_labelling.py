@@ -79,7 +79,6 @@ import logging
 import shlex
 from collections.abc import Iterator
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -107,7 +106,7 @@ from distillery.data.specs import DatasetSpec
 from distillery.storage.ledger import Ledger
 from distillery.storage.outputs import Outputs
 from distillery.storage.runs import Run
-from distillery.storage.shards import read_seal, write_sealed
+from distillery.storage.shards import read_seal
 from distillery.text import labels
 from distillery.text.error_rates import score
 from distillery.text.normalizers import raw_text
@@ -243,7 +242,10 @@ def _label(
             if not _is_mine(index, accelerator):
                 continue
             path = split.files.sealed(index)
-            there = _labels_there(path, chunk, labelling_args.retry_quarantined)
+            if read_seal(path) is not None and not labelling_args.retry_quarantined:
+                progress.skip(len(chunk))
+                continue
+            there = label_shards.usable(path, chunk)
             left = label_shards.without(chunk, there)
             progress.skip(len(chunk) - len(left))
             if not len(left):
@@ -254,28 +256,9 @@ def _label(
                 seconds = sum(row.get(schema.DURATION) or 0.0 for row in batch.rows)
                 progress.advance(len(batch.rows), seconds)
             if not there or any(not row[PROBLEM] for row in rows):
-                _seal(split.files, index, label_shards.in_order(chunk, [*there.values(), *rows]))
+                rows = label_shards.in_order(chunk, [*there.values(), *rows])
+                label_shards.seal(split.files, index, rows)
     progress.close()
-
-
-def _labels_there(path: Path, chunk: Any, retry: bool) -> dict[str, dict[str, Any]]:
-    """Return the labels of a sealed shard by id: all of them, or those of the usable clips."""
-    seal = read_seal(path)
-    if seal is None:
-        return {}
-    rows = {row[schema.ID]: row for row in label_shards.read(path)}
-    if not retry:
-        return rows
-    label_shards.refuse_other_rows(chunk, rows, path)
-    return {name: row for name, row in rows.items() if not row[PROBLEM]}
-
-
-def _seal(files: SplitFiles, index: int, rows: list[dict[str, Any]]) -> None:
-    """Seal the labels of a chunk of rows; what was made of earlier ones is made again."""
-    # The first label of the next file has the last one of this shard before it.
-    files.withdraw(index, index + 1)
-    write = partial(hub_layout.write_parquet, rows=rows, features=label_shards.FEATURES)
-    write_sealed(files.outputs, files.sealed(index), _account(rows), write)
 
 
 def _is_mine(index: int, accelerator: Accelerator) -> bool:
@@ -331,14 +314,6 @@ def _label_columns(transcript: windows.Transcript) -> dict[str, Any]:
         schema.AVG_LOGPROB: transcript.avg_logprob,
         schema.TRUNCATED: transcript.truncated,
     }
-
-
-def _account(rows: list[dict[str, Any]]) -> Ledger:
-    num_bad = sum(bool(row[PROBLEM]) for row in rows)
-    ledger = Ledger(num_in=len(rows), num_out=len(rows) - num_bad)
-    if num_bad:
-        ledger.quarantined[schema.AUDIO] = num_bad
-    return ledger
 
 
 # --- the dataset: labels and audio joined by id --------------------------------------------------

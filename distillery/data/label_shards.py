@@ -5,6 +5,7 @@ joined by id.
 """
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,13 @@ from datasets import Dataset, Features, Value
 
 from distillery.data import column_types, schema
 from distillery.data.collators import PROBLEM
-from distillery.data.hub_layout import embed_audio
+from distillery.data.hub_layout import SplitFiles, embed_audio, write_parquet
+from distillery.storage.ledger import Ledger
+from distillery.storage.shards import read_seal, write_sealed
 from distillery.text import labels
 from distillery.text.compression import compression_ratio
 from distillery.text.normalizers import raw_text
 from distillery.text.tokens import SpecialTokens, Tokenizer
-
-Rows = Dataset | list[dict[str, Any]]  # consecutive rows of the source
 
 FEATURES = Features(
     {
@@ -41,7 +42,39 @@ def read(path: Path) -> list[dict[str, Any]]:
     return list(pq.read_table(path).to_pylist())
 
 
-def without(chunk: Rows, there: Collection[str]) -> Rows:
+def usable(path: Path, chunk: Any) -> dict[str, dict[str, Any]]:
+    """Return the labels of a shard by id, but for clips that could not be used.
+
+    Args:
+        path: of the shard; if it is not there, or damaged, there are no labels.
+        chunk: the rows of the source that it is for.
+
+    Raises:
+        ValueError: the source has other rows now.
+    """
+    if read_seal(path) is None:
+        return {}
+    rows = {row[schema.ID]: row for row in read(path)}
+    _refuse_other_rows(chunk, rows, path)
+    return {row_id: row for row_id, row in rows.items() if not row[PROBLEM]}
+
+
+def seal(files: SplitFiles, index: int, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Seal the labels of a chunk of rows, with their account.
+
+    What was made of earlier labels is deleted before: the file of these rows, and the next one,
+    whose first label has the last one of this shard before it.
+    """
+    files.withdraw(index, index + 1)
+    num_bad = sum(bool(row[PROBLEM]) for row in rows)
+    ledger = Ledger(num_in=len(rows), num_out=len(rows) - num_bad)
+    if num_bad:
+        ledger.quarantined[schema.AUDIO] = num_bad
+    write = partial(write_parquet, rows=rows, features=FEATURES)
+    write_sealed(files.outputs, files.sealed(index), ledger, write)
+
+
+def without(chunk: Any, there: Collection[str]) -> Any:
     """Return the rows of the source whose ids are not there yet, in order."""
     if not there:
         return chunk
@@ -51,20 +84,20 @@ def without(chunk: Rows, there: Collection[str]) -> Rows:
     return [chunk[place] for place in left]
 
 
-def in_order(chunk: Rows, rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+def in_order(chunk: Any, rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     """Return labels in the order of the rows of the source."""
     by_id = {row[schema.ID]: row for row in rows}
     return [by_id[row_id] for row_id in ids(chunk)]
 
 
-def ids(chunk: Rows) -> list[str]:
+def ids(chunk: Any) -> list[str]:
     """Return the ids of some rows."""
     if isinstance(chunk, Dataset):
         return list(chunk.select_columns(schema.ID)[schema.ID])
     return [row[schema.ID] for row in chunk]
 
 
-def refuse_other_rows(chunk: Rows, labelled: Collection[str], path: Path) -> None:
+def _refuse_other_rows(chunk: Any, labelled: Collection[str], path: Path) -> None:
     """Raise ValueError if the source no longer has the very rows that a shard has labels of."""
     if ids(chunk) != list(labelled):
         raise ValueError(

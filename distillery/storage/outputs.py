@@ -11,7 +11,7 @@ import os
 import shutil
 import socket
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
@@ -200,23 +200,32 @@ class Outputs:
             if self._is_file(name)
         }
 
-    def forget_journals(self) -> None:
-        """Remove the journals of a finished run, whose record has the list."""
-        for path in (self.folder / JOURNALS).glob("*.journal"):
-            path.unlink()
-        if (self.folder / JOURNALS).is_dir():
-            prune(self.folder / JOURNALS, self.folder)
+    def forget_journals(self, *, of_others: bool = True) -> None:
+        """Remove the journals of a finished run, whose record has the list.
+
+        Args:
+            of_others: and not only this process's.
+        """
+        journals = (self.folder / JOURNALS).glob("*.journal") if of_others else [self._journal]
+        for path in journals:
+            path.unlink(missing_ok=True)
+        prune(self.folder / JOURNALS, self.folder)
 
     # --- what is there ----------------------------------------------------------------------------
 
-    def damage(self, *, verify: bool = False) -> dict[str, str]:
+    def damage(
+        self, *, verify: bool = False, only: Collection[Path] | None = None
+    ) -> dict[str, str]:
         """Return what is wrong with listed files that are no spare ones, by path.
 
         Args:
+            only: look at these alone.
             verify: read every file and compare checksums; else only sizes are.
         """
         faults = {
-            name: self._fault(name, entries, verify) for name, entries in self.written().items()
+            name: self._fault(name, entries, verify)
+            for name, entries in self.written().items()
+            if only is None or self.folder / name in only
         }
         return {name: fault for name, fault in faults.items() if fault is not None}
 
@@ -310,10 +319,14 @@ class Outputs:
         names = [name for name in map(self.name, paths) if name in listed]
         self._note({name: {"gone": True} for name in names})
 
+    @property
+    def _journal(self) -> Path:
+        return self.folder / JOURNALS / f"{socket.gethostname()}-{os.getpid()}.journal"
+
     def _note(self, lines: Mapping[str, Mapping[str, Any]]) -> None:
         if not lines:
             return
-        journal = self.folder / JOURNALS / f"{socket.gethostname()}-{os.getpid()}.journal"
+        journal = self._journal
         is_new = not journal.exists()
         journal.parent.mkdir(parents=True, exist_ok=True)
         at = time.time()

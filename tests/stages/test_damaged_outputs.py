@@ -1,5 +1,6 @@
 """Damaged files are named, and they alone are made again; files of the user's stay."""
 
+import json
 import shutil
 
 import pytest
@@ -17,6 +18,8 @@ from training_runs import FINETUNING, manifest, model_folder
 
 LABELLING, FILTERING = "run_pseudo_labelling.py", "run_data_filtering.py"
 INIT = "create_student_model.py"
+SHORT_FORM, LONG_FORM = "run_short_form_eval.py", "run_long_form_eval.py"
+SPEED = "run_speed_eval.py"
 NUM_CLIPS, PER_SHARD = 6, 2
 
 
@@ -275,3 +278,82 @@ def test_a_damaged_student_is_made_again(tmp_path, damage, flags, capsys):
     assert (out / "README.md").read_text() == "my own words"
     run(INIT, *command, "--verify")
     assert "complete: nothing to do" in capsys.readouterr().err
+
+
+# --- evaluations ---------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def evaluated(tmp_path_factory):
+    """A folder that short-form and long-form evaluations share, and the flags of the first."""
+    root = tmp_path_factory.mktemp("evaluated")
+    model = talkative_model_folder(root / "model")
+    clips = tone_manifest(root / "clips" / "clips.jsonl", 3)
+    flags = ["-m", model, "-d", clips, "-l", "ja", "-b", 2, "--generation_max_length", 20]
+    run(SHORT_FORM, *flags, "-o", root / "eval", "--html", root / "eval" / "page.html")
+    run(LONG_FORM, *flags, "-o", root / "eval", "--algorithm", "chunked")
+    return root / "eval", flags
+
+
+def test_evaluations_share_a_folder_and_list_their_files(evaluated):
+    folder, _ = evaluated
+    files = {name for name in snapshot(folder) if not name.endswith(".lock")}
+    assert set(record(folder)["files"]) == files - {"run.json"}
+    kinds = {name.split(".")[-1] for name in files}
+    assert kinds == {"csv", "html", "json", "jsonl", "txt", "yaml"}
+
+
+@pytest.mark.parametrize(("damage", "flags"), [(cut, []), (flip, ["--verify"])])
+def test_damaged_predictions_are_made_again(evaluated, tmp_path, damage, flags, capsys):
+    shutil.copytree(evaluated[0], tmp_path / "eval")
+    folder, command = tmp_path / "eval", [*evaluated[1], "-o", tmp_path / "eval"]
+    (path,) = (each for each in folder.glob("predictions/*.csv") if short_form(each))
+    content, before = path.read_bytes(), snapshot(folder)
+    damage(path)
+    capsys.readouterr()
+    run(SHORT_FORM, *command, *flags)
+    assert f"{path.name} is damaged" in capsys.readouterr().err
+    assert path.read_bytes() == content
+    others = [name for name in changed(before, folder) if name.startswith("predictions/")]
+    assert {name.split(".")[-1] for name in others} == {"csv", "json", "txt"}
+    before = snapshot(folder)
+    run(SHORT_FORM, *command, "--verify")
+    assert "was evaluated before" in capsys.readouterr().err
+    assert snapshot(folder) == before
+
+
+def short_form(path):
+    return json.loads(path.with_suffix(".json").read_text())["form"] == "short_form"
+
+
+def test_an_evaluation_does_not_overwrite_what_is_not_of_one(evaluated, tmp_path):
+    flags = evaluated[1]
+    (tmp_path / "config.yaml").write_text("mine")
+    with pytest.raises(ValueError, match=r"config.yaml is about to be written, and this run did"):
+        run(SHORT_FORM, *flags, "-o", tmp_path)
+    assert (tmp_path / "config.yaml").read_text() == "mine"
+    student = tmp_path / "student"
+    run(INIT, "-m", flags[1], "--decoder_layers", 1, "-o", student)
+    before = snapshot(student)
+    with pytest.raises(ValueError, match="holds a run of create_student_model; name another"):
+        run(SHORT_FORM, *flags, "-o", student)
+    assert snapshot(student) == before
+
+
+@pytest.mark.parametrize("script", [SHORT_FORM, LONG_FORM, SPEED])
+def test_a_damaged_model_is_not_evaluated(script, tmp_path):
+    model, student = model_folder(tmp_path / "model", 2), tmp_path / "student"
+    run(INIT, "-m", model, "--decoder_layers", 1, "-o", student)
+    cut(student / "model.safetensors")
+    clips = tone_manifest(tmp_path / "clips" / "clips.jsonl", 1)
+    with pytest.raises(ValueError, match=r"model.safetensors is damaged.*create_student_model.py"):
+        run(script, "-m", student, "-d", clips, "-l", "ja", "-o", tmp_path / "eval")
+
+
+def test_figures_of_speed_are_listed(tmp_path):
+    model = model_folder(tmp_path / "model", 2)
+    flags = ["-m", model, "-l", "ja", "--lengths_s", 1, "--num_runs", 3, "--max_batch_size", 1]
+    run(SPEED, *flags, "--generation_max_length", 8, "-o", tmp_path / "speed")
+    files = {name for name in snapshot(tmp_path / "speed") if not name.endswith(".lock")}
+    assert set(record(tmp_path / "speed")["files"]) == files - {"run.json"}
+    assert {"speed.csv", "speed.jsonl", "config.yaml"} <= files
