@@ -22,7 +22,7 @@ from distillery.whisper.compute import DTYPES
 class StudentArguments:
     """Teacher, student and output folder."""
 
-    teacher_checkpoint: str = required("Whisper checkpoint to copy from.", "-m")
+    teacher_checkpoint: str = required("Whisper checkpoint to copy from.", "-m", is_input=True)
     save_dir: str = required("Folder to write to.", "-o", "--output_dir", resumable=True)
     encoder_layers: int | None = flag(None, "Encoder layers of the student; default: all.")
     decoder_layers: int = flag(2, "Decoder layers of the student.")
@@ -87,6 +87,7 @@ def main(args: StudentArguments) -> None:
         sys.stdout.write(forecast.text_of(run, _forecast(args, run, is_made)))
         return
     if not is_made:
+        run.refuse_damaged_inputs()
         teacher = checkpoint.load(args.teacher_checkpoint, args.dtype, cache_dir=args.cache_dir)
         checkpoint.check_finite(teacher.model, args.teacher_checkpoint)
         encoder, decoder = _copied_layers(args, teacher)
@@ -171,6 +172,7 @@ def _save(
         checkpoint.write_card(temporary, card, title=run.folder.resolve().name)
         written = replace(run, folder=temporary)
         written.write_config()
+        written.outputs.add_all()
         written.finish(
             encoder_layers=encoder,
             decoder_layers=decoder,

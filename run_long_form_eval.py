@@ -180,12 +180,14 @@ def main(
     accelerator = make_accelerator(run_args, args.output_dir, model_args.dtype)
     groups = (model_args, data_args, decoding_args, args, long_args, run_args)
     run = stage_run("run_long_form_eval", groups, Path(args.output_dir), {})
+    if accelerator.is_main_process and not run_args.dry_run:
+        run.refuse_damaged_inputs()
     candidate = stages.load_candidate(
         model_args, accelerator, args.assistant_model, outline=run_args.dry_run
     )
     long_args = _with_chunk(long_args, candidate.whisper)
     asked = stages.decoding_of(decoding_args, args.generation_max_length)
-    scoring = stages.scoring_of(args, data_args.max_bad_fraction)
+    scoring = stages.scoring_of(args, data_args.max_bad_fraction, verify=run_args.verify)
     specs = data_args.specs()
 
     plans = partial(_plans, candidate, asked, scoring, long_args)

@@ -52,6 +52,7 @@ class ShortFormArguments:
         None,
         "Models to evaluate on the same rows first, joined with '+'; the result of the main model "
         "then has the ratio of errors and speed to each.",
+        is_input=True,
     )
     predictions_file: str | None = flag(
         None,
@@ -199,7 +200,8 @@ def _score_files(accelerator: Accelerator, run: Run, groups: tuple[Any, ...]) ->
     if run_args.dry_run:
         forecast.show(accelerator, run, stages.files_forecast(files))
     elif accelerator.is_main_process:
-        language, scoring = decoding_args.language, stages.scoring_of(args)
+        language = decoding_args.language
+        scoring = stages.scoring_of(args, verify=run_args.verify)
         punctuator = post_args.punctuator
         scored = score_files(run, files, language, decoding_args.task, scoring, punctuator)
         stages.report(accelerator, scored)
@@ -211,6 +213,8 @@ def _evaluate_models(accelerator: Accelerator, run: Run, groups: tuple[Any, ...]
     """Evaluate the baselines and then the model, with one model in memory at a time."""
     model_args, data_args, decoding_args, post_args, args, short_args, run_args = groups
     postprocess = Postprocessor()
+    if accelerator.is_main_process and not run_args.dry_run:
+        run.refuse_damaged_inputs()
     if not run_args.dry_run:
         postprocess = Postprocessor.load(post_args.punctuator, post_args.stable_ts)
     if post_args.stable_ts:  # it has nothing to move otherwise
@@ -220,7 +224,7 @@ def _evaluate_models(accelerator: Accelerator, run: Run, groups: tuple[Any, ...]
         run,
         data_args.specs(),
         stages.decoding_of(decoding_args, args.generation_max_length),
-        stages.scoring_of(args, data_args.max_bad_fraction),
+        stages.scoring_of(args, data_args.max_bad_fraction, verify=run_args.verify),
         {"chunk_length_s": short_args.chunk_length_s, **post_args.identity()},
         _Transcriber(
             accelerator,

@@ -132,6 +132,7 @@ from distillery.evaluation.speed_results import (
     speed_table,
     write_csv,
 )
+from distillery.storage.outputs import Written
 from distillery.storage.provenance import code_commit, versions
 from distillery.storage.runs import Run
 from distillery.whisper.checkpoint import Whisper
@@ -156,6 +157,8 @@ def main(
         raise ValueError("speed is measured by one process: launch with --num_processes 1")
     groups = (model_args, data_args, decoding_args, args, run_args)
     run = stage_run("run_speed_eval", groups, Path(args.output_dir), {})
+    if not run_args.dry_run:
+        run.refuse_damaged_inputs()
     candidates = _load_candidates(model_args, decoding_args, args, run_args.dry_run, accelerator)
     identity = _identity(groups, candidates, accelerator.device)
     path = Path(args.output_dir) / "speed.jsonl"
@@ -172,7 +175,9 @@ def main(
     rows = f"recordings of {' + '.join(args.lengths_s.split('+'))} s"
     log_start(run, accelerator, str(model_args.model_name_or_path), model_args.dtype, rows)
     if missing_s:
+        run.refuse_unshared_folder()
         run.write_config()
+        run.outputs.add({path: Written()})
         sound = _sound(data_args, candidates[0].whisper.log_mel.sampling_rate, max(missing_s))
     for length_s in missing_s:
         more = {**identity, "commit": code_commit()}
@@ -180,7 +185,8 @@ def main(
         results[length_s] = [replace(result, more=more) for result in measured]
         for result in results[length_s]:
             append_row(path, result.to_row())
-    _leave(accelerator, path, [r for each in lengths_s for r in results[each]], bool(missing_s))
+    all_results = [result for length_s in lengths_s for result in results[length_s]]
+    _leave(run, accelerator, path, all_results, is_new=bool(missing_s))
     log_end(run, "speed.jsonl, speed.csv and speed.png")
     accelerator.end_training()
 
@@ -363,12 +369,21 @@ def _measure_length(
 
 
 def _leave(
-    accelerator: Accelerator, path: Path, results: Sequence[SpeedResult], is_new: bool
+    run: Run,
+    accelerator: Accelerator,
+    path: Path,
+    results: Sequence[SpeedResult],
+    is_new: bool,
 ) -> None:
     """Print the figures of this run; if some are new, write table and plot beside the rows."""
     if is_new:
-        write_csv(path.with_suffix(".csv"), results)
-        draw(path.with_suffix(".png"), results)
+        for kind, write in ((".csv", write_csv), (".png", draw)):
+            file = path.with_suffix(kind)
+            run.outputs.refuse_foreign(file)
+            write(file, results)
+            if file.exists():  # there is no plot without matplotlib
+                run.outputs.add({file: Written.of(file)})
+        run.share()
     else:
         logger.info("all lengths were measured before: %s", path)
     sys.stdout.write(speed_table(results))

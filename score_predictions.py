@@ -20,7 +20,7 @@ from pathlib import Path
 
 from distillery.cli.arguments import known_language
 from distillery.cli.evaluation_arguments import ScoringArguments
-from distillery.cli.flags import flag, missing, one_of, parse, plus_list, same_length
+from distillery.cli.flags import VERIFY, flag, missing, one_of, parse, plus_list, same_length
 from distillery.text.tokens import TASKS
 
 
@@ -52,6 +52,7 @@ class PredictionsArguments:
     punctuator: str | None = flag(
         None, "Punctuate the predictions first, as run_short_form_eval.py does.", "-p"
     )
+    verify: bool = flag(False, VERIFY, resumable=True)
     dry_run: bool = flag(
         False, "Say which files would be scored, write nothing and stop.", resumable=True
     )
@@ -102,7 +103,8 @@ def main(args: PredictionsArguments, scoring_args: ScoringArguments) -> None:
         named = " + ".join(str(file.path) for file in files)
         logger.info("predictions of %s, to %s; nothing is uploaded", named, run.folder)
         language = str(args.language)
-        score_files(run, files, language, args.task, scoring_of(scoring_args), args.punctuator)
+        scoring = scoring_of(scoring_args, verify=args.verify)
+        score_files(run, files, language, args.task, scoring, args.punctuator)
     sys.stdout.write(tables.error_tables(results.read_folder(scoring_args.output_dir)))
     write_page(scoring_args)
     if files:

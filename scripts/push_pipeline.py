@@ -15,16 +15,17 @@ The same, uploaded; the card then names the repository, which is private without
 from dataclasses import dataclass
 
 from distillery.cli.arguments import OutputArguments
-from distillery.cli.flags import flag, parse, required
+from distillery.cli.flags import VERIFY, flag, parse, required
 
 
 @dataclass(frozen=True)
 class PipelineArguments:
     """Model."""
 
-    model_name_or_path: str = required("Whisper checkpoint: folder or Hub id.", "-m")
+    model_name_or_path: str = required("Whisper checkpoint: folder or Hub id.", "-m", is_input=True)
     model_revision: str | None = flag(None, "Branch, tag or commit of the model on the Hub.")
     cache_dir: str | None = flag(None, "Folder for files fetched from the Hub.", resumable=True)
+    verify: bool = flag(False, VERIFY, resumable=True)
 
 
 GROUPS = (PipelineArguments, OutputArguments)
@@ -59,10 +60,13 @@ def main(model_args: PipelineArguments, output_args: OutputArguments) -> None:
     inputs = {model_args.model_name_or_path: checkpoint.fingerprint(str(source))}
     run = stage_run("push_pipeline", (model_args, output_args), folder, inputs)
     if not run.was_made("--output_dir", output_args.overwrite_output_dir):
+        run.refuse_damaged_inputs()
         log_start(run, None, None, None, f"{model_args.model_name_or_path} with a pipeline")
         with sealed_folder(folder) as temporary:
             save_pipeline(source, temporary, output_args.hub_model_id or folder.resolve().name)
-            replace(run, folder=temporary).finish()
+            written = replace(run, folder=temporary)
+            written.outputs.add_all()
+            written.finish()
         log_end(run, f"pipeline(model={str(folder)!r}, trust_remote_code=True)")
     end_stage(run)
 

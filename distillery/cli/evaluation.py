@@ -19,6 +19,7 @@ from distillery.evaluation.evaluations import Candidate, Evaluation, Scoring, Tr
 from distillery.evaluation.predictions_files import PredictionsFile
 from distillery.evaluation.report import gather, write_report
 from distillery.evaluation.results import Result, read_foreign_predictions
+from distillery.storage.outputs import Outputs, Written
 from distillery.storage.runs import Run
 from distillery.whisper import checkpoint
 from distillery.whisper.checkpoint import Whisper
@@ -74,9 +75,12 @@ def _load(model_args: ModelArguments, accelerator: Accelerator, outline: bool) -
     return load_outline(model_args) if outline else load_model(model_args, accelerator)
 
 
-def scoring_of(args: ScoringArguments, max_bad_fraction: float = 0.0) -> Scoring:
+def scoring_of(
+    args: ScoringArguments, max_bad_fraction: float = 0.0, *, verify: bool = False
+) -> Scoring:
     """Return how the flags want transcripts to be scored."""
-    return Scoring(Path(args.output_dir), args.normalizer, args.japanese_words, max_bad_fraction)
+    folder = Path(args.output_dir)
+    return Scoring(folder, args.normalizer, args.japanese_words, max_bad_fraction, verify)
 
 
 def decoding_of(args: DecodingArguments, max_length: int) -> Decoding:
@@ -140,11 +144,14 @@ def evaluate(
             earlier = evaluation.earlier()
             accelerator.wait_for_everyone()  # all have looked before one of them writes
             if earlier is None:
+                if accelerator.is_main_process:
+                    run.refuse_unshared_folder()
                 transcriptions, wall_s = transcribe(evaluation, rows)
                 if accelerator.is_main_process:
                     run.write_config()
                     count = whisper.num_parameters
                     results.append(evaluation.conclude(transcriptions, wall_s, count))
+                    run.share()
             elif accelerator.is_main_process:
                 name = Path(evaluation.identity["model"]).name
                 earlier_path = evaluation.metrics_path
@@ -198,5 +205,8 @@ def report(accelerator: Accelerator, results: Sequence[Result]) -> None:
 def write_page(args: ScoringArguments) -> None:
     """Write the page of --html, if it was asked for."""
     if args.html is not None:
-        write_report(args.html, gather(Path(args.output_dir)))
+        folder, path = Path(args.output_dir), Path(args.html)
+        write_report(path, gather(folder))
+        if path.is_relative_to(folder):
+            Outputs(folder).add({path: Written.of(path)})
         logger.info("report: %s", args.html)

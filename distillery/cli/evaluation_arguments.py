@@ -21,6 +21,7 @@ class NamedModelArguments(ModelArguments):
         "results that are there are only shown.",
         "-m",
         "--model",
+        is_input=True,
     )
 
 
@@ -34,6 +35,7 @@ class NamedDataArguments(DataArguments):
         "names. Needed unless results that are there are only shown.",
         "-d",
         "--dataset",
+        is_input=True,
     )
 
 
@@ -81,6 +83,7 @@ class EvaluationArguments(ScoringArguments):
         "same vocabulary and features, such as a student of the main model. Transcripts are those "
         "of greedy search without it; windows are decoded one by one, whatever --batch says. "
         "Baselines decode without it, and so do windows with a prompt or a temperature.",
+        is_input=True,
     )
 
     def problems(self) -> list[str]:

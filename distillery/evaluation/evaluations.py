@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
@@ -13,7 +14,8 @@ from distillery.data.specs import DatasetSpec
 from distillery.evaluation import comparison, results
 from distillery.evaluation.report import worst
 from distillery.evaluation.results import Prediction, Result
-from distillery.storage.files import replacing, write_json
+from distillery.storage.files import write_json
+from distillery.storage.outputs import Outputs, Written
 from distillery.storage.provenance import code_commit, versions
 from distillery.text.bootstrap import rate_intervals
 from distillery.text.error_rates import alignment, word_errors
@@ -21,6 +23,10 @@ from distillery.text.normalizers import WORD_PACKAGES, Normalizer, japanese_word
 from distillery.text.tokens import TRANSCRIBE, language_code
 from distillery.whisper.checkpoint import Whisper
 from distillery.whisper.windows import Decoding
+
+logger = logging.getLogger(__name__)
+
+WORST = ".worst.txt"  # ends the name of the file with the worst utterances
 
 
 @dataclass(frozen=True)
@@ -68,12 +74,14 @@ class Scoring:
         normalizer: a variant, as in `normalizer_for`.
         with_words: also score Japanese texts by the words that MeCab finds.
         max_bad_fraction: share of the clips that may be unusable.
+        verify: compare the checksums of earlier predictions, and not only their sizes.
     """
 
     folder: Path
     normalizer: str = "auto"
     with_words: bool = False
     max_bad_fraction: float = 0.0
+    verify: bool = False
 
     def check_words(self, language: str | None, task: str) -> None:
         """Raise ValueError if Japanese words are to be scored and the texts are not Japanese."""
@@ -118,6 +126,11 @@ class Evaluation:
         return self.scoring.folder
 
     @property
+    def outputs(self) -> Outputs:
+        """The list of the files in the folder."""
+        return Outputs(self.folder)
+
+    @property
     def metrics_path(self) -> Path:
         """Return the file that the result is appended to, one row per evaluation."""
         language = language_code(self.decoding.language) if self.decoding.language else "en"
@@ -136,8 +149,12 @@ class Evaluation:
         return self.folder / "predictions" / f"{'.'.join(names)}.{digest[:8]}.csv"
 
     def earlier(self) -> Result | None:
-        """Return the result of an earlier, identical evaluation, if its predictions are there."""
-        if not self.metrics_path.exists() or not self.predictions_path.exists():
+        """Return the result of an earlier, identical evaluation, if its files are there, whole."""
+        files = [self.predictions_path.with_suffix(kind) for kind in (".csv", ".json", WORST)]
+        faults = self.outputs.damage(verify=self.scoring.verify, only=files)
+        for name, fault in faults.items():
+            logger.warning("%s is damaged: %s; it is made again", self.folder / name, fault)
+        if faults or not self.metrics_path.exists() or not self.predictions_path.exists():
             return None
         row = results.find_row(results.read_rows(self.metrics_path), self.identity)
         return None if row is None else Result.from_row(row)
@@ -147,7 +164,7 @@ class Evaluation:
         predictions = results.read_predictions(self.predictions_path)
         fuller = replace(result, **self._extras(predictions, result.rtfx))
         if fuller != result:
-            results.append_row(self.metrics_path, fuller.to_row())
+            self._append_row(fuller)
         return fuller
 
     def conclude(
@@ -165,7 +182,8 @@ class Evaluation:
         good = sorted((t for t in transcriptions if t.problem is None), key=lambda t: t.id)
         _check_complete(transcriptions, good, self.scoring.max_bad_fraction, str(self.spec))
         predictions = [self._prediction(transcription) for transcription in good]
-        results.write_predictions(self.predictions_path, predictions)
+        with self.outputs.replacing(self.predictions_path) as temporary:
+            results.write_predictions(temporary, predictions)
         figures = self._figures(predictions, [t.duration_s for t in good])
         rtfx = comparison.ratio(figures["audio_s"], wall_s)
         result = Result.from_row(
@@ -182,10 +200,16 @@ class Evaluation:
                 **self._provenance(),
             }
         )
-        write_json(self.predictions_path.with_suffix(".json"), result.to_row())
+        with self.outputs.replacing(self.predictions_path.with_suffix(".json")) as temporary:
+            write_json(temporary, result.to_row())
         self._write_worst(predictions)
-        results.append_row(self.metrics_path, result.to_row())
+        self._append_row(result)
         return result
+
+    def _append_row(self, result: Result) -> None:
+        # Rows are only added, whoever wrote those that are there.
+        self.outputs.add({self.metrics_path: Written()})
+        results.append_row(self.metrics_path, result.to_row())
 
     def _provenance(self) -> dict[str, Any]:
         """Return the path of the predictions, the columns read, and the versions of the code."""
@@ -247,7 +271,7 @@ class Evaluation:
             f"{alignment(p.reference_norm, p.prediction_norm, unit)}"
             for rate, p in worst(predictions, unit)
         ]
-        with replacing(self.predictions_path.with_suffix(".worst.txt")) as temporary:
+        with self.outputs.replacing(self.predictions_path.with_suffix(WORST)) as temporary:
             temporary.write_text("\n\n".join(lines) + "\n", encoding="utf-8")
 
     def _prediction(self, transcription: Transcription) -> Prediction:

@@ -94,9 +94,11 @@ def score_files(
         evaluation = plan_for_file(file, asked, scoring, steps)
         earlier = evaluation.earlier()
         if earlier is None:
+            run.refuse_unshared_folder()
             transcriptions = _transcriptions(file.path, postprocess)
             run.write_config()
             results.append(evaluation.conclude(transcriptions, None, None))
+            run.share()
         else:
             logger.info("%s was scored before: %s", file.path, evaluation.metrics_path)
             results.append(evaluation.complete(earlier))

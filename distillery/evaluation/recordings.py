@@ -10,7 +10,6 @@ from typing import Any
 from distillery.data import schema
 from distillery.evaluation.evaluations import Evaluation, Transcription
 from distillery.evaluation.hallucinations import Hallucinations
-from distillery.storage.files import replacing
 from distillery.text.timestamps import Segment, score_timestamps, segments_of_markup
 
 
@@ -33,7 +32,8 @@ class LongFormEvaluation(Evaluation):
     def more_figures(self, good: Sequence[Transcription]) -> dict[str, Any]:
         """Score timestamps, add up hallucinations, and write both out for each recording."""
         recordings = [each for each in good if isinstance(each, RecordingTranscription)]
-        with replacing(self.predictions_path.with_suffix(".segments.jsonl")) as temporary:
+        path = self.predictions_path.with_suffix(".segments.jsonl")
+        with self.outputs.replacing(path) as temporary:
             lines = (json.dumps(_details(each), ensure_ascii=False) + "\n" for each in recordings)
             temporary.write_text("".join(lines), encoding="utf-8")
         counts = [each.hallucinations for each in recordings if each.hallucinations is not None]

@@ -16,7 +16,7 @@ from distillery.storage.files import (
     temporary_path,
     write_json,
 )
-from distillery.storage.outputs import Outputs, Written, files_in, prune, recorded
+from distillery.storage.outputs import TEXTS, Outputs, Written, files_in, prune, recorded
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +32,8 @@ CHECKPOINTS = "checkpoint-*"
 def sealed_folder(path: Path, outputs: Outputs | None = None) -> Iterator[Path]:
     """Give a temporary folder to fill; on success it gets its manifest and then its name.
 
-    A folder of that name is replaced, but for files in it that are not in its manifest: they stay.
+    A folder of that name is replaced, but for files in it that are not in its manifest, and texts
+    that were changed since: they stay.
     A killed writer leaves only a hidden `.tmp` folder, which the next one throws away.
 
     Args:
@@ -50,6 +51,9 @@ def sealed_folder(path: Path, outputs: Outputs | None = None) -> Iterator[Path]:
     remove_leftovers(path.parent, path.name)
     temporary.mkdir()
     yield temporary
+    for name in Outputs(path).changed():
+        if Path(name).suffix in TEXTS:  # that the user has edited
+            shutil.copy2(path / name, temporary / name)
     checksums = _write_manifest(temporary)
     foreign = _foreign_files(path, outputs)
     for name in foreign:

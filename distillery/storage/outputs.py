@@ -11,7 +11,7 @@ import os
 import shutil
 import socket
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
@@ -89,16 +89,18 @@ class Outputs:
 
     def write_text(self, path: Path, text: str) -> None:
         """Write UTF-8 text for people; one that somebody changed since it was written stays."""
-        entries = self.written().get(self.name(path))
-        if entries and path.exists() and not self._is_as_written(self.name(path), entries):
-            logger.warning("%s was changed since it was written, and stays as it is", path)
+        if self._is_edited(path):
             return
         with self.replacing(path) as temporary:
             temporary.write_text(text, encoding="utf-8")
 
     def take_in(self, staged: Path) -> None:
-        """Move all files of a folder, which lies in this one, to the same names in this one."""
+        """Move all files of a folder, which lies in this one, to the same names in this one.
+
+        Texts that somebody changed since they were written stay.
+        """
         files = {file: self.folder / file.relative_to(staged) for file in files_in(staged)}
+        files = {file: path for file, path in files.items() if not self._is_edited(path)}
         for path in files.values():
             self.refuse_foreign(path)
         self.add({path: Written.of(file) for file, path in files.items()})
@@ -128,7 +130,8 @@ class Outputs:
 
     def add_all(self) -> None:
         """List all files of a folder that nobody but this process has written to."""
-        self.add({file: Written.of(file) for file in files_in(self.folder)})
+        files = (file for file in files_in(self.folder) if not is_hidden(self.name(file)))
+        self.add({file: Written.of(file) for file in files})
 
     def grow(self, path: Path) -> None:
         """List a file that is appended to: it is ours by its name until the run is finished."""
@@ -197,23 +200,32 @@ class Outputs:
             if self._is_file(name)
         }
 
-    def forget_journals(self) -> None:
-        """Remove the journals of a finished run, whose record has the list."""
-        for path in (self.folder / JOURNALS).glob("*.journal"):
-            path.unlink()
-        if (self.folder / JOURNALS).is_dir():
-            prune(self.folder / JOURNALS, self.folder)
+    def forget_journals(self, *, of_others: bool = True) -> None:
+        """Remove the journals of a finished run, whose record has the list.
+
+        Args:
+            of_others: and not only this process's.
+        """
+        journals = (self.folder / JOURNALS).glob("*.journal") if of_others else [self._journal]
+        for path in journals:
+            path.unlink(missing_ok=True)
+        prune(self.folder / JOURNALS, self.folder)
 
     # --- what is there ----------------------------------------------------------------------------
 
-    def damage(self, *, verify: bool = False) -> dict[str, str]:
+    def damage(
+        self, *, verify: bool = False, only: Collection[Path] | None = None
+    ) -> dict[str, str]:
         """Return what is wrong with listed files that are no spare ones, by path.
 
         Args:
+            only: look at these alone.
             verify: read every file and compare checksums; else only sizes are.
         """
         faults = {
-            name: self._fault(name, entries, verify) for name, entries in self.written().items()
+            name: self._fault(name, entries, verify)
+            for name, entries in self.written().items()
+            if only is None or self.folder / name in only
         }
         return {name: fault for name, fault in faults.items() if fault is not None}
 
@@ -241,6 +253,15 @@ class Outputs:
         for folder in {path.parent for path in paths}:
             prune(folder, self.folder)
         self.forget_journals()
+
+    def _is_edited(self, path: Path) -> bool:
+        """Tell whether somebody has changed a text since it was written, and say that it stays."""
+        name = self.name(path)
+        entries = self.written().get(name) if path.suffix in TEXTS and path.exists() else None
+        if not entries or self._is_as_written(name, entries):
+            return False
+        logger.warning("%s was changed since it was written, and stays as it is", path)
+        return True
 
     def _is_as_written(self, name: str, entries: list[Written]) -> bool:
         if not is_inside(self.folder, name):
@@ -298,10 +319,14 @@ class Outputs:
         names = [name for name in map(self.name, paths) if name in listed]
         self._note({name: {"gone": True} for name in names})
 
+    @property
+    def _journal(self) -> Path:
+        return self.folder / JOURNALS / f"{socket.gethostname()}-{os.getpid()}.journal"
+
     def _note(self, lines: Mapping[str, Mapping[str, Any]]) -> None:
         if not lines:
             return
-        journal = self.folder / JOURNALS / f"{socket.gethostname()}-{os.getpid()}.journal"
+        journal = self._journal
         is_new = not journal.exists()
         journal.parent.mkdir(parents=True, exist_ok=True)
         at = time.time()

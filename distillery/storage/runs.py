@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
+
 from distillery.storage.files import RUN_RECORD, read_json, remove_leftovers, write_json
 from distillery.storage.outputs import (
     FILES,
@@ -19,6 +21,8 @@ from distillery.storage.outputs import (
 from distillery.storage.ownership import refuse_overlap
 from distillery.storage.provenance import code_commit, versions
 
+RECORD_LOCK = ".run.lock"  # held while the record of a shared folder is read and written
+RECORD_LOCK_TIMEOUT_S = 60  # that takes milliseconds: whoever holds it longer is stuck
 CONFIG = "config.yaml"  # what a stage leaves beside its output, to be run again
 STARTED, COMPLETE = "started", "complete"
 OTHER_FOLDER = "name another folder, or start over with --overwrite_output_dir"
@@ -95,6 +99,22 @@ class Run:
         remove_leftovers(self.folder)
         self.write(COMPLETE, **results)
         self.outputs.forget_journals()
+
+    def refuse_unshared_folder(self) -> None:
+        """Raise ValueError if the folder is none that runs share, as `share` leaves it."""
+        if self.record_path.exists() and not read_json(self.record_path).get("shared"):
+            self.refuse_other_stage()
+        self.outputs.refuse_foreign(self.folder / CONFIG)
+
+    def share(self) -> None:
+        """Write the record of a folder that other runs add files to, maybe right now.
+
+        It has the flags of the last one, and lists the files of all.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(self.folder / RECORD_LOCK, timeout=RECORD_LOCK_TIMEOUT_S):
+            self.write(COMPLETE, shared=True)
+            self.outputs.forget_journals(of_others=False)
 
     def was_completed(self) -> bool:
         """Tell whether the folder holds this run and nothing is left to do."""

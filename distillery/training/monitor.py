@@ -16,6 +16,7 @@ from accelerate.utils import gather_object
 
 from distillery.data.collators import Batch
 from distillery.storage import checkpoints
+from distillery.storage.outputs import Outputs
 from distillery.text.error_rates import character_errors, word_errors
 from distillery.text.labels import LabelRule, plain_text
 from distillery.text.normalizers import Normalizer
@@ -219,7 +220,9 @@ class Evaluator:
         if math.isfinite(mean) and (progress.best is None or mean < progress.best):
             progress.best = mean
             if self.accelerator.is_main_process:
-                with checkpoints.sealed_folder(self.folder / checkpoints.BEST) as folder:
+                with checkpoints.sealed_folder(
+                    self.folder / checkpoints.BEST, Outputs(self.folder)
+                ) as folder:
                     self.learner.student.save(folder)
         self.accelerator.wait_for_everyone()
 

@@ -11,8 +11,15 @@ import torch
 from distillery.data import sources
 from distillery.data.specs import DatasetSpec
 from distillery.storage import checkpoints
-from distillery.storage.files import RUN_RECORD, read_json, replacing, write_json
+from distillery.storage.files import (
+    RUN_RECORD,
+    read_json,
+    replacing,
+    temporary_path,
+    write_json,
+)
 from distillery.storage.ledger import Ledger
+from distillery.storage.outputs import Outputs
 from distillery.storage.runs import Run
 from distillery.training.loop import Progress, Trainer
 from distillery.training.monitor import LOSS_LOG, LossWindow
@@ -24,10 +31,8 @@ logger = logging.getLogger(__name__)
 OWNED = (
     checkpoints.CHECKPOINTS,
     checkpoints.BEST,
-    f"{checkpoints.BEST}.tmp",
     LOSS_LOG,
-    "README.md",
-    "model*.safetensors*",
+    *checkpoint.OWN_FILES,
 )
 
 # What a resumed run must keep, however its processes share it; named as a message shows it.
@@ -102,7 +107,7 @@ def save_checkpoint(trainer: Trainer, progress: Progress, folder: Path, keep: in
     scaler = trainer.accelerator.scaler
     if trainer.accelerator.is_main_process:
         path = checkpoints.checkpoint_path(folder, progress.step)
-        with checkpoints.sealed_folder(path) as temporary:
+        with checkpoints.sealed_folder(path, Outputs(folder)) as temporary:
             trainer.learner.student.save(temporary)
             state = {
                 "optimizer": trainer.optimizer.state_dict(),
@@ -187,8 +192,10 @@ def finish(
         progress: at the end.
         ledger: of the rows; None for a stream.
     """
-    student.save(run.folder)
-    checkpoint.write_card(run.folder, _card(run))
+    staged = temporary_path(run.folder / "model")
+    student.save(staged)
+    checkpoint.write_card(staged, _card(run), title=run.folder.resolve().name)
+    run.outputs.take_in(staged)
     results = {
         "updates": progress.step,
         "best": progress.best,

@@ -39,6 +39,9 @@ DECIDING_FILES = (
     "special_tokens_map.json",
 )
 
+# Patterns of the files that a checkpoint is written as.
+OWN_FILES = (*DECIDING_FILES[1:], "model*.safetensors*", "README.md")
+
 
 @dataclass(frozen=True)
 class Processor:
