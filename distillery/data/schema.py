@@ -22,6 +22,10 @@ CONDITION_ON_PREV = "condition_on_prev"  # token ids of the window before, or nu
 AVG_LOGPROB = "avg_logprob"  # mean log-probability of the teacher's tokens
 COMPRESSION_RATIO = "compression_ratio"  # of the text by zlib: high where the teacher loops
 TRUNCATED = "truncated"  # the teacher ran into the maximum length
+SEGMENT_IDS = "segment_ids"  # of a packed window: the rows that it was made of, in its order
+SEGMENT_OFFSETS = "segment_offsets"  # where each of them begins in the window, in seconds
+SEGMENT_DURATIONS = "segment_durations"  # and how long it lasts
+SEGMENT_TEXTS = "segment_texts"  # and its reference, or null
 LABELS = "labels"  # final decoder targets, prompt and task prefix included
 INPUT_FEATURES = "input_features"  # log-mel, mels x frames of real audio
 
