@@ -26,7 +26,9 @@ from distillery.cli.arguments import (
     OutputArguments,
     RunArguments,
 )
-from distillery.cli.flags import at_least, flag, parse
+from distillery.cli.flags import at_least, flag, one_of, parse
+
+IN_ORDER, BEST_FIT = "in_order", "best_fit"  # names in `distillery.data.packing.PACKERS`
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,16 @@ class LabellingArguments:
         True,
         "Store text instead of token ids. Ids keep exactly what the teacher wrote, as a model for "
         "speculative decoding needs; text is tokenised again for training.",
+    )
+    concatenate_audio: bool = flag(
+        False,
+        "Let clips share a window of the model, so that little of it is silence: several times "
+        "faster. Rows of the dataset are then windows, with the columns of the contract alone.",
+    )
+    packing: str = flag(
+        IN_ORDER,
+        "How clips share windows: in_order (neighbours of one recording and speaker), or best_fit "
+        "(any clips, where their order carries no meaning).",
     )
     language_column_name: str | None = flag(
         None,
@@ -75,6 +87,7 @@ class LabellingArguments:
             *at_least(self, "rows_per_shard", 1),
             *at_least(self, "shard_index", 0),
             *at_least(self, "num_shards", 1),
+            *one_of(self, "packing", (IN_ORDER, BEST_FIT)),
         ]
         if self.shard_index >= self.num_shards:
             problems.append(
@@ -109,6 +122,7 @@ if __name__ == "__main__":
 
 import logging
 import shlex
+from collections.abc import Mapping
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -130,18 +144,19 @@ from distillery.cli.runtime import (
     start_trackers,
 )
 from distillery.cli.speech_progress import SpeechProgress
-from distillery.data import hub_layout, schema, sources
-from distillery.data.collators import WindowCollator
+from distillery.data import column_types, hub_layout, packed_windows, schema, sources
 from distillery.data.hub_layout import SplitFiles
+from distillery.data.packed_windows import WindowPacking
+from distillery.data.packing import PACKERS
 from distillery.data.sources import describe_splits, load_splits
 from distillery.data.specs import DatasetSpec
-from distillery.labelling.clips import ShardQueue, batches
+from distillery.labelling.clips import ShardQueue, batches, packed_batches
 from distillery.labelling.labeller import Labeller, Prompts
-from distillery.labelling.shards import ShardAssembly, ShardWriter, dataset_features
+from distillery.labelling.shards import Account, ShardAssembly, ShardWriter, dataset_features
+from distillery.labelling.transcripts import Transcripts
 from distillery.storage.ledger import Ledger
 from distillery.storage.runs import Run
 from distillery.storage.shares import Share
-from distillery.text.error_rates import Totals
 from distillery.whisper import checkpoint
 from distillery.whisper.decoding import Decoding
 
@@ -151,6 +166,7 @@ logger = logging.getLogger(__name__)
 # hold the account, stay, so that a damaged file can be made again alone.
 WORK_FOLDER = ".labels"
 FINISHING = ".finishing.lock"
+PROMPT_COLUMNS = ("language_column_name", "task_column_name")
 RETRY = "start again with --retry_quarantined"
 MANY_BAD = 100  # with fewer bad clips a run goes on to its end, and names them all
 
@@ -265,22 +281,37 @@ def _splits_of(
     specs: list[DatasetSpec], run: Run, teacher: checkpoint.Whisper, prompts_vary: bool
 ) -> list[_Split]:
     flags, splits = run.arguments, []
+    transcripts = Transcripts(
+        teacher.tokens, teacher.tokenizer, flags["decode_token_ids"], teacher.normalizer
+    )
     for spec, rows in load_splits(specs, schema.AUDIO, "--audio_column_name").items():
-        for name in ("language_column_name", "task_column_name"):
+        for name in PROMPT_COLUMNS:
             if flags[name] is not None:
                 sources.require_column(rows, spec, flags[name], f"--{name}")
+        packing = _packing(rows, flags, teacher)
+        columns = rows.features if packing is None else column_types.SEGMENT_TYPES
         writer = ShardWriter(
             SplitFiles(run.outputs, WORK_FOLDER, str(spec.config), str(spec.split)),
-            dataset_features(rows.features, flags["decode_token_ids"], prompts_vary),
-            teacher.tokens,
-            teacher.tokenizer,
-            flags["decode_token_ids"],
-            teacher.normalizer,
+            dataset_features(columns, flags["decode_token_ids"], prompts_vary),
+            transcripts,
+            packing,
             flags["retry_quarantined"],
             run.verifies,
         )
         splits.append(_Split(spec, rows, writer))
     return splits
+
+
+def _packing(
+    rows: sources.Rows, flags: Mapping[str, Any], teacher: checkpoint.Whisper
+) -> WindowPacking | None:
+    """Return how the clips of a split share windows; None where each has its own."""
+    columns = [name for name in packed_windows.SAME_RECORDING if name in rows.column_names]
+    if not flags["concatenate_audio"] or not (columns or flags["packing"] == BEST_FIT):
+        return None
+    prompts = [flags[name] for name in PROMPT_COLUMNS if flags[name] is not None]
+    together = [] if flags["packing"] == BEST_FIT else columns
+    return WindowPacking(PACKERS[flags["packing"]], [*together, *prompts], teacher.log_mel)
 
 
 def _log_start(accelerator: Accelerator, run: Run, splits: list[_Split]) -> None:
@@ -300,17 +331,19 @@ def _label(
     bad_clips = _BadClips(flags["max_bad_fraction"], _num_rows(splits))
     for split in splits:
         is_done = partial(_is_done, split, progress)
-        queue = ShardQueue(split.rows, flags["rows_per_shard"], share, is_done)
+        packing = split.writer.packing
+        queue = ShardQueue(split.rows, flags["rows_per_shard"], share, is_done, packing is None)
         assembly = ShardAssembly(split.writer, queue.chunks)
-        clips = batches(
-            queue,
-            WindowCollator(labeller.teacher.log_mel),
-            flags["per_device_eval_batch_size"],
-            flags["dataloader_num_workers"],
+        sizes = flags["per_device_eval_batch_size"], flags["dataloader_num_workers"]
+        clips = (
+            batches(queue, labeller.teacher.log_mel, *sizes)
+            if packing is None
+            else packed_batches(queue, packing, *sizes)
         )
         for clip in labeller.label(clips):
             if not clip.is_context:
-                progress.advance(1, clip.row.get(schema.DURATION) or 0.0)
+                num_clips = split.writer.num_clips(clip.row)
+                progress.advance(num_clips, clip.row.get(schema.DURATION) or 0.0)
             bad_clips.add(assembly.add(*clip))
         split.num_shards = queue.num_shards
     progress.close()
@@ -399,7 +432,7 @@ def _finish(
 ) -> None:
     """Check the account, name the files, and write card and record."""
     accounts = {split.spec: split.writer.account() for split in splits}
-    ledger = sum((account for account, _ in accounts.values()), Ledger())
+    ledger = sum((account.ledger for account in accounts.values()), Ledger())
     ledger.check(max_bad_fraction, RETRY)
     specs = list(accounts)
     for split in splits:
@@ -410,20 +443,32 @@ def _finish(
         "Pseudo-labelled speech",
         f"Transcripts by `{run.arguments['model_name_or_path']}`.",
     )
-    scores = {str(spec): _scores(spec, edits) for spec, (_, edits) in accounts.items()}
-    run.finish(ledger=ledger.to_dict(), scores=scores, attention=teacher.attention)
+    run.finish(
+        ledger=ledger.to_dict(),
+        scores={str(spec): _scores(spec, account) for spec, account in accounts.items()},
+        windows={str(spec): _windows(spec, account) for spec, account in accounts.items()},
+        attention=teacher.attention,
+    )
     next_command = f"python run_data_filtering.py {hub_layout.flags_naming(run.folder, specs)}"
     next_command += f" -o {shlex.quote(f'{run.folder}-filtered')}"
     log_end(run, f"{ledger.num_out:,} labelled clips; rows: {ledger}", next_command)
 
 
-def _scores(spec: DatasetSpec, edits: Totals | None) -> dict[str, Any] | None:
+def _scores(spec: DatasetSpec, account: Account) -> dict[str, Any] | None:
     """Return the error rates of the transcripts; None where the source has no references."""
-    if edits is None:
+    if account.edits is None:
         return None
-    scores = edits.scores()
+    scores = account.edits.scores()
     logger.info("%s against the references: %s", spec, scores.summary())
     return asdict(scores)
+
+
+def _windows(spec: DatasetSpec, account: Account) -> dict[str, Any] | None:
+    """Return how full the windows are; None where clips are not packed."""
+    if account.windows is None:
+        return None
+    logger.info("%s: %s", spec, account.windows)
+    return account.windows.to_dict()
 
 
 if __name__ == "__main__":

@@ -14,6 +14,10 @@ from distillery.data.schema import (
     ID,
     LANGUAGE,
     RECORDING_ID,
+    SEGMENT_DURATIONS,
+    SEGMENT_IDS,
+    SEGMENT_OFFSETS,
+    SEGMENT_TEXTS,
     SPEAKER_ID,
     TASK,
     TEXT,
@@ -33,6 +37,14 @@ SOURCE_TYPES = {
     SPEAKER_ID: Value("string"),
     RECORDING_ID: Value("string"),
     DURATION: Value("float32"),
+}
+
+# What a row has beside those if it is a window of several rows.
+SEGMENT_TYPES = {
+    SEGMENT_IDS: List(Value("string")),
+    SEGMENT_OFFSETS: List(Value("float32")),
+    SEGMENT_DURATIONS: List(Value("float32")),
+    SEGMENT_TEXTS: List(Value("string")),
 }
 
 

@@ -24,6 +24,10 @@ COMPRESSION_RATIO = "compression_ratio"  # of the text by zlib: high where the t
 TRUNCATED = "truncated"  # the teacher ran into the maximum length
 LANGUAGE = "language"  # code of what is spoken, where it differs from clip to clip
 TASK = "task"  # what was asked for, where it differs
+SEGMENT_IDS = "segment_ids"  # of a packed window: the rows that it was made of, in its order
+SEGMENT_OFFSETS = "segment_offsets"  # where each of them begins in the window, in seconds
+SEGMENT_DURATIONS = "segment_durations"  # and how long it lasts
+SEGMENT_TEXTS = "segment_texts"  # and its reference, or null
 LABELS = "labels"  # final decoder targets, prompt and task prefix included
 INPUT_FEATURES = "input_features"  # log-mel, mels x frames of real audio
 

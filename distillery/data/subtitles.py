@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 
+from distillery.text.spacing import joined
+
 SUFFIXES = (".srt", ".vtt")
 
 _TIME = r"(?:(\d+):)?([0-5]?\d):([0-5]?\d)(?:[.,](\d{1,3}))?"
@@ -99,7 +101,7 @@ def _cue(line: int, timing: str, texts: Sequence[str]) -> Cue | str:
     if times is None:
         return "times not understood"
     start_ms, end_ms = _milliseconds(times.groups()[:4]), _milliseconds(times.groups()[4:])
-    text = _joined([" ".join(html.unescape(_MARKUP.sub("", text)).split()) for text in texts])
+    text = joined([" ".join(html.unescape(_MARKUP.sub("", text)).split()) for text in texts])
     if end_ms <= start_ms:
         return "ends before it starts"
     if not text:
@@ -113,27 +115,13 @@ def _milliseconds(parts: Sequence[str | None]) -> int:
     return whole * 1000 + int(fraction.ljust(3, "0"))
 
 
-def _joined(lines: Sequence[str]) -> str:
-    """Join lines of text by a space, or directly where the script has no spaces."""
-    text = ""
-    for line in filter(None, lines):
-        space = " " if text and not (_is_unspaced(text[-1]) and _is_unspaced(line[0])) else ""
-        text += space + line
-    return text
-
-
-def _is_unspaced(character: str) -> bool:
-    """Tell whether a character belongs to Chinese or Japanese, their punctuation included."""
-    return bool(re.match(r"[\u3000-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uff01-\uff9f]", character))
-
-
 def _in_order(cues: Sequence[Cue]) -> list[Cue]:
     """Sort cues by time, and make one of those that have the same."""
     ordered = []
     for _, group in groupby(sorted(cues, key=_times), key=_times):
         first, *more = group
         texts = dict.fromkeys([first.text, *(cue.text for cue in more)])  # each text once
-        ordered.append(replace(first, text=_joined(list(texts))))
+        ordered.append(replace(first, text=joined(list(texts))))
     return ordered
 
 

@@ -2,14 +2,18 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from itertools import groupby
+from operator import itemgetter
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from datasets import Dataset
 from torch.utils.data import DataLoader, Sampler
 
+from distillery.audio.log_mel import LogMel
 from distillery.data import schema, sources
 from distillery.data.collators import WindowCollator, Windows
+from distillery.data.packed_windows import ClipCollator, Clips, WindowPacking
 from distillery.storage.shares import Share
 
 CONTEXT = -1  # the position of the clip before a shard's first
@@ -41,7 +45,12 @@ class ShardQueue(Sampler[Clip]):
     """
 
     def __init__(
-        self, rows: sources.Rows, size: int, share: Share, is_done: Callable[[int], bool]
+        self,
+        rows: sources.Rows,
+        size: int,
+        share: Share,
+        is_done: Callable[[int], bool],
+        with_context: bool = True,
     ) -> None:
         """Read nothing yet.
 
@@ -50,11 +59,13 @@ class ShardQueue(Sampler[Clip]):
             size: rows of a shard.
             share: whose shards are wanted.
             is_done: tells of a shard that nothing is left to do for it.
+            with_context: whether the clip before a shard's first is wanted.
         """
         self.rows = rows
         self.num_shards: int | None = None
         self.chunks: dict[int, Any] = {}
         self._size, self._share, self._is_done = size, share, is_done
+        self._with_context = with_context
         names = [n for n in (schema.RECORDING_ID, schema.SPEAKER_ID) if n in rows.column_names]
         self._places = rows.select_columns(names) if isinstance(rows, Dataset) and names else None
 
@@ -66,7 +77,7 @@ class ShardQueue(Sampler[Clip]):
             rows = range(start, start + len(chunk)) if isinstance(self.rows, Dataset) else chunk
             if self._share.has(shard) and not self._is_done(shard):
                 self.chunks[shard] = chunk
-                if before is not None and self._follows(before, rows[0]):
+                if before is not None and self._with_context and self._follows(before, rows[0]):
                     yield Clip(shard, CONTEXT, before)
                 for position, row in enumerate(rows):
                     yield Clip(shard, position, row)
@@ -101,32 +112,72 @@ class _ClipRows(torch.utils.data.Dataset[tuple[int, int, Mapping[str, Any]]]):
         return clip.shard, clip.position, row
 
 
-@dataclass(frozen=True)
-class _ClipCollator:
-    windows: WindowCollator
+Numbered: TypeAlias = tuple[int, int, Mapping[str, Any]]  # shard, position, row
 
-    def __call__(self, clips: Sequence[tuple[int, int, Mapping[str, Any]]]) -> ClipBatch:
+
+@dataclass(frozen=True)
+class _WindowsOfClips:
+    """Collates clips that have a window each."""
+
+    collate: WindowCollator
+
+    def __call__(self, clips: Sequence[Numbered]) -> ClipBatch:
         places = [(shard, position) for shard, position, _ in clips]
-        return ClipBatch(places, self.windows([row for _, _, row in clips]))
+        return ClipBatch(places, self.collate([row for _, _, row in clips]))
+
+
+@dataclass(frozen=True)
+class _PartsOfWindows:
+    """Collates clips that are still to be packed; returns each with the number of its shard."""
+
+    collate: ClipCollator
+
+    def __call__(self, clips: Sequence[Numbered]) -> list[tuple[int, Clips]]:
+        return [(shard, self.collate([row])) for shard, _, row in clips]
 
 
 def batches(
-    queue: ShardQueue, collator: WindowCollator, batch_size: int, num_workers: int
+    queue: ShardQueue, log_mel: LogMel, batch_size: int, num_workers: int
 ) -> Iterator[ClipBatch]:
-    """Yield a split's clips, decoded, in batches that run over the borders of shards.
+    """Yield a split's clips, decoded, each in a window of its own.
+
+    Batches run over the borders of shards.
 
     Args:
         queue: of the split.
-        collator: of the model.
+        log_mel: of the model.
         batch_size: clips.
         num_workers: processes that decode, for as long as the split lasts; 0 decodes in this one.
     """
-    return iter(
-        DataLoader(
-            _ClipRows(queue.rows),
-            sampler=queue,
-            batch_size=batch_size,
-            num_workers=num_workers,
-            collate_fn=_ClipCollator(collator),
-        )
+    return iter(_loader(queue, _WindowsOfClips(WindowCollator(log_mel)), batch_size, num_workers))
+
+
+def packed_batches(
+    queue: ShardQueue, packing: WindowPacking, batch_size: int, num_workers: int
+) -> Iterator[ClipBatch]:
+    """Yield a split's clips, decoded and packed into windows, which are numbered in their shard.
+
+    Arguments are those of `batches`; the clips of each shard are packed for themselves.
+    """
+    log_mel = packing.log_mel
+    collate = _PartsOfWindows(ClipCollator(log_mel.sampling_rate, log_mel.window_s))
+    loader = _loader(queue, collate, batch_size, num_workers)
+    numbered = (clip for batch in loader for clip in batch)
+    for shard, clips in groupby(numbered, key=itemgetter(0)):
+        position = 0
+        for windows in packing.batches((clip for _, clip in clips), batch_size):
+            places = [(shard, position + index) for index in range(len(windows.rows))]
+            position += len(places)
+            yield ClipBatch(places, windows)
+
+
+def _loader(
+    queue: ShardQueue, collate: Callable[[Any], Any], batch_size: int, num_workers: int
+) -> "DataLoader[Any]":
+    return DataLoader(
+        _ClipRows(queue.rows),
+        sampler=queue,
+        batch_size=batch_size,
+        num_workers=num_workers,
+        collate_fn=collate,
     )

@@ -37,8 +37,8 @@ class Passage(NamedTuple):
 def passages(ids: Sequence[int], tokens: SpecialTokens) -> list[Passage]:
     """Split what a model wrote for one window at its timestamps; times are the window's own.
 
-    A last passage without end, with or without text, is what the window cuts off. Text without any
-    timestamp before it starts at 0.
+    A last passage without end, with or without text, is what the window cuts off. Text without a
+    timestamp just before it starts where the passage before ended, or at 0.
 
     Args:
         ids: text and timestamps, without prefix and end.
@@ -46,6 +46,7 @@ def passages(ids: Sequence[int], tokens: SpecialTokens) -> list[Passage]:
     """
     split: list[Passage] = []
     start: float | None = None
+    ended = 0.0
     text: list[int] = []
     for token in ids:
         if not tokens.is_timestamp(token):
@@ -53,12 +54,14 @@ def passages(ids: Sequence[int], tokens: SpecialTokens) -> list[Passage]:
             continue
         time_s = (token - tokens.timestamp_begin) * TIMESTAMP_STEP_S
         if text:
-            split.append(Passage(start or 0.0, max(time_s, start or 0.0), tuple(text)))
+            begun = ended if start is None else start
+            ended = max(time_s, begun)
+            split.append(Passage(begun, ended, tuple(text)))
             start, text = None, []
         else:
             start = time_s
     if text or start is not None:
-        split.append(Passage(start or 0.0, None, tuple(text)))
+        split.append(Passage(ended if start is None else start, None, tuple(text)))
     return split
 
 

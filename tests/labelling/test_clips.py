@@ -6,7 +6,6 @@ from transformers import WhisperFeatureExtractor
 from distillery.audio.decoding import encode_flac
 from distillery.audio.log_mel import LogMel
 from distillery.data import schema
-from distillery.data.collators import WindowCollator
 from distillery.labelling.clips import CONTEXT, Clip, ShardQueue, batches
 from distillery.storage.shares import WHOLE, Share
 
@@ -73,7 +72,7 @@ def test_shares_have_every_shard_once():
 def test_batches_run_over_the_borders_of_shards(tmp_path, num_workers, is_stream):
     rows = dataset().to_iterable_dataset() if is_stream else dataset()
     log_mel = LogMel(WhisperFeatureExtractor(feature_size=16, chunk_length=1))
-    loaded = list(batches(queue_of(rows), WindowCollator(log_mel), 5, num_workers))
+    loaded = list(batches(queue_of(rows), log_mel, 5, num_workers))
     assert [clips for clips, _ in loaded] == [
         [(0, 0), (0, 1), (0, 2), (1, CONTEXT), (1, 0)],
         [(1, 1), (1, 2), (2, 0)],

@@ -5,7 +5,8 @@ import tiny
 from distillery.data import schema
 from distillery.data.collators import PROBLEM
 from distillery.data.hub_layout import SplitFiles
-from distillery.labelling.shards import ShardAssembly, ShardWriter, dataset_features
+from distillery.labelling.shards import Account, ShardAssembly, ShardWriter, dataset_features
+from distillery.labelling.transcripts import Transcripts
 from distillery.storage.ledger import Ledger
 from distillery.storage.outputs import Outputs
 from distillery.text.compression import compression_ratio
@@ -55,7 +56,8 @@ def writer(tmp_path):
 def writer_in(folder, decode_token_ids=False):
     files = SplitFiles(Outputs(folder), ".labels", "default", "train")
     features = dataset_features(None, decode_token_ids)
-    return ShardWriter(files, features, TOKENS, TOKENIZER, decode_token_ids, normalizer_of)
+    transcripts = Transcripts(TOKENS, TOKENIZER, decode_token_ids, normalizer_of)
+    return ShardWriter(files, features, transcripts)
 
 
 def write(writer, shard, labelled, before=None):
@@ -95,15 +97,15 @@ def test_the_account_and_the_scores_of_all_shards(writer):
     for shard, (reference, text) in enumerate(texts):
         write(writer, shard, [label(str(shard), text, reference=reference)])
     write(writer, 3, [label("3", "ねこ")])  # without a reference
-    ledger, edits = writer.account()
-    assert ledger == Ledger(4, 3, quarantined={schema.AUDIO: 1})
-    assert edits.scores() == score(["ねこ", "いぬ"], ["ねこ", "いね"], NORMALIZER)
+    account = writer.account()
+    assert account.ledger == Ledger(4, 3, quarantined={schema.AUDIO: 1})
+    assert account.edits.scores() == score(["ねこ", "いぬ"], ["ねこ", "いね"], NORMALIZER)
     assert writer.num_sealed() == 4
 
 
 def test_without_references_there_are_no_scores(writer):
     write(writer, 0, [label("a", "ねこ"), label("b", "ねこ", reference="。")])
-    assert writer.account() == (Ledger(2, 2), None)
+    assert writer.account() == Account(Ledger(2, 2), None, None)
 
 
 def test_a_label_of_another_row_is_an_error(writer):

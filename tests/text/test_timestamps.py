@@ -36,6 +36,9 @@ def said(*parts):
         (said(0.0, 7), [Passage(0.0, None, (7,))]),
         (said(7, 8), [Passage(0.0, None, (7, 8))]),
         (said(7, 1.0), [Passage(0.0, 1.0, (7,))]),
+        # One timestamp for an end and the next start.
+        (said(0.0, 7, 1.0, 8, 2.0), [Passage(0.0, 1.0, (7,)), Passage(1.0, 2.0, (8,))]),
+        (said(0.0, 7, 1.0, 8), [Passage(0.0, 1.0, (7,)), Passage(1.0, None, (8,))]),
         # A model that ends before it starts.
         (said(2.0, 7, 1.0), [Passage(2.0, 2.0, (7,))]),
     ],
