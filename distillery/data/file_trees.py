@@ -64,6 +64,14 @@ def is_text(name: str) -> bool:
     return PurePosixPath(name).suffix in TEXT_SUFFIXES
 
 
+def is_file(path: Path) -> bool:
+    """Tell whether there is a file; a name that no system takes is none."""
+    try:
+        return path.is_file()
+    except OSError:  # no permission, or a name that is too long
+        return False
+
+
 def stem(name: str) -> str:
     """Return a file's name, folders included, without its suffix."""
     return str(PurePosixPath(name).with_suffix(""))

@@ -69,7 +69,7 @@ def _check_ids(rows: Rows, spec: DatasetSpec) -> None:
     twice = _id_that_occurs_twice(rows)
     if twice is not None:
         raise ValueError(
-            f"dataset {spec}: id {twice!r} occurs more than once; name a column that is "
+            f"dataset {spec}: id {twice!r:.200} occurs more than once; name a column that is "
             "unique with --id_column_name"
         )
 
@@ -183,7 +183,8 @@ def _from_save_to_disk(spec: DatasetSpec) -> Rows:
 
 
 def _from_manifest(spec: DatasetSpec) -> Rows:
-    manifest = Manifest(Path(spec.name), spec.split)
+    id_column = spec.id_column or schema.ID
+    manifest = Manifest(Path(spec.name), spec.split, id_column, spec.max_bad_fraction)
     column = manifest.audio_column(spec.audio_column)
     if column not in manifest.columns:
         raise _missing_column(spec, "--audio_column_name", column, manifest.columns)
