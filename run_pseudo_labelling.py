@@ -343,6 +343,7 @@ def _finish(
     """Check the account, write card and record, and clear the work folder."""
     ledger = _ledger(splits)
     ledger.check(max_bad_fraction)
+    ledger.check_written(sum(_num_written(split.files) for split in splits))
     scores = {str(split.spec): _scores(split, teacher, decoding) for split in splits}
     specs = [split.spec for split in splits]
     hub_layout.write_card(
@@ -362,6 +363,11 @@ def _finish(
 def _ledger(splits: list[_Split]) -> Ledger:
     seals = [read_seal(path) for split in splits for path in split.files.all_sealed()]
     return sum((seal for seal in seals if seal is not None), Ledger())
+
+
+def _num_written(files: SplitFiles) -> int:
+    count = len(files.all_sealed())
+    return hub_layout.num_rows(files.published(index, count) for index in range(count))
 
 
 def _scores(

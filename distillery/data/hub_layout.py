@@ -93,13 +93,19 @@ class SplitFiles:
         """Return the path of one chunk of rows in the finished dataset."""
         return shard_path(self.folder, self.config, self.split, index, count)
 
-    def publish(self) -> None:
-        """Give the sealed shards their names in the dataset."""
+    def publish(self) -> list[Path]:
+        """Give the sealed shards their names in the dataset, and return these."""
         paths = self.all_sealed()
-        for index, path in enumerate(paths):
-            target = self.published(index, len(paths))
+        targets = [self.published(index, len(paths)) for index in range(len(paths))]
+        for path, target in zip(paths, targets, strict=True):
             target.parent.mkdir(parents=True, exist_ok=True)
             path.replace(target)
+        return targets
+
+
+def num_rows(paths: Iterable[Path]) -> int:
+    """Return how many rows lie in Parquet files, by their own account."""
+    return sum(pq.read_metadata(path).num_rows for path in paths)
 
 
 def splits_by_config(specs: Iterable[DatasetSpec]) -> dict[str, list[str]]:

@@ -96,9 +96,12 @@ def joined(
         path: of the file that the rows are for.
 
     Raises:
-        ValueError: a label does not find its row.
+        ValueError: a label does not find its row, or there are two for it.
     """
-    unmatched = {row[schema.ID]: row for row in added}
+    labels_of_rows = list(added)
+    unmatched = {row[schema.ID]: row for row in labels_of_rows}
+    if len(unmatched) < len(labels_of_rows):
+        raise ValueError(f"{path}: two rows of the input have one id")
     for row in chunk:
         label = unmatched.pop(row[schema.ID], None)
         if label is not None:

@@ -69,6 +69,11 @@ class Ledger:
                 "mend them and start over with --overwrite_output_dir"
             )
 
+    def check_written(self, num_rows: int) -> None:
+        """Raise AssertionError unless as many rows lie in the finished files as went out."""
+        if num_rows != self.num_out:
+            raise AssertionError(f"{num_rows} rows lie in the files, but the ledger says {self}")
+
     def to_dict(self) -> dict[str, Any]:
         """Return the account for a JSON file."""
         return {

@@ -84,3 +84,9 @@ def test_columns_of_the_source_stay():
     assert features["more"] == text
     assert features[schema.WHISPER_TRANSCRIPT] == text
     assert features[schema.ID] == label_shards.FEATURES[schema.ID]
+
+
+def test_two_labels_of_one_id_are_an_error(shards):
+    added = contract_rows(shards, 1)
+    with pytest.raises(ValueError, match="out: two rows of the input have one id"):
+        list(label_shards.joined([source("c")], [*added, added[0]], Path("out")))
