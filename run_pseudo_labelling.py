@@ -94,14 +94,15 @@ from distillery.cli.runtime import (
 )
 from distillery.cli.speech_progress import SpeechProgress
 from distillery.data import hub_layout, label_shards, schema, sources
-from distillery.data.collators import PROBLEM, WindowCollator, Windows
+from distillery.data.collators import PROBLEM, REASON, TOO_LONG, WindowCollator, Windows
 from distillery.data.hub_layout import SplitFiles
 from distillery.data.sources import describe_splits, load_splits
 from distillery.data.specs import DatasetSpec
 from distillery.storage.files import remove_leftovers, replacing
-from distillery.storage.ledger import Ledger
+from distillery.storage.ledger import Ledger, listed_places
+from distillery.storage.names import printable
 from distillery.storage.runs import Run
-from distillery.storage.shards import read_seal, write_sealed
+from distillery.storage.shards import read_seal, seal_path, write_sealed
 from distillery.text import labels
 from distillery.text.error_rates import score
 from distillery.text.normalizers import raw_text
@@ -234,7 +235,7 @@ def _label(
             if not _is_mine(index, accelerator):
                 continue
             path = split.files.sealed(index)
-            if read_seal(path) is not None:
+            if _is_labelled(split.files, path, chunk):
                 progress.skip(len(chunk))
                 continue
             rows = []
@@ -245,6 +246,21 @@ def _label(
             write = partial(hub_layout.write_parquet, rows=rows, features=label_shards.FEATURES)
             write_sealed(path, _account(rows), write)
     progress.close()
+
+
+def _is_labelled(files: SplitFiles, path: Path, chunk: Any) -> bool:
+    """Tell whether a shard is whole, and its clips are still what was labelled."""
+    if read_seal(path) is None:
+        return False
+    stale = label_shards.stale_clips(path, chunk)
+    if stale:
+        logger.warning(
+            "%d clips have changed since they were labelled%s: their shard is made anew",
+            len(stale),
+            listed_places(stale),
+        )
+        files.withdraw()
+    return not stale
 
 
 def _is_mine(index: int, accelerator: Accelerator) -> bool:
@@ -302,10 +318,14 @@ def _label_columns(transcript: windows.Transcript) -> dict[str, Any]:
 def _account(rows: list[dict[str, Any]]) -> Ledger:
     bad = [row for row in rows if row[PROBLEM]]
     for row in bad:
-        logger.warning("clip %s %s", row[schema.ID], row[PROBLEM])
+        logger.warning("clip %s %s", printable(row[schema.ID]), printable(row[PROBLEM]))
     ledger = Ledger(num_in=len(rows), num_out=len(rows) - len(bad))
-    if bad:
-        ledger.quarantined[schema.AUDIO] = len(bad)
+    ledger.quarantined.update(row[REASON] for row in bad)
+    if ledger.quarantined[TOO_LONG]:
+        logger.warning(
+            "recordings that are longer than the model's window are cut by --segment vad "
+            "--segment_max_s WINDOW, or with subtitles"
+        )
     return ledger
 
 
@@ -329,8 +349,12 @@ def _write_dataset(
                 sealed, index, teacher.tokens, teacher.tokenizer, decode_token_ids
             )
             rows = label_shards.joined(chunk, added, path)
-            with replacing(path) as temporary:
-                hub_layout.write_parquet(temporary, rows, features)
+            try:
+                with replacing(path) as temporary:
+                    hub_layout.write_parquet(temporary, rows, features)
+            except label_shards.ChangedClipError:
+                seal_path(sealed[index]).unlink()
+                raise
 
 
 def _finish(

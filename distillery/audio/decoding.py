@@ -40,6 +40,10 @@ class AudioError(ValueError):
     """A clip that cannot be used; the message says why, without naming the clip."""
 
 
+class TooLongError(AudioError):
+    """A clip that is longer than the caller takes."""
+
+
 class _UnknownFormatError(Exception):
     """The decoder cannot read this format; the message says why."""
 
@@ -188,7 +192,7 @@ def _check_length(frames: int, rate: int, max_duration_s: float | None, exact: b
     lasts = f"lasts {frames / rate:.2f} s," if exact else "lasts"
     if max_duration_s is None:
         raise AudioError(f"{lasts} longer than {LONGEST_S / 3600:g} hours, the most that is read")
-    raise AudioError(f"{lasts} longer than the model's window of {max_duration_s:g} s")
+    raise TooLongError(f"{lasts} longer than the model's window of {max_duration_s:g} s")
 
 
 # --- libsndfile ----------------------------------------------------------------------------------

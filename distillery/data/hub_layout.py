@@ -93,6 +93,11 @@ class SplitFiles:
         """Return the path of one chunk of rows in the finished dataset."""
         return shard_path(self.folder, self.config, self.split, index, count)
 
+    def withdraw(self) -> None:
+        """Delete the files of the dataset: some of the sealed shards are made again."""
+        for path in (self.folder / self.config).glob(f"{self.split}-[0-9]*-of-[0-9]*.parquet"):
+            path.unlink()
+
     def publish(self) -> list[Path]:
         """Give the sealed shards their names in the dataset, and return these."""
         paths = self.all_sealed()

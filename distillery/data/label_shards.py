@@ -12,7 +12,8 @@ import pyarrow.parquet as pq
 from datasets import Features, Value
 
 from distillery.data import column_types, schema
-from distillery.data.collators import PROBLEM
+from distillery.data.clip_states import changed_clips, clip_state
+from distillery.data.collators import CLIP_STATE, PROBLEM
 from distillery.data.hub_layout import embed_audio
 from distillery.text import labels
 from distillery.text.compression import compression_ratio
@@ -30,13 +31,29 @@ FEATURES = Features(
         schema.AVG_LOGPROB: Value("float32"),
         schema.TRUNCATED: Value("bool"),
         PROBLEM: Value("string"),
+        CLIP_STATE: Value("string"),
     }
 )
+
+
+class ChangedClipError(ValueError):
+    """A clip's audio is no longer what was labelled."""
 
 
 def read(path: Path) -> list[dict[str, Any]]:
     """Return the rows of a shard."""
     return list(pq.read_table(path).to_pylist())
+
+
+def stale_clips(path: Path, chunk: Any) -> list[str]:
+    """Return the ids of the clips of a shard whose audio has changed since they were labelled.
+
+    Args:
+        path: of the shard.
+        chunk: its rows, as `changed_clips` takes them.
+    """
+    states = pq.read_table(path, columns=[schema.ID, CLIP_STATE]).to_pylist()
+    return changed_clips(chunk, {row[schema.ID]: row[CLIP_STATE] for row in states})
 
 
 def dataset_features(source: Mapping[str, Any] | None, decode_token_ids: bool) -> Features:
@@ -96,6 +113,7 @@ def joined(
         path: of the file that the rows are for.
 
     Raises:
+        ChangedClipError: a clip is no longer what was labelled.
         ValueError: a label does not find its row, or there are two for it.
     """
     labels_of_rows = list(added)
@@ -105,6 +123,11 @@ def joined(
     for row in chunk:
         label = unmatched.pop(row[schema.ID], None)
         if label is not None:
+            if clip_state(row[schema.AUDIO]) != label[CLIP_STATE]:
+                raise ChangedClipError(
+                    f"the audio of clip {row[schema.ID]!r} is no longer what was labelled: give "
+                    "the command again, and what has changed is labelled anew"
+                )
             yield {**row, **label, schema.AUDIO: embed_audio(row)}
     if unmatched:
         first = next(iter(unmatched))

@@ -35,6 +35,7 @@ from distillery.data.specs import NONE, VAD
 from distillery.data.speech import VAD_RATE, speech_finder, speech_windows
 from distillery.storage.files import read_json, sync, write_json
 from distillery.storage.ledger import Ledger
+from distillery.storage.names import printable
 from distillery.storage.progress import ProgressBar
 
 logger = logging.getLogger(__name__)
@@ -265,7 +266,7 @@ class _Cutter:
         try:
             samples, rate = self._decoded(row)
         except AudioError as error:
-            logger.warning("recording %s %s", row[schema.ID], error)
+            logger.warning("recording %s %s", printable(row[schema.ID]), printable(error))
             self.undecoded.append(row[schema.ID])
             yield self._whole(row)
             return
@@ -302,7 +303,8 @@ class _Cutter:
 
     def _drop(self, row: Row, reason: str, where: str) -> None:
         self.account.dropped[reason] += 1
-        logger.warning("recording %s, %s: dropped: %s", row[schema.ID], where, reason)
+        name, place = printable(row[schema.ID]), printable(where)
+        logger.warning("recording %s, %s: dropped: %s", name, place, reason)
 
     def _cues(self, row: Row, samples: Waveform, rate: int) -> list[Piece]:
         """Return the cues of the recording's subtitles that can be used."""

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from distillery.storage.names import printable
+
 MOST_NAMED = 5  # places of one reason, in a line of the log
 
 
@@ -115,4 +117,4 @@ def listed_places(places: Sequence[str]) -> str:
     if not places:
         return ""
     more = ", …" if len(places) > MOST_NAMED else ""
-    return f" [{', '.join(places[:MOST_NAMED])}{more}]"
+    return f" [{', '.join(map(printable, places[:MOST_NAMED]))}{more}]"

@@ -4,7 +4,8 @@ import pytest
 import tiny
 
 from distillery.data import hub_layout, label_shards, schema
-from distillery.data.collators import PROBLEM
+from distillery.data.clip_states import clip_state
+from distillery.data.collators import CLIP_STATE, PROBLEM
 from distillery.text.compression import compression_ratio
 from distillery.text.tokens import SpecialTokens
 
@@ -27,6 +28,7 @@ def label(row_id, text=None, recording="talk"):
         schema.AVG_LOGPROB: -0.5,
         schema.TRUNCATED: False,
         PROBLEM: "cannot be decoded" if text is None else None,
+        CLIP_STATE: clip_state({"bytes": row_id.encode()}),
     }
 
 
@@ -90,3 +92,9 @@ def test_two_labels_of_one_id_are_an_error(shards):
     added = contract_rows(shards, 1)
     with pytest.raises(ValueError, match="out: two rows of the input have one id"):
         list(label_shards.joined([source("c")], [*added, added[0]], Path("out")))
+
+
+def test_audio_that_is_no_longer_what_was_labelled_is_an_error(shards):
+    chunk = [{**source("c"), schema.AUDIO: {"bytes": b"C", "path": None}}]
+    with pytest.raises(label_shards.ChangedClipError, match="the audio of clip 'c' is no longer"):
+        list(label_shards.joined(chunk, contract_rows(shards, 1), Path("out")))

@@ -31,7 +31,7 @@ from tiny import (
     tone_manifest,
 )
 
-from distillery.data import schema
+from distillery.data import hub_layout, schema
 from distillery.text import labels
 from distillery.whisper import checkpoint
 
@@ -396,6 +396,88 @@ def test_previous_window_only_inside_a_recording_and_speaker(tmp_path, flags, ma
     assert [row["condition_on_prev"] for row in rows] == wanted
 
 
+# --- input that changes ------------------------------------------------------------------------
+
+
+def interrupted_before_the_dataset(monkeypatch, *flags):
+    """Label everything, and stop before the dataset is written."""
+    with monkeypatch.context() as patch:
+        patch.setattr(load_script(SCRIPT), "_write_dataset", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            run(SCRIPT, *flags)
+
+
+def interrupt(*_args):
+    raise KeyboardInterrupt
+
+
+@pytest.fixture
+def own_clips(tmp_path, manifest):
+    """A manifest and clips that a test may change."""
+    shutil.copytree(manifest.parent, tmp_path / "clips")
+    return tmp_path / "clips" / manifest.name
+
+
+def replace_clip(manifest, index, by):
+    entries = read_manifest(manifest)
+    paths = [manifest.parent / entries[place]["audio"] for place in (by, index)]
+    shutil.copyfile(*paths)
+
+
+@pytest.mark.parametrize("more", [[], ["--streaming"]])
+def test_a_clip_that_was_replaced_is_labelled_anew(
+    tmp_path, flags, own_clips, more, monkeypatch, capsys
+):
+    flags = [*flags, "-d", own_clips, *more]
+    interrupted_before_the_dataset(monkeypatch, *flags, "-o", tmp_path / "out")
+    replace_clip(own_clips, 5, by=0)
+    run(SCRIPT, *flags, "-o", tmp_path / "out")
+    run(SCRIPT, *flags, "-o", tmp_path / "fresh")
+    assert split_rows(tmp_path / "out") == split_rows(tmp_path / "fresh")
+    name = split_rows(tmp_path / "out")[5]["id"]
+    assert f"1 clips have changed since they were labelled [{name}]" in capsys.readouterr().err
+
+
+def test_a_clip_that_is_replaced_while_the_stage_runs_is_an_error_that_names_it(
+    tmp_path, flags, own_clips, monkeypatch
+):
+    script = load_script(SCRIPT)
+    write = script._write_dataset
+
+    def replaced_first(*args):
+        replace_clip(own_clips, 5, by=0)
+        write(*args)
+
+    flags = [*flags, "-d", own_clips, "-o", tmp_path / "out"]
+    with monkeypatch.context() as patch:
+        patch.setattr(script, "_write_dataset", replaced_first)
+        with pytest.raises(ValueError, match=r"the audio of clip '.*' is no longer what was"):
+            run(SCRIPT, *flags)
+    run(SCRIPT, *flags)
+    run(SCRIPT, *flags[:-1], tmp_path / "fresh")
+    assert split_rows(tmp_path / "out") == split_rows(tmp_path / "fresh")
+
+
+def test_an_id_that_comes_twice_in_a_stream_is_refused(tmp_path, flags, own_clips):
+    entries = read_manifest(own_clips)
+    entries[7]["id"] = entries[5]["id"]
+    write_manifest(own_clips, entries)
+    with pytest.raises(ValueError, match=f"id '{entries[5]['id']}' occurs more than once"):
+        run(SCRIPT, *flags, "-d", own_clips, "--streaming", "-o", tmp_path / "out")
+
+
+def test_rows_are_counted_in_the_files(tmp_path, flags, monkeypatch):
+    write = hub_layout.write_parquet
+
+    def losing(path, rows, features):
+        rows = list(rows)
+        write(path, rows[1:] if path.name.startswith(".train") else rows, features)
+
+    monkeypatch.setattr(hub_layout, "write_parquet", losing)
+    with pytest.raises(AssertionError, match="rows lie in the files, but the ledger says"):
+        run(SCRIPT, *flags, "-o", tmp_path)
+
+
 # --- bad clips -----------------------------------------------------------------------------------
 
 
@@ -420,6 +502,7 @@ def test_bad_clips_are_named_counted_and_skipped(tmp_path, flags, broken, labell
     assert "clip noise.flac cannot be decoded" in heard
     assert "clip missing.flac file not found" in heard
     assert "clip long.flac lasts" in heard
+    assert "--segment vad --segment_max_s" in heard
     assert record(tmp_path)["status"] == "started"
 
     run(SCRIPT, *arguments, "--max_bad_fraction", 0.3)  # goes on from the sealed shards
@@ -427,7 +510,7 @@ def test_bad_clips_are_named_counted_and_skipped(tmp_path, flags, broken, labell
         "in": 13,
         "out": 10,
         "dropped": {},
-        "quarantined": {"audio": 3},
+        "quarantined": {"audio": 2, "too_long": 1},
     }
     # Batches are others here, so that the last digits of avg_logprob may differ.
     undisturbed = by_id(split_rows(labelled))
@@ -481,7 +564,10 @@ def test_every_kind_of_bad_clip_is_alone_in_being_left_out(tmp_path, flags, mani
     )
     for name, (_, reason) in bad.items():
         assert re.search(f"clip {name} .*{reason}", done.stdout), done.stdout
-    assert record(tmp_path / "out")["ledger"]["quarantined"] == {"audio": len(bad)}
+    assert record(tmp_path / "out")["ledger"]["quarantined"] == {
+        "audio": len(bad) - 1,
+        "too_long": 1,
+    }
     found, undisturbed = by_id(split_rows(tmp_path / "out")), by_id(split_rows(labelled))
     assert set(found) == {*undisturbed, *good}
     for row_id, row in undisturbed.items():
@@ -549,3 +635,18 @@ def test_card_names_every_configuration_and_split(labelled):
     assert "config_name: default" in text
     assert "path: default/train-*.parquet" in text
     assert schema.AUDIO in loaded(labelled, "default", split="train").column_names
+
+
+def test_names_give_the_terminal_no_orders(tmp_path, flags, manifest):
+    """Of a file, in an id, and in an error that ends the stage."""
+    entries = read_manifest(manifest)[:2]
+    odd = "\x1b[2J\x1b]0;title\x07\nERROR all is lost"
+    (manifest.parent / f"{odd}.flac").write_bytes(b"no sound at all" * 100)
+    entries += [{**entries[0], "id": odd}, {**entries[0], "id": "x", "audio": f"{odd}.flac"}]
+    entries[2]["audio"] = f"{odd} is not there.flac"
+    path = write_manifest(manifest.parent / "odd.jsonl", entries)
+    done = launch(SCRIPT, *flags, "-d", path, "-o", tmp_path, check=False)
+    assert "clip \\x1b[2J\\x1b]0;title\\x07\\nERROR all is lost file not found" in done.stdout
+    assert "2 of 4 rows cannot be used" in done.stdout
+    assert not {"\x1b", "\x07"} & set(done.stdout)
+    assert not any(line.startswith("ERROR all") for line in done.stdout.splitlines())
