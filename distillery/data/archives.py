@@ -76,7 +76,7 @@ class Archive:
                 raise tarfile.ReadError(f"{member.name!r} has a negative size")
             if member.isdir():
                 continue
-            self._tar.members.clear()  # tarfile would keep them all
+            self._tar.members.clear()  # type: ignore[attr-defined]  # tarfile would keep them all
             name = member.name.removeprefix("./")
             reason = self._refusal(member) or ("duplicate member" if name in seen else None)
             if reason:
