@@ -347,8 +347,7 @@ def _finish(
     if ledger.num_out == 0:
         raise ValueError(f"no row passes the filter: {ledger}; loosen its limits")
     specs = list(ledgers)
-    for spec in specs:
-        _files(run, spec).publish()
+    ledger.check_written(sum(hub_layout.num_rows(_files(run, spec).publish()) for spec in specs))
     splits = hub_layout.splits_by_config(specs)
     hub_layout.write_card(run.folder, splits, "Filtered pseudo-labels", f"Rows: {ledger}.")
     run.finish(

@@ -145,6 +145,7 @@ from distillery.cli.runtime import (
 )
 from distillery.cli.speech_progress import SpeechProgress
 from distillery.data import column_types, hub_layout, packed_windows, schema, sources
+from distillery.data.collators import TOO_LONG
 from distillery.data.hub_layout import SplitFiles
 from distillery.data.packed_windows import WindowPacking
 from distillery.data.packing import PACKERS
@@ -433,10 +434,12 @@ def _finish(
     """Check the account, name the files, and write card and record."""
     accounts = {split.spec: split.writer.account() for split in splits}
     ledger = sum((account.ledger for account in accounts.values()), Ledger())
+    if ledger.quarantined[TOO_LONG]:
+        logger.warning("recordings longer than the model's window are cut by --segment vad")
     ledger.check(max_bad_fraction, RETRY)
     specs = list(accounts)
     for split in splits:
-        split.writer.files.publish()
+        split.writer.publish()
     hub_layout.write_card(
         run.folder,
         hub_layout.splits_by_config(specs),

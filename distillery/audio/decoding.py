@@ -40,6 +40,10 @@ class AudioError(ValueError):
     """A clip that cannot be used; the message says why, without naming the clip."""
 
 
+class TooLongError(AudioError):
+    """A clip that is longer than the caller takes."""
+
+
 class _UnknownFormatError(Exception):
     """The decoder cannot read this format; the message says why."""
 
@@ -61,12 +65,7 @@ def decode_audio(
         AudioError: the clip is missing, unreadable, empty, cut short, too long, or holds NaN or
             infinities.
     """
-    samples, rate = decode_at_own_rate(audio, max_duration_s)
-    if rate != sampling_rate:
-        samples = soxr.resample(samples, rate, sampling_rate)
-    if samples.size == 0:  # less than one sample at the new rate
-        raise AudioError("holds no samples")
-    return np.ascontiguousarray(samples, dtype=np.float32)
+    return _decoded(audio, max_duration_s, sampling_rate)[0]
 
 
 def decode_at_own_rate(
@@ -76,17 +75,24 @@ def decode_at_own_rate(
 
     Arguments and errors are those of `decode_audio`.
     """
+    return _decoded(audio, max_duration_s, None)
+
+
+def _decoded(
+    audio: Mapping[str, Any] | None, max_duration_s: float | None, wanted_rate: int | None
+) -> tuple[Waveform, int]:
+    """Return the samples at the rate that is wanted, else at their own, and their own rate."""
     source = _source(audio)
     reasons = []
     for decode in (_by_libsndfile, _by_ffmpeg):
         try:
-            samples, rate = decode(source, max_duration_s)
+            samples, rate = decode(source, max_duration_s, wanted_rate)
         except _UnknownFormatError as reason:
             reasons.append(str(reason))
         except (OSError, MemoryError, struct.error) as error:
             raise AudioError(f"cannot be decoded: {error}") from error
         else:
-            if samples.size == 0:
+            if samples.size == 0:  # there are none, or less than one at the new rate
                 raise AudioError("holds no samples")
             return samples, rate
     raise AudioError(f"cannot be decoded: {'; '.join(reasons)}")
@@ -124,19 +130,58 @@ def _source(audio: Mapping[str, Any] | None) -> Source:
     return path if content is None else bytes(content)
 
 
-def _mono(
-    blocks: Iterable[NDArray[np.float32]], rate: int, max_duration_s: float | None
-) -> Waveform:
-    """Average the channels of float32 (frames, channels) blocks, and check them as they come."""
-    kept, num_samples = [np.zeros(0, dtype=np.float32)], 0
-    for block in blocks:
-        samples = block.mean(axis=1) if block.shape[1] > 1 else block[:, 0]
-        if not np.isfinite(samples).all():
-            raise AudioError("holds NaN or infinite samples")
-        num_samples += len(samples)
-        _check_length(num_samples, rate, max_duration_s, exact=False)
-        kept.append(samples)
-    return np.concatenate(kept)
+class _Collector:
+    """Mono samples of a recording, checked and resampled block by block as they come.
+
+    There is one copy of them, at the rate that is wanted. Where the length is known beforehand,
+    digital silence takes no memory at all: its pages are zeros that nobody has touched.
+    """
+
+    def __init__(
+        self,
+        rate: int,
+        wanted_rate: int | None,
+        max_duration_s: float | None,
+        stated: int | None = None,
+    ) -> None:
+        """Expect samples at `rate`, in Hz; `stated` is their number where a header tells it."""
+        self._rate, self._max_duration_s = rate, max_duration_s
+        _check_length(stated or 0, rate, max_duration_s, exact=True)
+        wanted_rate = wanted_rate or rate
+        self._stream: soxr.ResampleStream | None = None
+        if wanted_rate != rate:
+            self._stream = soxr.ResampleStream(rate, wanted_rate, 1, dtype="float32")
+        self._samples = np.zeros((stated or 0) * wanted_rate // rate + 1, dtype=np.float32)
+        self._num_kept = 0
+        self.num_decoded = 0  # at the stored rate
+
+    def collect(self, blocks: Iterable[NDArray[np.float32]]) -> Waveform:
+        """Return the mean of the channels of float32 (frames, channels) blocks."""
+        for block in blocks:
+            samples = block.mean(axis=1) if block.shape[1] > 1 else block[:, 0]
+            if not np.isfinite(samples).all():
+                raise AudioError("holds NaN or infinite samples")
+            self.num_decoded += len(samples)
+            _check_length(self.num_decoded, self._rate, self._max_duration_s, exact=False)
+            self._keep(self._resampled(samples))
+        self._keep(self._resampled(np.zeros(0, dtype=np.float32), last=True))
+        self._samples.resize(self._num_kept, refcheck=False)
+        return self._samples
+
+    def _resampled(self, samples: Waveform, last: bool = False) -> Waveform:
+        if self._stream is None:
+            return samples
+        # The same numbers, to the bit, as from the whole recording at once.
+        return np.asarray(self._stream.resample_chunk(np.ascontiguousarray(samples), last=last))
+
+    def _keep(self, samples: Waveform) -> None:
+        start, self._num_kept = self._num_kept, self._num_kept + len(samples)
+        if self._num_kept > len(self._samples):
+            # In place, where the system can: pages are moved, not copied.
+            most = max(self._num_kept, len(self._samples) * 5 // 4)
+            self._samples.resize(most, refcheck=False)
+        if samples.any():
+            self._samples[start : self._num_kept] = samples
 
 
 def _check_length(frames: int, rate: int, max_duration_s: float | None, exact: bool) -> None:
@@ -147,28 +192,28 @@ def _check_length(frames: int, rate: int, max_duration_s: float | None, exact: b
     lasts = f"lasts {frames / rate:.2f} s," if exact else "lasts"
     if max_duration_s is None:
         raise AudioError(f"{lasts} longer than {LONGEST_S / 3600:g} hours, the most that is read")
-    raise AudioError(f"{lasts} longer than the model's window of {max_duration_s:g} s")
+    raise TooLongError(f"{lasts} longer than the model's window of {max_duration_s:g} s")
 
 
 # --- libsndfile ----------------------------------------------------------------------------------
 
 
-def _by_libsndfile(source: Source, max_duration_s: float | None) -> tuple[Waveform, int]:
+def _by_libsndfile(
+    source: Source, max_duration_s: float | None, wanted_rate: int | None
+) -> tuple[Waveform, int]:
     try:
         with _opened(source) as stream, _sound_file(stream) as file:
-            stated = _stated_frames(stream, file)
-            if stated is not None:
-                _check_length(stated, file.samplerate, max_duration_s, exact=True)
-            samples = _mono(_blocks(file), file.samplerate, max_duration_s)
-            rate = file.samplerate
+            stated, rate = _stated_frames(stream, file), file.samplerate
+            collector = _Collector(rate, wanted_rate, max_duration_s, stated)
+            samples = collector.collect(_blocks(file))
     except soundfile.LibsndfileError as error:
         # Its full text names the address of a buffer, which differs from run to run.
         reason = error.error_string.rstrip(".")
         if error.code in UNKNOWN_FORMAT:
             raise _UnknownFormatError(reason) from error
         raise AudioError(f"cannot be decoded: {reason}") from error
-    if stated is not None and len(samples) < stated - MISSING_S * rate:
-        raise _cut_short(stated / rate, len(samples) / rate)
+    if stated is not None and collector.num_decoded < stated - MISSING_S * rate:
+        raise _cut_short(stated / rate, collector.num_decoded / rate)
     return samples, rate
 
 
@@ -257,9 +302,11 @@ def _cut_short(stated_s: float, present_s: float) -> AudioError:
 # --- FFmpeg --------------------------------------------------------------------------------------
 
 
-def _by_ffmpeg(source: Source, max_duration_s: float | None) -> tuple[Waveform, int]:
+def _by_ffmpeg(
+    source: Source, max_duration_s: float | None, wanted_rate: int | None
+) -> tuple[Waveform, int]:
     try:
         rate, blocks = ffmpeg.decode(source)
-        return _mono(blocks, rate, max_duration_s), rate
+        return _Collector(rate, wanted_rate, max_duration_s).collect(blocks), rate
     except ffmpeg.FFmpegError as error:
         raise _UnknownFormatError(f"FFmpeg: {error}") from error

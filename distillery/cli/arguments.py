@@ -88,7 +88,10 @@ class ReadingArguments:
         30.0, "Longest clip that is cut, in seconds: no more than the model's window."
     )
     max_bad_fraction: float = flag(
-        0.001, "Fail where more than this share of the clips cannot be decoded.", resumable=True
+        0.001,
+        "Fail where more than this share of the clips cannot be decoded, or of the rows of a "
+        "manifest cannot be used.",
+        resumable=True,
     )
 
     def problems(self) -> list[str]:
@@ -109,6 +112,7 @@ class ReadingArguments:
             "streaming": self.streaming,
             "segment": self.segment,
             "segment_max_s": self.segment_max_s,
+            "max_bad_fraction": self.max_bad_fraction,
         }
 
 

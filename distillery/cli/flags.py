@@ -18,6 +18,7 @@ from typing import Any, get_type_hints
 from distillery.cli.config_files import config_text
 from distillery.cli.parser import StageParser
 from distillery.storage.files import write_text
+from distillery.storage.names import printable
 
 DRY_RUN = (
     "Read the data's first rows and the models' configurations, say what would be done, what it "
@@ -170,9 +171,10 @@ def _show_error(
     is_ours = raised_in == script or raised_in.is_relative_to(Path(__file__).resolve().parents[1])
     is_told = isinstance(error, ValueError | FileNotFoundError | ImportError)
     if is_ours and is_told and TRACEBACK not in os.environ:
-        sys.stderr.write(f"{script.name}: {error}\n(set {TRACEBACK}=1 to see where)\n")
+        text = f"{script.name}: {error}\n(set {TRACEBACK}=1 to see where)\n"
     else:
-        sys.__excepthook__(kind, error, trace)
+        text = "".join(traceback.format_exception(kind, error, trace))
+    sys.stderr.write(printable(text, keep="\n\t"))
 
 
 def flags_of(*groups: Any) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from distillery.cli import hub
 from distillery.cli.arguments import ModelArguments, RunArguments
 from distillery.cli.config_files import config_text
 from distillery.cli.flags import flags_of, input_names, plus_list, resumable_flags
+from distillery.storage.names import printable
 from distillery.storage.ownership import (
     OPENING_S,
     leave_folder,
@@ -32,6 +33,8 @@ from distillery.storage.shares import WHOLE, Share
 from distillery.storage.stops import end_with_launcher
 from distillery.training.seeding import seed_everything
 from distillery.whisper import checkpoint
+
+LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 
 def make_accelerator(run: RunArguments, output_dir: str, dtype: str) -> Accelerator:
@@ -89,11 +92,10 @@ def set_up_logging(speaks: bool = True) -> None:
 
     The lines of a script carry its name, which Python calls `__main__`.
     """
-    logging.basicConfig(
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s", datefmt="%H:%M:%S", force=True
-    )
+    logging.basicConfig(force=True)
     for handler in logging.getLogger().handlers:
         handler.addFilter(_name_script)
+        handler.setFormatter(_PrintableFormatter(LOG_FORMAT, "%H:%M:%S"))
     logging.getLogger().setLevel(logging.INFO if speaks else logging.ERROR)
     for chatty in ("httpx", "httpcore", "urllib3", "fsspec", "accelerate", "datasets", "torch"):
         logging.getLogger(chatty).setLevel(logging.WARNING if speaks else logging.ERROR)
@@ -101,6 +103,13 @@ def set_up_logging(speaks: bool = True) -> None:
     datasets.utils.logging.set_verbosity_error()
     datasets.disable_progress_bars()
     transformers.logging.disable_progress_bar()
+
+
+class _PrintableFormatter(logging.Formatter):
+    """Writes lines that no name in them can use to give the terminal orders."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record), keep="\n\t")
 
 
 def _name_script(record: logging.LogRecord) -> bool:

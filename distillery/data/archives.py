@@ -19,8 +19,9 @@ from distillery.storage.files import DamagedFileError
 
 SUFFIXES = (".tar", ".tar.gz", ".tgz")
 MAX_PADDING_BYTES = 1 << 20  # archivers fill up to 10 KiB; more is a disk that lost the rest
-_MAX_READ = 64 << 20  # bytes that tarfile may ask for at once; we ask for less
+MAX_NAME = 4096  # characters: no system takes a longer path
 _BLOCK = 1 << 20
+_MAX_READ = _BLOCK  # bytes that tarfile may ask for at once, for a name or a header
 _GZIP_MAGIC = b"\x1f\x8b"
 # Besides its own errors, tarfile lets these escape on headers that no archiver wrote; the last
 # three are those of a damaged gzip file.
@@ -75,10 +76,11 @@ class Archive:
                 raise tarfile.ReadError(f"{member.name!r} has a negative size")
             if member.isdir():
                 continue
+            self._tar.members.clear()  # type: ignore[attr-defined]  # tarfile would keep them all
             name = member.name.removeprefix("./")
             reason = self._refusal(member) or ("duplicate member" if name in seen else None)
             if reason:
-                rejected.setdefault(reason, []).append(member.name)
+                rejected.setdefault(reason, []).append(member.name[:MAX_NAME])
             else:
                 seen.add(name)
                 yield name, member
@@ -120,6 +122,8 @@ class Archive:
             return "special file"
         if path.is_absolute() or ".." in path.parts or "\\" in member.name:
             return "unsafe name"
+        if len(member.name) > MAX_NAME:
+            return "name too long"
         if member.size > self._max_bytes:
             return "too large"
         return None

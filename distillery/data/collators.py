@@ -10,9 +10,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from distillery.audio.decoding import AudioError, Waveform, decode_audio
+from distillery.audio.decoding import AudioError, TooLongError, Waveform, decode_audio
 from distillery.audio.log_mel import LogMel
 from distillery.data import schema
+from distillery.data.clip_states import clip_state
 from distillery.text.labels import IGNORED, decoder_inputs_and_targets
 from distillery.text.tokens import SpecialTokens
 
@@ -96,11 +97,12 @@ class SpeechCollator:
 class Windows:
     """Clips to be transcribed.
 
-    `rows` are all rows without their audio, with their real duration, and with `PROBLEM` naming
-    why a clip cannot be used, else None; `features`, float32 (clips, mels, frames), belong to the
-    rows without a problem, in that order, and are None if there is none. `long` holds the clips, by
-    id, that are to be decoded in chunks instead; they have no features. `waveforms`, float32
-    (samples,), belong to the rows with features, and are there only if the collator was asked.
+    `rows` are all rows without their audio, with its `CLIP_STATE`, their real duration, and with
+    `PROBLEM` saying why a clip cannot be used, else None; then `REASON` is what it is counted as.
+    `features`, float32 (clips, mels, frames), belong to the rows without a problem, in that order,
+    and are None if there is none. `long` holds the clips, by id, that are to be decoded in chunks
+    instead; they have no features. `waveforms`, float32 (samples,), belong to the rows with
+    features, and are there only if the collator was asked.
     """
 
     rows: list[dict[str, Any]]
@@ -110,6 +112,13 @@ class Windows:
 
 
 PROBLEM = "problem"
+REASON, TOO_LONG = "reason", "too_long"
+CLIP_STATE = "clip_state"
+
+
+def reason_of(error: AudioError) -> str:
+    """Return what a clip is counted as that cannot be used."""
+    return TOO_LONG if isinstance(error, TooLongError) else schema.AUDIO
 
 
 @dataclass(frozen=True)
@@ -129,10 +138,11 @@ class WindowCollator:
         longest_s = self.log_mel.window_s if self.chunk_length_s is None else None
         for row in rows:
             slim = {name: value for name, value in row.items() if name != schema.AUDIO}
+            slim[CLIP_STATE] = clip_state(row[schema.AUDIO])  # before it is read
             try:
                 wave = decode_audio(row[schema.AUDIO], self.log_mel.sampling_rate, longest_s)
             except AudioError as error:
-                kept.append({**slim, PROBLEM: str(error)})
+                kept.append({**slim, PROBLEM: str(error), REASON: reason_of(error)})
                 continue
             duration = len(wave) / self.log_mel.sampling_rate
             kept.append({**slim, schema.DURATION: duration, PROBLEM: None})

@@ -1,6 +1,7 @@
 """Types of the columns that every stage agrees on."""
 
-from typing import TypeAlias
+import math
+from typing import Any, TypeAlias
 
 from datasets import Audio, Dataset, Features, IterableDataset, Value
 from datasets.features import List
@@ -71,3 +72,20 @@ def label_features(decode_token_ids: bool, prompts_vary: bool = False) -> Featur
             TRUNCATED: Value("bool"),
         }
     )
+
+
+def seconds(value: Any) -> float | None:
+    """Return a time that a row gives as a number or as text; None where it gives none.
+
+    Raises:
+        ValueError: it is no finite number, or below 0.
+    """
+    if value is None or value == "":
+        return None
+    try:
+        number = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError, OverflowError):
+        number = math.nan
+    if not 0 <= number * 1000 < math.inf:  # false for NaN
+        raise ValueError(f"{value!r:.80}, not a number of seconds")
+    return number

@@ -25,6 +25,9 @@ TEXT_SUFFIX, TABLE_SUFFIX = ".txt", ".tsv"
 TEXT_SUFFIXES = (TEXT_SUFFIX, TABLE_SUFFIX, *subtitles.SUFFIXES)
 BYTE_ORDER_MARK = codecs.BOM_UTF8  # which some editors write before a text
 MAX_MEMBER_BYTES = 1 << 30  # three hours of uncompressed audio
+MAX_TEXT_BYTES = 64 << 20  # of one text
+MAX_TEXTS_BYTES = 512 << 20  # of all texts of an archive: they are held in memory
+TEXT_TOO_LARGE = f"text of more than {MAX_TEXT_BYTES >> 20} MiB"
 _GZIP_TRAILER = 8  # bytes: checksum and length of the content
 
 
@@ -61,6 +64,14 @@ def is_text(name: str) -> bool:
     return PurePosixPath(name).suffix in TEXT_SUFFIXES
 
 
+def is_file(path: Path) -> bool:
+    """Tell whether there is a file; a name that no system takes is none."""
+    try:
+        return path.is_file()
+    except OSError:  # no permission, or a name that is too long
+        return False
+
+
 def stem(name: str) -> str:
     """Return a file's name, folders included, without its suffix."""
     return str(PurePosixPath(name).with_suffix(""))
@@ -92,7 +103,14 @@ def file_tree(path: Path) -> FileTree:
         return _archive_tree(path)
     files = [path, *(path.with_suffix(suffix) for suffix in TEXT_SUFFIXES)]
     sizes = {file.name: file.stat().st_size for file in files if file.is_file()}
-    return FileTree(path.parent, sizes, {})
+    large = [name for name, size in sizes.items() if _is_large_text(name, size)]
+    kept = {name: size for name, size in sizes.items() if name not in large}
+    return FileTree(path.parent, kept, {TEXT_TOO_LARGE: large} if large else {})
+
+
+def _is_large_text(name: str, size: int) -> bool:
+    """Tell whether a file is too large for a transcript; a table has no limit of its own."""
+    return is_text(name) and not name.endswith(TABLE_SUFFIX) and size > MAX_TEXT_BYTES
 
 
 def file_names(folder: Path) -> Iterator[str]:
@@ -130,6 +148,8 @@ def _folder_tree(folder: Path) -> FileTree:
             continue
         if not is_file:
             rejected.setdefault("link to a folder", []).append(name)
+        elif _is_large_text(name, state.st_size):
+            rejected.setdefault(TEXT_TOO_LARGE, []).append(name)
         elif stat.S_ISREG(state.st_mode):
             sizes[name] = state.st_size
         else:
@@ -157,16 +177,30 @@ def _refuse(error: OSError) -> None:
 def _archive_tree(path: Path) -> FileTree:
     sizes: dict[str, int] = {}
     texts: dict[str, bytes] = {}
+    texts_bytes = 0
     rejected: Rejected = {}
     try:
         with open_archive(path, MAX_MEMBER_BYTES) as archive:
             for name, member in archive.members(rejected):
                 if any(part.startswith(".") for part in PurePosixPath(name).parts):
                     continue  # such as ._clip.wav, which macOS adds
+                if _is_large_text(name, member.size):
+                    rejected.setdefault(TEXT_TOO_LARGE, []).append(name)
+                    continue
                 sizes[name] = member.size
                 if is_text(name):
+                    texts_bytes += member.size
+                    _check_size_of_texts(path, name, texts_bytes)
                     texts[name] = archive.read(member)
             archive.check_end()
     except DamagedFileError as error:
         raise ValueError(f"dataset {path}: {error}: fetch it again") from error
     return FileTree(path, sizes, rejected, texts)
+
+
+def _check_size_of_texts(archive: Path, name: str, num_bytes: int) -> None:
+    if num_bytes > MAX_TEXTS_BYTES:
+        raise ValueError(
+            f"dataset {archive}: its texts up to {name!r} have more than {MAX_TEXTS_BYTES >> 20} "
+            "MiB, too many to be held in memory: extract it and name the folder, if you trust it"
+        )

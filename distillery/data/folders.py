@@ -46,7 +46,8 @@ DEFAULT_TABLE = "validated"
 # As they are counted.
 WITHOUT_AUDIO, OTHER_SPLITS = "without audio", "of other splits"
 NEITHER = "neither audio nor text"
-_ROWS_IN_MEMORY = 20  # of an archive, while they are copied to the cache
+# Of an archive, while its clips are copied to the cache.
+_ROWS_IN_MEMORY, _BYTES_IN_MEMORY = 20, 256 << 20
 
 
 class Clip(NamedTuple):
@@ -101,7 +102,10 @@ def load(
         raise ValueError(f"dataset {path} has no rows: no audio file in it is of this split")
     _refuse_id_twice(path, index)
     named = NamedSplit(re.sub(r"\W+", "_", label))
-    return _rows(tree.root, index, named, streaming, cache_dir)
+    if not streaming and not is_archive(path):
+        return _paths(tree.root.resolve(), index, named)
+    rows_in_memory = _BYTES_IN_MEMORY // max(1, *(tree.sizes[name] for name in index))
+    return _rows(tree.root, index, named, streaming, cache_dir, rows_in_memory)
 
 
 def _account_for_files(tree: FileTree, index: Index, clips: Ledger) -> None:
@@ -329,10 +333,13 @@ def _columns(index: Index) -> dict[str, list[str | None]]:
 
 
 def _rows(
-    root: Path, index: Index, split: NamedSplit, streaming: bool, cache_dir: str | None
+    root: Path,
+    index: Index,
+    split: NamedSplit,
+    streaming: bool,
+    cache_dir: str | None,
+    rows_in_memory: int,
 ) -> Dataset | IterableDataset:
-    if not streaming and not is_archive(root):
-        return _paths(root.resolve(), index, split)
     names = list(_columns(index))
     text = Value("string")
     audio = {"bytes": Value("binary"), "path": text}
@@ -353,7 +360,7 @@ def _rows(
         cache_dir,
         gen_kwargs=source,
         split=split,
-        writer_batch_size=_ROWS_IN_MEMORY,
+        writer_batch_size=max(1, min(_ROWS_IN_MEMORY, rows_in_memory)),
     )
 
 

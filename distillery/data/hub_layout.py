@@ -114,11 +114,17 @@ class SplitFiles:
         found = (self.found(index) for index in indices)
         self.outputs.remove([path for path in found if path is not None])
 
-    def publish(self) -> None:
-        """Give the sealed shards their names in the dataset; the seals stay where they are."""
+    def publish(self) -> list[Path]:
+        """Give the sealed shards their names in the dataset, and return these; seals stay."""
         paths = self.all_sealed()
         names = {path: self.published(index, len(paths)) for index, path in enumerate(paths)}
         self.outputs.move({path: name for path, name in names.items() if path.exists()})
+        return list(names.values())
+
+
+def num_rows(paths: Iterable[Path]) -> int:
+    """Return how many rows lie in Parquet files, by their own account."""
+    return sum(pq.read_metadata(path).num_rows for path in paths)
 
 
 def splits_by_config(specs: Iterable[DatasetSpec]) -> dict[str, list[str]]:

@@ -10,20 +10,21 @@ import json
 import logging
 import re
 import uuid
-from collections import Counter, deque
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import Any, TextIO, TypeAlias
+from typing import Any, TextIO
 
 import pyarrow as pa
 from datasets import Dataset, Features, IterableDataset
 from datasets.table import InMemoryTable
 
 from distillery.data import schema
-from distillery.data.file_trees import BYTE_ORDER_MARK, not_there
+from distillery.data.file_trees import BYTE_ORDER_MARK, is_file, not_there
+from distillery.data.manifest_rows import Entry, RowCheck, names
 
 logger = logging.getLogger(__name__)
 
@@ -36,15 +37,23 @@ MAX_MISSES = 3
 _BLOCK = 1 << 20
 _BETWEEN_ITEMS = re.compile(r"[\s,]*")
 
-Entry: TypeAlias = tuple[int, dict[str, Any]]  # line, from 1; row
-
 
 @dataclass(frozen=True)
 class Manifest:
-    """A manifest, and the split that is wanted of it; it is any split if it has no such column."""
+    """A manifest, and what is wanted of it.
+
+    Attributes:
+        path: of the file.
+        split: the rows that are wanted; it is any split if it has no such column.
+        id_column: names the rows, if it has such a column.
+        max_bad_fraction: the share of rows that may be unusable; they are counted and left out.
+            With 0, the first one is an error.
+    """
 
     path: Path
     split: str | None = None
+    id_column: str = schema.ID
+    max_bad_fraction: float = 0.0
 
     @property
     def columns(self) -> list[str]:
@@ -52,7 +61,7 @@ class Manifest:
 
         Raises:
             FileNotFoundError: there is no such file.
-            ValueError: it has no rows, or a line is damaged.
+            ValueError: it has no rows, or none that can be read.
         """
         return self._head[0]
 
@@ -64,7 +73,10 @@ class Manifest:
         first = list(islice(_entries(self.path), BATCH_ROWS))
         if not first:
             raise ValueError(f"dataset {self.path} has no rows")
-        return _names(first), any(row.get(SPLIT) is not None for _, row in first)
+        rows = [(line, row) for line, row in first if isinstance(row, dict)]
+        if not rows:
+            raise ValueError(f"{self.path}, line {first[0][0]}: {first[0][1]}")
+        return names(rows), any(row.get(SPLIT) is not None for _, row in rows)
 
     def audio_column(self, wanted: str) -> str:
         """Return the column with the audio: NeMo's name is understood where none was given."""
@@ -75,14 +87,11 @@ class Manifest:
         """Read all rows into memory, as one Arrow table.
 
         Raises:
-            ValueError: a line is damaged, names no audio, a part has no duration, a column holds
-                several types, or the split is not there. File and line are named.
+            ValueError: the file is damaged, the split is not there, or too many rows cannot be
+                used: a line is damaged or names no audio, a time is none, a part has no duration,
+                a value is of another type than the column. File and line are named.
         """
-        tables = list(self._tables(audio_column))
-        try:
-            table = pa.concat_tables(tables, promote_options="permissive")
-        except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
-            raise ValueError(f"{self.path}: values of several types: {error}") from error
+        table = pa.concat_tables(self._tables(audio_column), promote_options="permissive")
         # A fingerprint of its own: the library would copy the whole table to compute one.
         return Dataset(InMemoryTable(table), fingerprint=uuid.uuid4().hex)
 
@@ -90,12 +99,15 @@ class Manifest:
         """Read rows as they are asked for; the first batch decides about columns and types.
 
         Raises:
-            ValueError: as `rows` does, now or at the row; or a later row has another column.
+            ValueError: as `rows` does, now, at the row or after the last one; a row that has
+                another column than the first ones cannot be used either.
         """
         kinds = next(self._tables(audio_column)).schema
         for index, field in enumerate(kinds):
             if pa.types.is_null(field.type):
-                kinds = kinds.set(index, field.with_type(pa.string()))
+                is_time = field.name in (schema.OFFSET, schema.DURATION)
+                kind = pa.float64() if is_time else pa.string()
+                kinds = kinds.set(index, field.with_type(kind))
         return IterableDataset.from_generator(
             _stream,
             Features.from_arrow_schema(kinds),
@@ -105,49 +117,33 @@ class Manifest:
     def _tables(self, audio_column: str, kinds: pa.Schema | None = None) -> Iterator[pa.Table]:
         """Yield the rows in batches, with the types of `kinds`, else with those of the batch."""
         folders = _AudioFolders(self.path.parent)
+        check = self._row_check(audio_column, kinds)
         entries = _entries(self.path)
         if self.split is not None and self._head[1]:
             entries = self._of_split(entries)
         while batch := list(islice(entries, BATCH_ROWS)):
-            paths = [self._audio_file(line, row, audio_column) for line, row in batch]
-            columns = {audio_column: audio_array([folders.locate(path) for path in paths])}
-            for name in _names(batch):
-                if name != audio_column:
-                    columns[name] = self._column(name, batch, kinds)
-            yield pa.table(columns)
+            columns = check.columns(batch)
+            if paths := columns[audio_column]:
+                audio = audio_array([folders.locate(path) for path in paths])
+                yield pa.table({**columns, audio_column: audio})
+        check.close()
 
-    def _audio_file(self, line: int, row: dict[str, Any], column: str) -> str:
-        path = row.get(column)
-        if not isinstance(path, str) or not path:
-            raise ValueError(
-                f"{self.path}, line {line}: column {column!r} names no audio file: {path!r}"
-            )
-        if not _is_zero(row.get(schema.OFFSET)) and not row.get(schema.DURATION):
-            raise ValueError(
-                f"{self.path}, line {line}: column {schema.OFFSET!r} is {row[schema.OFFSET]!r}, "
-                f"but a row that is a part of a file needs a {schema.DURATION!r} too"
-            )
-        return path
-
-    def _column(self, name: str, batch: Sequence[Entry], kinds: pa.Schema | None) -> pa.Array:
-        if kinds is not None and name not in kinds.names:
-            line = next(line for line, row in batch if name in row)
-            raise ValueError(
-                f"{self.path}, line {line}: column {name!r} is not in the first {BATCH_ROWS:,} "
-                "rows: write it in the first row too (null will do), or leave out --streaming"
-            )
-        try:
-            kind = None if kinds is None else kinds.field(name).type
-            return pa.array([row.get(name) for _, row in batch], kind)
-        except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError, UnicodeEncodeError) as error:
-            raise ValueError(
-                f"{self.path}: column {name!r} holds values of several types, or what no column "
-                f"can hold, between lines {batch[0][0]} and {batch[-1][0]}: {error}"
-            ) from error
+    def _row_check(self, audio_column: str, kinds: pa.Schema | None) -> RowCheck:
+        return RowCheck(
+            self.path,
+            audio_column,
+            self.id_column if self.id_column in self.columns else None,
+            self.max_bad_fraction,
+            {} if kinds is None else {field.name: field.type for field in kinds},
+            is_settled=kinds is not None,
+        )
 
     def _of_split(self, entries: Iterator[Entry]) -> Iterator[Entry]:
         counts: Counter[str | None] = Counter()
         for line, row in entries:
+            if not isinstance(row, dict):
+                yield line, row  # of any split
+                continue
             name = None if row.get(SPLIT) is None else str(row[SPLIT])
             counts[name] += 1
             if name == self.split:
@@ -169,21 +165,10 @@ def _stream(manifest: Manifest, audio_column: str, kinds: pa.Schema) -> Iterator
         yield from table.to_pylist()
 
 
-def _names(batch: Sequence[Entry]) -> list[str]:
-    return list(dict.fromkeys(name for _, row in batch for name in row))
-
-
 def audio_array(paths: list[str]) -> pa.StructArray:
     """Return a column of audio that is given by its paths."""
     absent = pa.nulls(len(paths), pa.binary())
     return pa.StructArray.from_arrays([absent, pa.array(paths)], names=["bytes", "path"])
-
-
-def _is_zero(offset: Any) -> bool:
-    try:
-        return offset in (None, "") or float(offset) == 0
-    except (TypeError, ValueError):
-        return False
 
 
 class _AudioFolders:
@@ -210,7 +195,7 @@ class _AudioFolders:
         parts = Path(head).parts
         ends = (self._folder.joinpath(*parts[i:]) for i in range(1, len(parts) + 1))
         candidates = [self._folder / head, *ends]
-        place = next((folder for folder in candidates if _is_file(folder / name)), None)
+        place = next((folder for folder in candidates if is_file(folder / name)), None)
         self._misses[head] += place is None
         located = str((place or candidates[0]).resolve())
         # A file may be missing though its folder is there; a whole folder that is missing must not
@@ -220,50 +205,41 @@ class _AudioFolders:
         return located
 
 
-def _is_file(path: Path) -> bool:
-    try:
-        return path.is_file()
-    except OSError:  # no permission, or a name that is none
-        return False
-
-
 def _entries(path: Path) -> Iterator[Entry]:
     """Yield the rows of a manifest, whatever its kind.
 
     Raises:
-        ValueError: a line is damaged; the message names file and line.
+        ValueError: the file is damaged so that what follows cannot be read; the message names file
+            and line.
     """
     if path.suffix in DELIMITERS:
         yield from _table_entries(path)
         return
     for line, row in _array_items(path) if _is_array(path) else _json_lines(path):
-        if not isinstance(row, dict):
-            raise ValueError(f"{path}, line {line}: not a JSON object: {str(row)[:80]}")
+        if not isinstance(row, dict | ValueError):
+            row = ValueError(f"not a JSON object: {str(row)[:80]}")
         yield line, row
 
 
-def _lines(path: Path) -> Iterator[str]:
+def _lines(path: Path) -> Iterator[bytes]:
     # Not splitlines(): it also cuts where a text holds U+2028 and the like.
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
-            try:
-                yield (line.removeprefix(BYTE_ORDER_MARK) if number == 1 else line).decode("utf-8")
-            except UnicodeDecodeError as error:
-                raise ValueError(f"{path}, line {number}: not UTF-8: {error}") from error
+            yield line.removeprefix(BYTE_ORDER_MARK) if number == 1 else line
 
 
 def _table_entries(path: Path) -> Iterator[Entry]:
-    reader = csv.reader(_lines(path), delimiter=DELIMITERS[path.suffix], strict=True)
+    # What is not UTF-8 becomes a character that no column can hold: one row is lost, not the file.
+    lines = (line.decode("utf-8", "surrogateescape") for line in _lines(path))
+    reader = csv.reader(lines, delimiter=DELIMITERS[path.suffix], strict=True)
     try:
         header = next((fields for fields in reader if fields), [])
         if len(set(header)) < len(header):
             raise ValueError(f"{path}, line {reader.line_num}: a column is in the header twice")
         for fields in reader:
             if len(fields) > len(header):
-                raise ValueError(
-                    f"{path}, line {reader.line_num}: more fields than the header has columns"
-                )
-            if fields:
+                yield reader.line_num, ValueError("more fields than the header has columns")
+            elif fields:
                 missing = [None] * (len(header) - len(fields))
                 yield reader.line_num, dict(zip(header, [*fields, *missing], strict=True))
     except csv.Error as error:
@@ -276,10 +252,17 @@ def _table_entries(path: Path) -> Iterator[Entry]:
 def _json_lines(path: Path) -> Iterator[tuple[int, Any]]:
     for number, line in enumerate(_lines(path), start=1):
         if line.strip():
-            try:
-                yield number, json.loads(line)
-            except (json.JSONDecodeError, RecursionError) as error:
-                raise ValueError(f"{path}, line {number}: not JSON: {error}") from error
+            yield number, _json_value(line)
+
+
+def _json_value(line: bytes) -> Any:
+    """Return the value of a line, or the error that says why there is none."""
+    try:
+        return json.loads(line.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        return ValueError(f"not UTF-8: {error}")
+    except (ValueError, RecursionError) as error:  # also a number of too many digits
+        return ValueError(f"not JSON: {error}")
 
 
 def _is_array(path: Path) -> bool:
@@ -294,11 +277,19 @@ def _array_items(path: Path) -> Iterator[tuple[int, Any]]:
     try:
         with path.open(encoding="utf-8-sig") as file:
             yield from _items(path, file)
-    except UnicodeDecodeError:
-        deque(_lines(path), maxlen=0)  # names the line
-        raise
+    except UnicodeDecodeError as error:
+        line = next(number for number, line in enumerate(_lines(path), 1) if not _is_utf8(line))
+        raise ValueError(f"{path}, line {line}: not UTF-8: {error}") from error
     except RecursionError as error:
         raise ValueError(f"{path}: not JSON: {error}") from error
+
+
+def _is_utf8(line: bytes) -> bool:
+    try:
+        line.decode("utf-8")
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _items(path: Path, file: TextIO) -> Iterator[tuple[int, Any]]:
@@ -324,6 +315,9 @@ def _items(path: Path, file: TextIO) -> Iterator[tuple[int, Any]]:
                 line += text.count("\n", start, error.pos)
                 raise ValueError(f"{path}, line {line}: not JSON: {error.msg}") from error
             text, position = text[start:] + more, 0
+        except ValueError as error:  # a number of too many digits
+            line += text.count("\n", start, position)
+            raise ValueError(f"{path}, line {line} or below: not JSON: {error}") from error
         else:
             yield line, item
             line += text.count("\n", start, position)

@@ -16,7 +16,8 @@ import numpy as np
 from distillery.audio.decoding import AudioError, Waveform, decode_audio, encode_flac
 from distillery.audio.log_mel import LogMel
 from distillery.data import schema
-from distillery.data.collators import PROBLEM, Windows
+from distillery.data.clip_states import clip_state, refuse_changed
+from distillery.data.collators import CLIP_STATE, PROBLEM, REASON, Windows, reason_of
 from distillery.data.hub_layout import embed_audio
 from distillery.data.packing import PAUSE_S, Fill, Layout, Packer, Part, Utterance, Window
 from distillery.text.packed_labels import Span
@@ -54,10 +55,11 @@ class ClipCollator:
         clips = Clips([], [])
         for row in rows:
             slim = {name: value for name, value in row.items() if name != schema.AUDIO}
+            slim[CLIP_STATE] = clip_state(row[schema.AUDIO])  # before it is read
             try:
                 wave = decode_audio(row[schema.AUDIO], self.sampling_rate, self.window_s)
             except AudioError as error:
-                clips.bad.append({**slim, PROBLEM: str(error)})
+                clips.bad.append({**slim, PROBLEM: str(error), REASON: reason_of(error)})
             else:
                 duration = len(wave) / self.sampling_rate
                 clips.usable.append(({**slim, schema.DURATION: duration, PROBLEM: None}, wave))
@@ -152,6 +154,7 @@ def window_row(window: Window[Clip], layout: Layout, columns: Sequence[str] = ()
         schema.SEGMENT_OFFSETS: [part.start / rate for part in window.parts],
         schema.SEGMENT_DURATIONS: [part.num_samples / rate for part in window.parts],
         schema.SEGMENT_TEXTS: texts,
+        CLIP_STATE: [row[CLIP_STATE] for row in rows],
         PROBLEM: None,
     }
 
@@ -189,11 +192,12 @@ def with_audio(
 
     Args:
         chunk: rows of the source, the parts of all windows among them.
-        windows: rows with `segment_ids` and `segment_offsets`.
+        windows: rows with `segment_ids`, `segment_offsets` and, while they are known, the
+            `CLIP_STATE` of the parts.
         sampling_rate: of the model.
 
     Raises:
-        ValueError: a part is no longer in the source, or cannot be decoded any more.
+        ValueError: a part is no longer in the source, or has changed since it was decoded.
     """
     window_of = {name: row for row in windows for name in row[schema.SEGMENT_IDS]}
     missing = {row[schema.ID]: len(row[schema.SEGMENT_IDS]) for row in window_of.values()}
@@ -206,6 +210,10 @@ def with_audio(
         missing[window[schema.ID]] -= 1
         if not missing[window[schema.ID]]:
             parts = [audio.pop(name) for name in window[schema.SEGMENT_IDS]]
+            # Windows that were stored have lost the states.
+            states = window.get(CLIP_STATE, ())
+            for name, part, state in zip(window[schema.SEGMENT_IDS], parts, states, strict=False):
+                refuse_changed(name, part, state)
             packed = _packed_audio(window, parts, sampling_rate) if len(parts) > 1 else None
             yield {**window, schema.AUDIO: packed or embed_audio(row)}
     lost = [name for name in window_of if missing[window_of[name][schema.ID]] and name not in audio]

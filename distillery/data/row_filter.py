@@ -14,6 +14,7 @@ from distillery.data import column_types, schema
 from distillery.data.filters import TranscriptFilter
 from distillery.data.hub_layout import embed_audio
 from distillery.storage.ledger import Ledger
+from distillery.storage.names import printable
 from distillery.text.labels import LabelRule, num_text_labels, plain_text
 
 logger = logging.getLogger(__name__)
@@ -61,7 +62,7 @@ class RowFilter:
             try:
                 signal = self._signal(row)
             except AudioError as error:
-                logger.warning("clip %s %s", row[schema.ID], error)
+                logger.warning("clip %s %s", printable(row[schema.ID]), printable(error))
                 ledger.quarantined[schema.AUDIO] += 1
                 continue
             yield {**row, **signal, schema.LABELS: row_labels}

@@ -5,6 +5,7 @@ import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from datasets.config import HF_DATASETS_CACHE
 from distillery.data import builders, file_trees, folders, manifests, schema, segmentation
 from distillery.data.column_types import Rows as Rows  # what `load` returns
 from distillery.data.hub_layout import DEFAULT_CONFIG, refuse_same_split_twice
+from distillery.data.ids import SeenIds
 from distillery.data.manifests import Manifest
 from distillery.data.specs import DatasetSpec, choose
 from distillery.storage.files import RUN_RECORD, read_json, sha256
@@ -62,7 +64,10 @@ def load(spec: DatasetSpec) -> Rows:
 
 
 def _check_ids(rows: Rows, spec: DatasetSpec) -> None:
-    """Raise ValueError if there are no rows, or two of one id; streams are not checked."""
+    """Raise ValueError if there are no rows, or two of one id; a stream shows that as it is read.
+
+    See `iterate_chunks`.
+    """
     if not isinstance(rows, Dataset):
         return
     if len(rows) == 0:
@@ -70,7 +75,7 @@ def _check_ids(rows: Rows, spec: DatasetSpec) -> None:
     twice = _id_that_occurs_twice(rows)
     if twice is not None:
         raise ValueError(
-            f"dataset {spec}: id {twice!r} occurs more than once; name a column that is "
+            f"dataset {spec}: id {twice!r:.200} occurs more than once; name a column that is "
             "unique with --id_column_name"
         )
 
@@ -185,7 +190,8 @@ def _from_save_to_disk(spec: DatasetSpec) -> Rows:
 
 
 def _from_manifest(spec: DatasetSpec) -> Rows:
-    manifest = Manifest(Path(spec.name), spec.split)
+    id_column = spec.id_column or schema.ID
+    manifest = Manifest(Path(spec.name), spec.split, id_column, spec.max_bad_fraction)
     column = manifest.audio_column(spec.audio_column)
     if column not in manifest.columns:
         raise _missing_column(spec, "--audio_column_name", column, manifest.columns)
@@ -318,19 +324,29 @@ def require_column(rows: Rows, spec: DatasetSpec, name: str, flag: str) -> None:
 
 
 def iterate_chunks(rows: Rows, size: int) -> Iterator[tuple[int, Rows | list[dict[str, Any]]]]:
-    """Yield (index, rows) for consecutive chunks; a map-style chunk reads nothing until used."""
+    """Yield (index, rows) for consecutive chunks; a map-style chunk reads nothing until used.
+
+    Raises:
+        ValueError: two rows of a stream have one id, or one has none.
+    """
     if isinstance(rows, Dataset):
         for index, start in enumerate(range(0, len(rows), size)):
             yield index, rows.select(range(start, min(start + size, len(rows))))
         return
-    chunk: list[dict[str, Any]] = []
-    index = 0
-    for row in rows:
-        chunk.append(row)
-        if len(chunk) == size:
-            yield index, chunk
-            index, chunk = index + 1, []
-    if chunk:
+    seen, stream = SeenIds(), iter(rows)
+    for index in count():
+        chunk = list(islice(stream, size))
+        if not chunk:
+            return
+        ids = [row[schema.ID] for row in chunk]
+        if None in ids:
+            raise ValueError(f"row {index * size + ids.index(None)} of the stream has no id")
+        twice = seen.add(ids)
+        if twice is not None:
+            raise ValueError(
+                f"id {twice!r:.200} occurs more than once in the stream; name a column that is "
+                "unique with --id_column_name"
+            )
         yield index, chunk
 
 

@@ -16,7 +16,7 @@ class DatasetSpec:
 
     A column name of None means the contract's own name (`distillery.data.schema`), where the
     dataset has it; for the text, any of `schema.REFERENCE_NAMES`. `samples` is the dataset's weight
-    where several are mixed.
+    where several are mixed; `max_bad_fraction` the share of a manifest's rows that may be unusable.
     """
 
     name: str
@@ -34,6 +34,7 @@ class DatasetSpec:
     max_rows: int | None = None
     segment: str = CUES
     segment_max_s: float = 30.0
+    max_bad_fraction: float = 0.0
 
     def __str__(self) -> str:
         parts = [self.name, self.config, self.split]

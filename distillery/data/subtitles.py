@@ -11,6 +11,7 @@ from pathlib import Path
 from distillery.text.spacing import joined
 
 SUFFIXES = (".srt", ".vtt")
+MAX_BYTES = 64 << 20
 
 _TIME = r"(?:(\d+):)?([0-5]?\d):([0-5]?\d)(?:[.,](\d{1,3}))?"
 _TIMING = re.compile(rf"\s*{_TIME}\s*-->\s*{_TIME}(?:\s.*)?")
@@ -48,7 +49,8 @@ def read_subtitles(path: Path) -> Subtitles:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is not UTF-8 (or UTF-16 with a byte order mark), or has no cue in it.
+        ValueError: it is not UTF-8 (or UTF-16 with a byte order mark), has no cue in it, or more
+            than 64 MiB.
     """
     lines = re.split(r"\r\n|\r|\n", _decoded(path))
     is_webvtt = lines[0].startswith("WEBVTT")
@@ -66,6 +68,8 @@ def read_subtitles(path: Path) -> Subtitles:
 
 
 def _decoded(path: Path) -> str:
+    if path.stat().st_size > MAX_BYTES:
+        raise ValueError(f"{path} has more than {MAX_BYTES >> 20} MiB: is it SRT or WebVTT?")
     content = path.read_bytes()
     marks = (name for mark, name in _BYTE_ORDER_MARKS.items() if content.startswith(mark))
     try:

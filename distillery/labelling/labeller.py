@@ -10,13 +10,15 @@ import torch
 from torch import Tensor
 
 from distillery.data import schema
-from distillery.data.collators import PROBLEM
+from distillery.data.collators import PROBLEM, REASON
 from distillery.labelling.clips import CONTEXT, ClipBatch
 from distillery.text.tokens import SpecialTokens, language_code
 from distillery.whisper.checkpoint import Whisper
 from distillery.whisper.decoding import Decoding, Transcript
 from distillery.whisper.greedy import GreedyDecoder, Window
 from distillery.whisper.windows import transcribe_windows
+
+PROMPT = "prompt"  # the reason for a row whose language or task cannot be asked for
 
 Place: TypeAlias = tuple[int, int]  # shard, and position in it
 
@@ -111,7 +113,8 @@ class Labeller:
                 try:
                     decoding = self._prompts.decoding_of(row)
                 except ValueError as error:
-                    self._bad.append(LabelledClip(*place, {**row, PROBLEM: str(error)}))
+                    problem = {PROBLEM: str(error), REASON: PROMPT}
+                    self._bad.append(LabelledClip(*place, {**row, **problem}))
                     continue
                 self._rows[place] = {**row, schema.TASK: decoding.task}
                 yield Window(place, window, decoding)

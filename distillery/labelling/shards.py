@@ -15,12 +15,14 @@ import pyarrow.parquet as pq
 from datasets import Features
 
 from distillery.data import column_types, hub_layout, schema
-from distillery.data.collators import PROBLEM
+from distillery.data.clip_states import refuse_changed
+from distillery.data.collators import CLIP_STATE, PROBLEM, REASON
 from distillery.data.hub_layout import SplitFiles
 from distillery.data.packed_windows import WindowPacking, fill_of_rows, with_audio
 from distillery.data.packing import Fill
 from distillery.labelling.transcripts import Transcripts
 from distillery.storage.ledger import Ledger
+from distillery.storage.names import printable
 from distillery.storage.shards import Seal, read_seal, seal_path, write_sealed
 from distillery.text import labels
 from distillery.text.error_rates import Totals
@@ -99,6 +101,18 @@ class ShardWriter:
             sum(windows[1:], windows[0]) if windows else None,
         )
 
+    def publish(self) -> None:
+        """Give all shards their names in the dataset, and count what lies in them.
+
+        Raises:
+            AssertionError: there are not as many rows as were labelled.
+        """
+        account = self.account()
+        num_rows = hub_layout.num_rows(self.files.publish())
+        wanted = account.ledger.num_out if account.windows is None else account.windows.num_windows
+        if num_rows != wanted:
+            raise AssertionError(f"{num_rows} rows lie in the files, {wanted} were labelled")
+
     def num_clips(self, row: Row) -> int:
         """Return how many clips a labelled row stands for: those of a window, or one."""
         return 1 if self.packing is None else len(row[schema.SEGMENT_IDS])
@@ -117,16 +131,15 @@ class ShardWriter:
 
         Raises:
             AssertionError: rows were lost: a fault of this software.
-            ValueError: the clips of a window are no longer what was labelled.
+            ValueError: a clip is no longer what was labelled.
         """
         usable = [row for row in labelled if not row[PROBLEM]]
+        ledger = Ledger(num_in=len(chunk), num_out=sum(map(self.num_clips, usable)))
         for row in labelled:
             if row[PROBLEM]:
+                ledger.quarantined[row[REASON]] += self.num_clips(row)
                 # Other processes than the main one are heard only from this level on.
-                logger.error("clip %s %s", row[schema.ID], row[PROBLEM])
-        ledger = Ledger(num_in=len(chunk), num_out=sum(map(self.num_clips, usable)))
-        if ledger.num_out < ledger.num_in:
-            ledger.quarantined[schema.AUDIO] = ledger.num_in - ledger.num_out
+                logger.error("clip %s %s", printable(row[schema.ID]), printable(row[PROBLEM]))
         complete = self._with_context(labelled, before)
         rows = (
             self._joined(chunk, complete) if self.packing is None else self._packed(chunk, complete)
@@ -169,6 +182,7 @@ class ShardWriter:
             if row[schema.ID] != label[schema.ID]:
                 raise AssertionError(f"the label of {label[schema.ID]!r} is at {row[schema.ID]!r}")
             if not label[PROBLEM]:
+                refuse_changed(row[schema.ID], row[schema.AUDIO], label[CLIP_STATE])
                 yield {**row, **label, schema.AUDIO: hub_layout.embed_audio(row)}
 
     def _packed(self, chunk: Sequence[Row], labelled: Sequence[Row]) -> Iterator[Row]:

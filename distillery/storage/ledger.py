@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from distillery.storage.names import printable
+
 MOST_NAMED = 5  # places of one reason, in a line of the log
 
 
@@ -75,6 +77,11 @@ class Ledger:
                 f"mend them and {remedy}"
             )
 
+    def check_written(self, num_rows: int) -> None:
+        """Raise AssertionError unless as many rows lie in the finished files as went out."""
+        if num_rows != self.num_out:
+            raise AssertionError(f"{num_rows} rows lie in the files, but the ledger says {self}")
+
     def to_dict(self) -> dict[str, Any]:
         """Return the account for a JSON file."""
         return {
@@ -116,4 +123,4 @@ def listed_places(places: Sequence[str]) -> str:
     if not places:
         return ""
     more = ", …" if len(places) > MOST_NAMED else ""
-    return f" [{', '.join(places[:MOST_NAMED])}{more}]"
+    return f" [{', '.join(map(printable, places[:MOST_NAMED]))}{more}]"

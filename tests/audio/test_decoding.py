@@ -6,6 +6,8 @@ import sys
 import numpy as np
 import pytest
 import soundfile
+import soxr
+from child_memory import peak_mib
 from datasets import Audio, Dataset
 from tiny import SHARED, broken_av, broken_torchcodec, write_by_av
 
@@ -446,6 +448,43 @@ def test_a_torchcodec_that_does_not_load_is_not_asked(tmp_path, monkeypatch, err
     rows = rows.cast_column("audio", Audio(decode=False)).map(lambda row: {"again": row["id"]})
     assert decode_audio(rows[0]["audio"], RATE).shape == (RATE,)
     assert "torchcodec" not in sys.modules
+
+
+# --- memory --------------------------------------------------------------------------------------
+
+DECODE = """
+import sys
+from distillery.audio.decoding import decode_audio
+decode_audio({"bytes": None, "path": sys.argv[1]}, int(sys.argv[2]))
+"""
+
+
+def flac_of_minutes(path, minutes, minute, rate):
+    with soundfile.SoundFile(path, "w", rate, 1, format="FLAC", subtype="PCM_16") as file:
+        for _ in range(minutes):
+            file.write(minute)
+    return path
+
+
+def test_hours_of_silence_take_no_memory(tmp_path):
+    path = flac_of_minutes(tmp_path / "a.flac", 240, np.zeros(60 * RATE, np.int16), RATE)
+    assert path.stat().st_size < 1e6
+    # An interpreter with NumPy takes some 40 MiB; the samples would be 879.
+    assert peak_mib(DECODE, path, RATE) < 150
+
+
+@pytest.mark.parametrize("rate", [RATE, 48_000])
+def test_a_long_recording_is_held_once_at_the_rate_that_is_wanted(tmp_path, rate):
+    minute = np.random.default_rng(0).integers(-99, 99, 60 * rate).astype(np.int16)
+    path = flac_of_minutes(tmp_path / "a.flac", 30, minute, rate)
+    # 110 MiB of samples at 16 kHz, and an interpreter of some 40; twice the samples are 220.
+    assert peak_mib(DECODE, path, RATE) < 200
+
+
+def test_blocks_are_resampled_as_if_they_were_one():
+    samples = noise(3 * decoding.BLOCK_SAMPLES + 5)
+    found = decode_audio({"bytes": encoded(samples, 44_100, subtype="FLOAT")}, RATE)
+    np.testing.assert_array_equal(found, soxr.resample(samples, 44_100, RATE))
 
 
 # --- clips that were cut out ---------------------------------------------------------------------

@@ -42,6 +42,9 @@ def test_members_that_are_no_plain_files_are_refused_and_named(tmp_path, compres
             + sparse_header("000/sparse.flac")
             + member_header("000/long.flac", size=1001)
             + bytes(1024)
+            + member_header("././@LongLink", tarfile.GNUTYPE_LONGNAME, size=5000)
+            + (b"a" * 4999).ljust(5120, b"\0")
+            + member_header("short.flac")
             + END
         )
     )
@@ -54,6 +57,7 @@ def test_members_that_are_no_plain_files_are_refused_and_named(tmp_path, compres
         "special file": ["000/fifo", "000/disk"],
         "sparse file": ["000/sparse.flac"],
         "too large": ["000/long.flac"],
+        "name too long": ["a" * 4096],
     }
     assert list(tmp_path.iterdir()) == [path]
 

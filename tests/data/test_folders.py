@@ -393,3 +393,18 @@ def test_rows_of_a_folder_hold_paths_that_decode(tmp_path):
     for row in loaded(tmp_path):
         assert row["audio"]["bytes"] is None
         assert len(decode_audio(row["audio"], 16_000)) > 1000
+
+
+def test_few_large_clips_of_an_archive_are_held_at_once(tmp_path, monkeypatch):
+    sizes = []
+    write = Dataset.from_generator
+    monkeypatch.setattr(
+        folders.Dataset,
+        "from_generator",
+        lambda *args, **named: sizes.append(named["writer_batch_size"]) or write(*args, **named),
+    )
+    small = {f"{index}.wav": b"sound" for index in range(3)}
+    for name, files in [("a.tar", small), ("b.tar", {**small, "long.wav": bytes(100 << 20)})]:
+        load = sources.load(DatasetSpec(str(pack(tmp_path / name, files))))
+        assert len(load) == len(files)
+    assert sizes == [20, 2]

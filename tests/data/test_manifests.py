@@ -8,7 +8,7 @@ import pytest
 import tiny
 from datasets import Value
 
-from distillery.data import manifests, sources
+from distillery.data import manifest_rows, manifests, sources
 from distillery.data.sources import load
 from distillery.data.specs import DatasetSpec
 
@@ -189,7 +189,9 @@ def test_splits_of_a_manifest(tmp_path):
 
 def test_a_column_of_several_types_is_named(tmp_path):
     path = manifest(tmp_path / "m.jsonl", [{"text": "x"}, {"text": 1}])
-    with pytest.raises(ValueError, match=r"m\.jsonl: column 'text' holds values of several types"):
+    with pytest.raises(
+        ValueError, match=r"m\.jsonl, line 2: column 'text' holds values of several"
+    ):
         loaded(path)
 
 
@@ -343,7 +345,7 @@ def test_columns_and_types_that_come_late(tmp_path, small_batches):
     rows = loaded(path)
     assert list(rows["n"]) == [1.0, 2.0, 2.5]
     assert list(rows["note"]) == [None, None, "x"]
-    with pytest.raises(ValueError, match=r"line 3: column 'note' is not in the first 2 rows"):
+    with pytest.raises(ValueError, match=r"line 3: column 'note' is not in the first rows"):
         list(loaded(path, streaming=True))
 
 
@@ -351,7 +353,7 @@ def test_columns_and_types_that_come_late(tmp_path, small_batches):
 @pytest.mark.parametrize("late", ["x", [1], {"a": 1}])
 def test_a_type_that_changes_late_is_an_error(tmp_path, small_batches, streaming, late):
     path = manifest(tmp_path / "m.jsonl", [{"n": 1}, {"n": 2}, {"n": late}])
-    with pytest.raises(ValueError, match=r"m\.jsonl: .*values of several types"):
+    with pytest.raises(ValueError, match=r"m\.jsonl, line 3: .*values of several types"):
         list(loaded(path, streaming=streaming))
 
 
@@ -370,8 +372,8 @@ def test_a_column_that_starts_empty_may_hold_texts_later(tmp_path, small_batches
         ("m.jsonl", b'{"audio": "a"}\n{"audio": "\xff"}', "line 2: not UTF-8"),
         ("m.jsonl", b"\xef\xbb\xbf\xff", "line 1: not UTF-8"),
         ("m.jsonl", b"[" * 100_000, "line 1: not JSON"),
-        ("m.jsonl", b'{"audio": "a", "n": 1' + b"0" * 30 + b"}", "'n' holds .* lines 1 and 1"),
-        ("m.jsonl", b'{"audio": "a", "text": "\\ud800"}', "'text' holds .* lines 1 and 1"),
+        ("m.jsonl", b'{"audio": "a", "n": 1' + b"0" * 30 + b"}", "line 1: column 'n' holds"),
+        ("m.jsonl", b'{"audio": "a", "text": "\\ud800"}', "line 1: not UTF-8: .*'text'"),
         ("m.json", b"[" * 100_000, "not JSON"),
         ("m.json", b'[{"audio": "a"},\n\n {"audio": }]', "line 3: not JSON"),
         ("m.json", b'[{"audio": "a"},\n {"audio": "b"}', "line 2: not JSON"),
@@ -391,6 +393,60 @@ def test_damage_is_one_error_with_file_and_line(tmp_path, name, content, message
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ValueError, match=rf"{name}.*{message}"):
         list(loaded(tmp_path / name, streaming=streaming))
+
+
+BAD_ROWS = [
+    ({"offset": float("nan"), "duration": 1.0}, "offset", "is nan, not a number of seconds"),
+    ({"offset": 0, "duration": float("inf")}, "duration", "is inf, not a number of seconds"),
+    ({"duration": -1}, "duration", "is -1, not a number of seconds"),
+    ({"duration": "soon"}, "duration", "is 'soon', not a number of seconds"),
+    ({"id": None}, "id", "is empty"),
+    ({"id": ["x"]}, "id", "holds values of several types"),
+    ({"text": 3}, "text", "holds values of several types"),
+    ({"audio": "a\0b"}, "audio", "names no audio file"),
+    ({"subtitles": 3}, "subtitles", "names no file"),
+]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize(("bad", "column", "problem"), BAD_ROWS)
+def test_one_bad_row_does_not_end_a_stage(tmp_path, bad, column, problem, streaming, caplog):
+    rows = [
+        {"id": f"c{index}", "text": "x", "offset": 0.0, "duration": 0.5, "subtitles": None}
+        for index in range(20)
+    ]
+    path = manifest(tmp_path / "m.jsonl", [*rows[:10], {**rows[10], **bad}, *rows[11:]])
+    options = {"streaming": streaming, "segment": "none", "max_bad_fraction": 0.05}
+    found = [row["id"] for row in loaded(path, **options)]
+    assert found == [row["id"] for row in rows if row["id"] != "c10"]
+    assert f"m.jsonl, line 11: column '{column}' {problem}" in caplog.text
+    assert f"20 in = 19 out + 0 dropped + 1 quarantined ({column}: 1 [m.jsonl:11])" in caplog.text
+    with pytest.raises(ValueError, match=rf"m\.jsonl: 1 of 20 rows .*{column}.*m\.jsonl:11"):
+        list(loaded(path, **{**options, "max_bad_fraction": 0.04}))
+    with pytest.raises(ValueError, match=rf"m\.jsonl, line 11: column '{column}' {problem}"):
+        list(loaded(path, **{**options, "max_bad_fraction": 0.0}))
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_without_one_usable_row_there_is_no_dataset(tmp_path, streaming):
+    path = manifest(tmp_path / "m.jsonl", [{"duration": -1}, {"audio": ""}])
+    with pytest.raises(ValueError, match=r"m\.jsonl has no rows that can be used: 2 in = 0 out"):
+        list(loaded(path, streaming=streaming, max_bad_fraction=1.0))
+
+
+def test_many_bad_rows_are_counted_and_a_few_are_named(tmp_path, caplog):
+    path = manifest(tmp_path / "m.jsonl", [{"duration": 1 if i % 2 else -1} for i in range(100)])
+    assert len(loaded(path, max_bad_fraction=0.5)) == 50
+    named = [message for message in caplog.messages if "not a number of seconds" in message]
+    assert len(named) == manifest_rows.MOST_LOGGED
+    assert named[-1].endswith("(more of these are only counted)")
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_times_of_a_table_are_numbers(tmp_path, streaming):
+    path = written(tmp_path / "m.csv", "audio,duration,offset\na.wav,1.5,\nb.wav,,0\n")
+    rows = list(loaded(path, streaming=streaming, segment="none"))
+    assert [row["duration"] for row in rows] == [1.5, None]
 
 
 # --- NeMo's manifests ----------------------------------------------------------------------------

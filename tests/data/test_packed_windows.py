@@ -12,7 +12,8 @@ from transformers import WhisperFeatureExtractor
 from distillery.audio.decoding import encode_flac
 from distillery.audio.log_mel import LogMel
 from distillery.data import column_types, hub_layout, schema
-from distillery.data.collators import PROBLEM, WindowCollator
+from distillery.data.clip_states import clip_state
+from distillery.data.collators import CLIP_STATE, PROBLEM, WindowCollator
 from distillery.data.packed_windows import (
     SAME_RECORDING,
     ClipCollator,
@@ -81,6 +82,7 @@ def test_a_window_keeps_what_its_parts_were():
         schema.SEGMENT_OFFSETS: [0.0, 1.52],
         schema.SEGMENT_DURATIONS: [16_001 / RATE, 1.5],
         schema.SEGMENT_TEXTS: ["text a", "text b"],
+        CLIP_STATE: [clip_state(row[schema.AUDIO]) for row in rows[:2]],
         PROBLEM: None,
     }
     assert spans(first)[1] == pytest.approx((1.52, 3.02))
@@ -236,5 +238,9 @@ def test_a_clip_that_broke_since_is_named(rows):
     windows = window_rows(packed(rows))
     name = next(row[schema.SEGMENT_IDS][1] for row in windows if len(row[schema.SEGMENT_IDS]) > 1)
     changed = [{**row, schema.AUDIO: None} if row[schema.ID] == name else row for row in rows]
+    with pytest.raises(ValueError, match=f"the audio of clip '{name}' has changed"):
+        list(with_audio(changed, windows, RATE))
+    for row in windows:
+        del row[CLIP_STATE]
     with pytest.raises(ValueError, match=f"clip {name}, which was labelled before, has no audio"):
         list(with_audio(changed, windows, RATE))

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from datasets import Dataset
 from stage_runs import write_manifest
 from tiny import SHARED, spoken
 
@@ -320,8 +321,24 @@ def test_files_that_are_one_clip_each_are_left_as_they_are(tmp_path, counted):
 def test_an_offset_that_is_no_number_is_named(tmp_path, name):
     row = {"audio": recording(tmp_path / "a.wav"), "id": "x", "offset": "1", "duration": "2"}
     assert len(clips_of(tmp_path, [row])) == 1
-    with pytest.raises(ValueError, match=f"row x: column '{name}' is 'soon', not a number of sec"):
+    with pytest.raises(ValueError, match=f"line 1: column '{name}' is 'soon', not a number of sec"):
         clips_of(tmp_path, [{**row, name: "soon"}])
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("name", ["offset", "duration"])
+@pytest.mark.parametrize("value", ["soon", "nan", "-1", "inf"])
+def test_a_part_without_usable_times_is_left_out_of_any_dataset(
+    tmp_path, name, value, streaming, caplog
+):
+    audio = {"bytes": None, "path": str(tmp_path / recording(tmp_path / "a.wav"))}
+    row = {"id": "x", "audio": audio, "offset": "1", "duration": "2"}
+    (tmp_path / "rows").mkdir()
+    rows = Dataset.from_list([row, {**row, "id": "y", name: value}])
+    rows.to_parquet(tmp_path / "rows" / "train.parquet")
+    (clip,) = load(DatasetSpec(str(tmp_path / "rows"), streaming=streaming))
+    assert clip["id"] == "x"
+    assert f"recording y: left out: offset or duration is '{value}', not a number" in caplog.text
 
 
 # --- speech --------------------------------------------------------------------------------------

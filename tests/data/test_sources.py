@@ -1,4 +1,5 @@
 import hashlib
+import json
 import os
 from pathlib import Path
 
@@ -332,3 +333,24 @@ def test_a_dataset_whose_run_was_stopped_is_refused(tmp_path):
     pq.write_table(pa.table({"id": ["a"]}), tmp_path / "default" / "train-00000-of-00002.parquet")
     with pytest.raises(ValueError, match="is not finished"):
         load(DatasetSpec(str(tmp_path)))
+
+
+# --- ids of a stream -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("second", [1, 4, 8])
+def test_an_id_that_comes_twice_in_a_stream_is_an_error_when_it_comes(tmp_path, second):
+    rows = [{"id": f"c{0 if i == second else i}", "audio": "a.wav"} for i in range(9)]
+    path = tmp_path / "m.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    chunks = sources.iterate_chunks(loaded(path, streaming=True), 3)
+    for _ in range(second // 3):
+        next(chunks)
+    with pytest.raises(ValueError, match=r"id 'c0' occurs more than once in the stream; name a"):
+        next(chunks)
+
+
+def test_a_row_without_an_id_in_a_stream_is_an_error(tmp_path):
+    rows = Dataset.from_list([{"id": name, "text": "x"} for name in ("a", "b", None)])
+    with pytest.raises(ValueError, match="row 2 of the stream has no id"):
+        list(sources.iterate_chunks(rows.to_iterable_dataset(), 2))

@@ -142,3 +142,10 @@ def test_a_file_without_cues_is_refused(path, text):
 def test_another_encoding_is_refused_by_name(path):
     with pytest.raises(ValueError, match=r"talk\.srt is not UTF-8 .*: save it as UTF-8"):
         cues_of(path, SRT.replace("Hello", "Grüße"), "latin-1")
+
+
+def test_a_file_without_end_is_no_subtitles(tmp_path):
+    with (tmp_path / "a.srt").open("wb") as file:
+        file.truncate(1 << 40)  # takes no place on the disk
+    with pytest.raises(ValueError, match=r"a\.srt has more than 64 MiB"):
+        read_subtitles(tmp_path / "a.srt")

@@ -3,7 +3,8 @@ import pytest
 import tiny
 
 from distillery.data import schema
-from distillery.data.collators import PROBLEM
+from distillery.data.clip_states import clip_state
+from distillery.data.collators import CLIP_STATE, PROBLEM, REASON
 from distillery.data.hub_layout import SplitFiles
 from distillery.labelling.shards import Account, ShardAssembly, ShardWriter, dataset_features
 from distillery.labelling.transcripts import Transcripts
@@ -40,6 +41,8 @@ def label(row_id, text=None, recording="talk", reference=None):
         schema.TRUNCATED: False,
         schema.LANGUAGE: "ja",
         schema.TASK: "transcribe",
+        CLIP_STATE: clip_state(source(row_id)[schema.AUDIO]),
+        REASON: schema.AUDIO,
         PROBLEM: "cannot be decoded" if text is None else None,
     }
 
@@ -111,6 +114,13 @@ def test_without_references_there_are_no_scores(writer):
 def test_a_label_of_another_row_is_an_error(writer):
     with pytest.raises(AssertionError, match="the label of 'b' is at 'a'"):
         writer.write(0, [source("a")], [label("b", "ねこ")], None)
+    assert writer.account_of(0) is None
+
+
+def test_audio_that_is_no_longer_what_was_labelled_is_an_error(writer):
+    other = {schema.ID: "a", schema.AUDIO: {"bytes": b"other", "path": None}}
+    with pytest.raises(ValueError, match="the audio of clip 'a' has changed while it was labelled"):
+        writer.write(0, [other], [label("a", "ねこ")], None)
     assert writer.account_of(0) is None
 
 

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import soundfile
+from child_memory import peak_mib
 from command_lines import parsed
 from launching import launch
 from stage_runs import read_manifest, run, snapshot, talkative_model_folder, write_manifest
@@ -201,3 +202,26 @@ def test_references_without_any_time_are_not_compared():
     references = [Segment(1.0, 1.0, "a")]
     recording = RecordingTranscription("1", "a", "a", 1.0, references=references)
     assert timestamp_figures([recording]) == {}
+
+
+EVALUATE = f"""
+import sys
+from stage_runs import run
+run("{SCRIPT}", *sys.argv[1:])
+"""
+
+
+def test_hours_of_silence_take_little_more_memory_than_a_second(tmp_path, model):
+    peaks = {}
+    for name, minutes in [("short", 1), ("long", 240)]:
+        path = tmp_path / f"{name}.flac"
+        with soundfile.SoundFile(path, "w", SAMPLE_RATE, 1, format="FLAC") as file:
+            for _ in range(minutes):
+                file.write(np.zeros(60 * SAMPLE_RATE, np.int16))
+        manifest = write_manifest(
+            tmp_path / f"{name}.jsonl", [{"id": "a", "audio": path.name, "text": "ねこ"}]
+        )
+        flags = ["-m", model, "-d", manifest, "-l", "ja", *BOTH, "-o", tmp_path / name]
+        peaks[name] = peak_mib(EVALUATE, *flags)
+    # Four hours are 879 MiB of samples; the levels of their frames, in float64, are 6.
+    assert peaks["long"] < peaks["short"] + 100

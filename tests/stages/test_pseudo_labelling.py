@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import soundfile
 import soxr
@@ -33,6 +34,8 @@ from tiny import (
 )
 
 from distillery.data import schema
+from distillery.labelling.shards import ShardWriter
+from distillery.storage.outputs import Outputs
 from distillery.text import labels
 from distillery.whisper import checkpoint
 
@@ -347,7 +350,7 @@ def test_rows_say_their_language_and_task(tmp_path, flags, manifest, labelled, t
     heard = capsys.readouterr().err
     assert "task 'sing' is not one of transcribe, translate" in heard
     assert "Whisper has no language 'Klingon'" in heard
-    assert record(tmp_path)["ledger"]["quarantined"] == {"audio": 3}
+    assert record(tmp_path)["ledger"]["quarantined"] == {"prompt": 3}
     (scores,) = record(tmp_path)["scores"].values()
     assert scores["num_rows"] == 2, "a translation has no reference"
 
@@ -428,6 +431,84 @@ def test_previous_window_only_inside_a_recording_and_speaker(tmp_path, flags, ma
     assert [row["condition_on_prev"] for row in rows] == wanted
 
 
+# --- input that changes ------------------------------------------------------------------------
+
+
+@pytest.fixture
+def own_clips(tmp_path, manifest):
+    """A manifest and clips that a test may change."""
+    shutil.copytree(manifest.parent, tmp_path / "clips")
+    return tmp_path / "clips" / manifest.name
+
+
+def replace_clip(manifest, index, by):
+    entries = read_manifest(manifest)
+    paths = [manifest.parent / entries[place]["audio"] for place in (by, index)]
+    shutil.copyfile(*paths)
+
+
+@pytest.mark.parametrize("more", [[], ["--streaming"]])
+def test_a_clip_that_is_replaced_between_two_starts_has_label_and_audio_of_one(
+    tmp_path, flags, own_clips, more, monkeypatch
+):
+    """Clips 5 and 9 are replaced: one in a shard that is sealed, one in a shard that is not."""
+    out, arguments = tmp_path / "out", [*flags, "-d", own_clips, *more]
+    run(SCRIPT, *arguments, "-o", tmp_path / "before")
+    kill(SCRIPT, "distillery.labelling.shards:write_sealed", 3, *arguments, "-o", out)
+    for index in (5, 9):
+        replace_clip(own_clips, index, by=0)
+    run(SCRIPT, *arguments, "-o", out)
+    run(SCRIPT, *arguments, "-o", tmp_path / "after")
+    rows, before, after = (split_rows(tmp_path / name) for name in ("out", "before", "after"))
+    for row, old, new, is_new in zip(rows, before, after, [False] * 8 + [True] * 2, strict=True):
+        wanted = new if is_new else old
+        assert row["audio"] == wanted["audio"]
+        assert row["whisper_transcript"] == wanted["whisper_transcript"]
+    assert before[5]["audio"] != after[5]["audio"] and before[9]["audio"] != after[9]["audio"]
+
+
+@pytest.mark.parametrize("more", [[], ["--concatenate_audio", "--packing", "best_fit"]])
+def test_a_clip_that_is_replaced_while_the_stage_runs_is_an_error_that_names_it(
+    tmp_path, flags, own_clips, monkeypatch, more
+):
+    write = ShardWriter.write
+
+    def replaced_first(self, shard, *args):
+        if shard == 1:
+            replace_clip(own_clips, 5, by=0)
+        return write(self, shard, *args)
+
+    flags = [*flags, "-d", own_clips, *more, "-o", tmp_path / "out"]
+    with monkeypatch.context() as patch:
+        patch.setattr(ShardWriter, "write", replaced_first)
+        with pytest.raises(ValueError, match=r"the audio of clip 'clips-0005' has changed"):
+            run(SCRIPT, *flags)
+    run(SCRIPT, *flags)
+    run(SCRIPT, *flags[:-1], tmp_path / "fresh")
+    assert_same_labels(tmp_path / "out", tmp_path / "fresh")
+
+
+def test_an_id_that_comes_twice_in_a_stream_is_refused(tmp_path, flags, own_clips):
+    entries = read_manifest(own_clips)
+    entries[7]["id"] = entries[5]["id"]
+    write_manifest(own_clips, entries)
+    with pytest.raises(ValueError, match=f"id '{entries[5]['id']}' occurs more than once"):
+        run(SCRIPT, *flags, "-d", own_clips, "--streaming", "-o", tmp_path / "out")
+
+
+def test_rows_are_counted_in_the_files(tmp_path, flags, monkeypatch):
+    move = Outputs.move
+
+    def losing(self, targets):
+        move(self, targets)
+        path = next(iter(targets.values()))
+        pq.write_table(pq.read_table(path).slice(1), path)
+
+    monkeypatch.setattr(Outputs, "move", losing)
+    with pytest.raises(AssertionError, match="9 rows lie in the files, 10 were labelled"):
+        run(SCRIPT, *flags, "-o", tmp_path)
+
+
 # --- bad clips -----------------------------------------------------------------------------------
 
 
@@ -459,7 +540,7 @@ def test_bad_clips_are_named_counted_and_skipped(tmp_path, flags, broken, labell
         "in": 13,
         "out": 10,
         "dropped": {},
-        "quarantined": {"audio": 3},
+        "quarantined": {"audio": 2, "too_long": 1},
     }
     # Batches are others here, so that the last digits of avg_logprob may differ.
     undisturbed = by_id(split_rows(labelled))
@@ -513,7 +594,10 @@ def test_every_kind_of_bad_clip_is_alone_in_being_left_out(tmp_path, flags, mani
     )
     for name, (_, reason) in bad.items():
         assert re.search(f"clip {name} .*{reason}", done.stdout), done.stdout
-    assert record(tmp_path / "out")["ledger"]["quarantined"] == {"audio": len(bad)}
+    assert record(tmp_path / "out")["ledger"]["quarantined"] == {
+        "audio": len(bad) - 1,
+        "too_long": 1,
+    }
     found, undisturbed = by_id(split_rows(tmp_path / "out")), by_id(split_rows(labelled))
     assert set(found) == {*undisturbed, *good}
     for row_id, row in undisturbed.items():
@@ -581,3 +665,18 @@ def test_card_names_every_configuration_and_split(labelled):
     assert "config_name: default" in text
     assert "path: default/train-*.parquet" in text
     assert schema.AUDIO in loaded(labelled, "default", split="train").column_names
+
+
+def test_names_give_the_terminal_no_orders(tmp_path, flags, manifest):
+    """Of a file, in an id, and in an error that ends the stage."""
+    entries = read_manifest(manifest)[:2]
+    odd = "\x1b[2J\x1b]0;title\x07\nERROR all is lost"
+    (manifest.parent / f"{odd}.flac").write_bytes(b"no sound at all" * 100)
+    entries += [{**entries[0], "id": odd}, {**entries[0], "id": "x", "audio": f"{odd}.flac"}]
+    entries[2]["audio"] = f"{odd} is not there.flac"
+    path = write_manifest(manifest.parent / "odd.jsonl", entries)
+    done = launch(SCRIPT, *flags, "-d", path, "-o", tmp_path, check=False)
+    assert "clip \\x1b[2J\\x1b]0;title\\x07\\nERROR all is lost file not found" in done.stdout
+    assert "2 of 4 rows cannot be used" in done.stdout
+    assert not {"\x1b", "\x07"} & set(done.stdout)
+    assert not any(line.startswith("ERROR all") for line in done.stdout.splitlines())
