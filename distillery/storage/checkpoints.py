@@ -23,8 +23,8 @@ CHECKPOINTS = "checkpoint-*"
 def sealed_folder(path: Path) -> Iterator[Path]:
     """Give a temporary folder to fill; on success it gets its manifest and then its name.
 
-    A folder of that name is replaced. A killed writer leaves only a `.tmp` or `.old` folder, which
-    the next one throws away.
+    A folder of that name is replaced. A writer that fails leaves nothing, and one that is killed
+    only a `.tmp` or `.old` folder, which the next one throws away.
     """
     path = path.resolve()  # "." has no name of its own
     temporary, old = path.with_name(path.name + ".tmp"), path.with_name(path.name + ".old")
@@ -32,18 +32,27 @@ def sealed_folder(path: Path) -> Iterator[Path]:
         if leftover.exists():
             shutil.rmtree(leftover)
     temporary.mkdir(parents=True)
-    yield temporary
-    files = sorted(file for file in temporary.rglob("*") if file.is_file())
-    for file in files:
-        sync(file)
-    checksums = {str(file.relative_to(temporary)): sha256(file) for file in files}
-    write_json(temporary / MANIFEST, checksums)
+    try:
+        yield temporary
+        _seal(temporary)
+    except BaseException:
+        shutil.rmtree(temporary)  # it may be what fills the disk
+        raise
     if path.exists():
         path.rename(old)
     temporary.rename(path)
     sync(path.parent)
     if old.exists():
         shutil.rmtree(old)
+
+
+def _seal(folder: Path) -> None:
+    """Flush a folder's files to the disk, and write their checksums beside them."""
+    files = sorted(file for file in folder.rglob("*") if file.is_file())
+    for file in files:
+        sync(file)
+    checksums = {str(file.relative_to(folder)): sha256(file) for file in files}
+    write_json(folder / MANIFEST, checksums)
 
 
 def find_damage(folder: Path) -> str | None:

@@ -1,6 +1,7 @@
 """Updates of a small model; whole runs are in tests/stages."""
 
 import math
+from dataclasses import replace
 from itertools import pairwise
 from types import SimpleNamespace
 
@@ -71,6 +72,25 @@ def test_a_request_to_stop_ends_the_updates_before_the_next(parts, done):
     assert steps == list(range(1, done + 1))
 
 
+def test_updates_end_when_too_many_clips_are_bad(parts, monkeypatch):
+    trainer, data = parts
+    collate = SpeechCollator.__call__
+    spoilt = data.rows[data.order[2:3][0]]["id"]  # of the second update
+
+    def spoiling(self, rows):
+        found = collate(self, rows)
+        bad = [(row["id"], "is broken") for row in rows if row["id"] == spoilt]
+        return replace(found, bad=bad)
+
+    monkeypatch.setattr(SpeechCollator, "__call__", spoiling)
+    progress = Progress()
+    done = [update.step for update in loop.updates(trainer, data, progress, StopRequest(), 0.1)]
+    assert done == [1, 2]
+    assert progress.bad_clips == [f"{spoilt} is broken"]
+    assert list(loop.updates(trainer, data, progress, StopRequest(), 0.1)) == []
+    assert [u.step for u in loop.updates(trainer, data, progress, StopRequest(), 0.2)] == [3, 4]
+
+
 def test_a_request_of_another_process_stops_this_one(parts, monkeypatch):
     """The last of the counts that processes add up is that of the requests."""
     trainer, data = parts
@@ -131,8 +151,27 @@ def test_all_processes_keep_the_bad_clips_of_all_and_one_names_them(monkeypatch,
     assert bad_clips(caplog) == (["clip a is broken", "clip z is broken"] if is_main else [])
 
 
-def test_too_many_bad_clips_are_an_error():
-    progress = Progress(bad_clips=["a is broken", "b is broken"])
-    loop.check_bad_clips(progress, 5, 0.4)
-    with pytest.raises(ValueError, match=r"2 of 5 clips .* --max_bad_fraction 0.39"):
-        loop.check_bad_clips(progress, 5, 0.39)
+def data_of(num_clips, global_size=10):
+    plan = BatchPlan(global_size, 1, 1)
+    return SimpleNamespace(num_clips=lambda: num_clips, plan=plan)
+
+
+def problem(num_bad, num_clips, allowed, step=1):
+    progress = Progress(step, bad_clips=[f"{n} is broken" for n in range(num_bad)])
+    return loop.bad_clips_problem(progress, data_of(num_clips), allowed)
+
+
+def test_too_many_bad_clips_are_a_problem_as_soon_as_it_is_certain():
+    assert problem(0, 0, 0.0) is None
+    assert problem(2, 5, 0.4) is None
+    said = problem(2, 5, 0.39)
+    assert said.startswith("2 of 5 clips could not be decoded")
+    assert "--max_bad_fraction 0.39" in said and "which is saved" in said
+
+
+def test_a_run_far_past_its_share_of_bad_clips_does_not_go_on():
+    assert problem(99, 10**6, 0.01, step=10) is None  # few enough to be chance
+    said = problem(100, 10**6, 0.01, step=10)
+    assert said.startswith("100 of the first 100 clips could not be decoded")
+    assert problem(100, 10**6, 0.01, step=500) is None  # twice the share, and no more
+    assert problem(101, 10**6, 0.01, step=500) is not None

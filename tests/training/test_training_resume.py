@@ -25,23 +25,23 @@ LINES = [json.dumps({"step": step, "kind": "train", "loss": 0.1}) + "\n" for ste
 @pytest.mark.parametrize(("step", "kept"), [(0, 0), (1, 1), (2, 3), (3, 4), (9, 4)])
 def test_the_log_is_cut_behind_a_step(tmp_path, step, kept):
     path = log_of(tmp_path / "log", *LINES)
-    resume.cut_log(path, step)
+    resume.cut_log(path, Progress(step))
     assert path.read_text() == "".join(LINES[:kept])
     assert [p.name for p in tmp_path.iterdir()] == ["log"]
 
 
 def test_a_line_that_a_kill_cut_short_is_forgotten(tmp_path):
     path = log_of(tmp_path / "log", *LINES[:2], LINES[2][:-5])
-    resume.cut_log(path, 2)
+    resume.cut_log(path, Progress(2))
     assert path.read_text() == "".join(LINES[:2])
-    resume.cut_log(tmp_path / "none", 2)
+    resume.cut_log(tmp_path / "none", Progress(2))
     assert not (tmp_path / "none").exists()
 
 
 def test_without_a_checkpoint_the_log_of_a_killed_run_is_forgotten(tmp_path):
     path = log_of(tmp_path / monitor.LOSS_LOG, *LINES, '{"step": 4, "ki')
     trainer = SimpleNamespace(accelerator=SimpleNamespace(is_main_process=True))
-    assert resume.resume(trainer, tmp_path) == Progress()
+    assert resume.resume(trainer, tmp_path, None) == Progress()
     assert path.read_text() == ""
 
 
@@ -53,7 +53,8 @@ def test_progress_comes_back_exactly(tmp_path):
     for _ in range(50):
         window = [rng.uniform(-1, 1) * 10 ** rng.randint(-12, 12) for _ in range(4)]
         bad_clips = [f"clip {i} is broken" for i in range(rng.randrange(3))]
-        progress = Progress(rng.randrange(10**9), window, rng.random() / 3, bad_clips)
+        step = rng.randrange(10**9)
+        progress = Progress(step, window, rng.random() / 3, bad_clips, rng.randrange(step + 1))
         write_json(tmp_path / "progress.json", asdict(progress))
         assert resume.read_progress(tmp_path / "progress.json") == progress
 
@@ -73,7 +74,7 @@ def test_progress_of_another_version_is_refused(tmp_path, taken, added):
 def test_two_runs_share_neither_window_nor_bad_clips():
     Progress().window[0] = 1.0
     Progress().bad_clips.append("clip a is broken")
-    assert Progress() == Progress(0, [0.0] * 4, None, [])
+    assert Progress() == Progress(0, [0.0] * 4, None, [], 0)
 
 
 # --- when a checkpoint is saved ------------------------------------------------------------------
