@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import replace
-from itertools import pairwise
+from itertools import count, pairwise
 from types import SimpleNamespace
 
 import pytest
@@ -118,6 +118,90 @@ def test_the_rows_of_gradients_that_are_not_finite_are_named(parts, monkeypatch,
         rows = [data.rows[key]["id"] for key in data.order[2 * update : 2 * update + 2]]
         assert message.startswith(f"update {update + 1} is skipped: its gradient is not finite")
         assert message.endswith(f"rows {rows}")
+
+
+# --- float16 -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def scaled(parts, monkeypatch):
+    """Return the same with a gradient scaler, as float16 has one on a GPU, and forty updates."""
+    trainer, data = parts
+    trainer.accelerator.scaler = torch.amp.GradScaler("cpu")
+    monkeypatch.setattr(
+        Accelerator,
+        "unscale_gradients",
+        lambda self: self.scaler.unscale_(self._optimizers[-1].optimizer),
+    )
+    return trainer, replace(data, num_rows=80, num_updates=40)
+
+
+def test_a_dead_float16_run_fails(scaled):
+    trainer, data = scaled
+    with torch.no_grad():
+        trainer.learner.student.model.model.decoder.layer_norm.weight[0] = math.nan
+    progress = Progress()
+    with pytest.raises(ValueError, match=r"^20 updates in a row .* float16 is down to 0.0625;"):
+        list(loop.updates(trainer, data, progress, StopRequest()))
+    assert progress.step == 20
+
+
+def test_a_float16_run_whose_scale_has_collapsed_fails(scaled):
+    trainer, data = scaled
+    trainer.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=1.5e-4)
+    with torch.no_grad():
+        trainer.learner.student.model.model.decoder.layer_norm.weight[0] = math.nan
+    with pytest.raises(ValueError, match=r"^1 updates in a row .* down to 7.5e-05; .*bfloat16"):
+        list(loop.updates(trainer, data, Progress(), StopRequest()))
+
+
+def test_overflows_with_updates_between_them_are_no_fault(scaled, monkeypatch):
+    trainer, data = scaled
+    norms, clip = count(), Accelerator.clip_grad_norm_
+
+    def clip_spoilt(self, parameters, most):
+        parameters = list(parameters)
+        if next(norms) % 2:
+            parameters[-1].grad[0] = math.inf
+        return clip(self, parameters, most)
+
+    monkeypatch.setattr(Accelerator, "clip_grad_norm_", clip_spoilt)
+    trainer.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**20)
+    found = [update.is_finite for update in loop.updates(trainer, data, Progress(), StopRequest())]
+    assert found == [True, False] * 20
+
+
+# --- out of memory -------------------------------------------------------------------------------
+
+
+def no_memory(_batch, _step):
+    return torch.empty(10**16)
+
+
+def no_gpu_memory(_batch, _step):
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nSee …")
+
+
+@pytest.mark.parametrize("losses", [no_memory, no_gpu_memory])
+def test_an_update_out_of_memory_names_rows_and_flag(parts, monkeypatch, losses):
+    trainer, data = parts
+    monkeypatch.setattr(Learner, "losses", lambda _, *args: losses(*args))
+    with pytest.raises(ValueError) as error:
+        list(loop.updates(trainer, data, Progress(), StopRequest()))
+    said = str(error.value)
+    assert said.startswith("an update with 1 rows at once needs more memory than there is: ")
+    assert "--per_device_train_batch_size" in said and "memory" in said.rpartition("(")[2]
+    assert "\n" not in said
+
+
+def test_another_error_of_an_update_stays_what_it_is(parts, monkeypatch):
+    def broken(*_):
+        raise RuntimeError("shapes do not fit")
+
+    monkeypatch.setattr(Learner, "losses", broken)
+    trainer, data = parts
+    with pytest.raises(RuntimeError, match="shapes do not fit"):
+        list(loop.updates(trainer, data, Progress(), StopRequest()))
 
 
 # --- clips that cannot be used -------------------------------------------------------------------

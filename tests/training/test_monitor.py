@@ -13,6 +13,8 @@ from distillery.training.monitor import (
     LOSS_LOG,
     LossMonitor,
     LossWindow,
+    finish_trackers,
+    log_values,
 )
 
 
@@ -108,3 +110,27 @@ def test_a_checkpoint_holds_the_sums_of_all_processes_once(is_main):
     saved = window.to_list()
     assert saved == ([6.0, 7.0, 8.0, 9.0] if is_main else [5.0] * 4)
     assert window.sums.tolist() == (saved if is_main else [0.0] * 4)
+
+
+# --- trackers that fail --------------------------------------------------------------------------
+
+
+class DownTracker:
+    def finish(self):
+        raise ConnectionError("no route to host")
+
+
+def test_a_tracker_that_is_down_ends_no_run(tmp_path, caplog):
+    accelerator = accelerator_of()
+
+    def log(values, step):
+        raise ConnectionError("no route to host")
+
+    accelerator.log, accelerator.trackers = log, [DownTracker(), DownTracker()]
+    log_values(accelerator, tmp_path, 7, "train", {"loss": 1.5})
+    assert json.loads((tmp_path / LOSS_LOG).read_text("utf-8"))["loss"] == 1.5
+    (said,) = (record.getMessage() for record in caplog.records)
+    assert said.startswith("a tracker did not take update 7: no route to host")
+    finish_trackers(accelerator)
+    assert accelerator.trackers == []
+    assert len(caplog.records) == 3
