@@ -179,7 +179,7 @@ def test_evaluation_and_the_best_model_survive(runs, tmp_path):
     args = runs.to(FINETUNING, tmp_path / "run", *evaluation)
     for target, call in (
         ("distillery.training.validation:evaluate", 3),
-        ("distillery.training.loop:_update", 4),
+        ("distillery.training.loop:_update", 2),
     ):
         assert run_in_child(FINETUNING, target, call, KILL, *args) == -KILL
     run(FINETUNING, *args)
