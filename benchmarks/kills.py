@@ -50,7 +50,7 @@ class Campaign:
     script: str
     flags: list[object]
     left: Callable[[Path], Any]
-    was_doing: Callable[[Path], str] = lambda _: "something"
+    was_doing: Callable[[Path, float], str] = lambda _folder, _since: "something"
 
 
 def labelling(folder: Path) -> Campaign:
@@ -116,13 +116,13 @@ def weights_and_log(folder: Path) -> Any:
     return (folder / "model.safetensors").read_bytes(), log
 
 
-def phase_of_training(folder: Path) -> str:
+def phase_of_training(folder: Path, since: float) -> str:
     """Return what a training was doing when it was killed: saving, evaluating, or something else.
 
-    A save leaves its temporary folder. Before an evaluation, the losses of its update are logged
-    and its checkpoint has got its name.
+    A save leaves a temporary folder that was written since the start. Before an evaluation, the
+    losses of its update are logged and its checkpoint has got its name.
     """
-    if any(folder.glob("*.tmp")) or any(folder.glob(".*.tmp")):
+    if any(path.stat().st_mtime >= since for path in folder.glob("*.tmp")):
         return "saving"
     log = folder / "train_log.jsonl"
     lines = log.read_text("utf-8").splitlines(True) if log.exists() else []
@@ -232,11 +232,11 @@ def run_and_kill(
     """Start a run again and again until it ends well; return what it did at each kill."""
     phases: list[str] = []
     for _ in range(MOST_STARTS):
-        start = Start(campaign, output, num_processes)
+        since, start = time.time(), Start(campaign, output, num_processes)
         codes = start.codes_within(chooser.uniform(0, 1.2 * quiet_s))
         if codes is None:
             start.kill(chooser)
-            phases.append(campaign.was_doing(output))
+            phases.append(campaign.was_doing(output, since))
         elif not any(codes):
             return phases
         else:

@@ -22,7 +22,7 @@ def make_optimizer(model: nn.Module, settings: Optimization) -> torch.optim.Adam
         {"params": decayed, "weight_decay": settings.weight_decay},
         {"params": plain, "weight_decay": 0.0},
     ]
-    is_fused = all(parameter.is_cuda for parameter in decayed + plain)
+    is_fused = all(parameter.is_cuda for parameter in decayed + plain) or None
     return torch.optim.AdamW(
         groups, lr=settings.learning_rate, betas=settings.betas, fused=is_fused
     )

@@ -63,4 +63,6 @@ class Session:
         if self.trainer.accelerator.is_main_process:
             student = self.trainer.learner.student
             resume.finish(run, student, self.progress, self.data.ledger)
+        # The others wait here, where a request to stop does not end them.
+        self.trainer.accelerator.wait_for_everyone()
         return True

@@ -194,7 +194,7 @@ def test_a_state_of_a_gpu_goes_on_on_a_cpu(tmp_path):
         schedule=SimpleNamespace(load_state_dict=lambda _: None),
     )
     assert resume.resume(trainer, tmp_path, path) == Progress(3)
-    assert [group["fused"] for group in optimizer.param_groups] == [False, False]
+    assert [group["fused"] for group in optimizer.param_groups] == [None, None]
 
 
 SETTINGS = (0.1, "linear", 0, 0.0, (0.9, 0.999), 1.0)
