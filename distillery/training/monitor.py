@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 
+from distillery.training.disk import enough_disk
 from distillery.training.loop import Progress, Trainer, Update
 
 logger = logging.getLogger(__name__)
@@ -35,9 +36,12 @@ def log_values(
         step: updates done.
         kind: `train`, or `eval` and the name of the dataset.
         values: by name; None where there is no number.
+
+    Raises:
+        ValueError: the disk is full.
     """
     if accelerator.is_main_process:
-        with (folder / LOSS_LOG).open("a", encoding="utf-8") as file:
+        with enough_disk(folder), (folder / LOSS_LOG).open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, "kind": kind, **values}) + "\n")
     known = {f"{kind}/{name}": value for name, value in values.items() if value is not None}
     try:
