@@ -138,5 +138,5 @@ def test_a_tracker_that_is_down_ends_no_run(tmp_path, caplog):
 
 def test_a_disk_without_room_for_a_line_is_named(tmp_path):
     (tmp_path / LOSS_LOG).symlink_to("/dev/full")
-    with pytest.raises(ValueError, match="cannot be written: .*No space left on device.*MB are f"):
+    with pytest.raises(ValueError, match=r"cannot be written: .*No space left on device.*MB are f"):
         log_values(accelerator_of(), tmp_path, 7, "train", {"loss": 1.5})
