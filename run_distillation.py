@@ -54,6 +54,7 @@ if __name__ == "__main__":
     # Before what is heavy is imported: --help and wrong flags answer within a second.
     ARGUMENTS = parse(GROUPS, description=__doc__, check=check)
 
+from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
@@ -61,8 +62,11 @@ from accelerate import Accelerator
 from distillery.cli import forecast, hub, training, training_forecast
 from distillery.cli.runtime import load_outline, make_accelerator, open_run
 from distillery.storage.runs import Run
+from distillery.storage.stops import stop_request
+from distillery.training import resume
 from distillery.training.losses import LossWeights
-from distillery.training.step import Learner, StudentStep, Teacher
+from distillery.training.step import Learner, StudentStep, Teacher, wants_masks
+from distillery.training.validation import Evaluator
 from distillery.whisper import checkpoint
 
 
@@ -80,10 +84,12 @@ def main(distillation_args: DistillationArguments, *shared_groups: Any) -> None:
         return
     open_run(accelerator, run, flags.output.overwrite_output_dir)
     if not run.is_complete:
+        newest = resume.newest_checkpoint(accelerator, run.folder)
         training.begin_run(accelerator, run, " following ".join(models), flags)
-        student = training.load_student(accelerator, run, flags)
-        learner = with_teacher(accelerator, student, flags.model, distillation_args)
-        is_done = distil(accelerator, run, learner, flags)
+        student = training.load_student(accelerator, newest, flags)
+        learner = with_teacher(accelerator, student, flags, distillation_args)
+        evaluator = training.make_evaluator(accelerator, run, learner, flags)
+        is_done = distil(run, evaluator, newest, flags)
         training.end_run(accelerator, run, flags, is_done)
     if accelerator.is_main_process:
         hub.publish(run)
@@ -97,10 +103,11 @@ def teacher_outline(name: str, model_args: ModelArguments) -> checkpoint.Whisper
 def with_teacher(
     accelerator: Accelerator,
     student: checkpoint.Whisper,
-    model_args: ModelArguments,
+    flags: TrainingFlags,
     args: DistillationArguments,
 ) -> Learner:
     """Load the teacher, in the dtype of the computation, and let the student follow it."""
+    model_args = flags.model
     teacher = checkpoint.load(
         args.teacher_model_name_or_path,
         model_args.dtype,
@@ -109,23 +116,25 @@ def with_teacher(
     )
     teacher.model.to(accelerator.device)
     weights = LossWeights(args.ce_weight, args.kl_weight, args.temperature)
-    step = StudentStep(student.model, weights)
+    masks_input = wants_masks(student, flags.training.apply_spec_augment)
+    step = StudentStep(student.model, weights, masks_input)
     return Learner(student, step, Teacher(teacher.model, student.model))
 
 
-def distil(accelerator: Accelerator, run: Run, learner: Learner, flags: TrainingFlags) -> bool:
-    """Make the updates that are left; return False where SIGTERM asked to stop before the last."""
-    evaluator = training.make_evaluator(accelerator, run, learner, flags)
+def distil(run: Run, evaluator: Evaluator, newest: Path | None, flags: TrainingFlags) -> bool:
+    """Make the updates that are left; return False where SIGTERM asked to stop before the end."""
     if not flags.training.do_train:
-        evaluator.scores(step=0)
-        return True
-    session = training.begin_session(accelerator, run, learner, flags)
-    with session.updates() as updates:
-        for update in updates:
-            session.losses.add(update)
-            evaluator.keep_best(update, session.progress)
-            session.saver.save_if_due(session.progress)
-    return session.conclude(run, flags.data.max_bad_fraction)
+        with stop_request() as stop:
+            return evaluator.scores(0, stop) is not None
+    session = training.begin_session(evaluator, newest, flags)
+    with stop_request() as stop:
+        with session.updates(stop) as updates:
+            session.evaluate(stop)  # if the last start was stopped before
+            for update in updates:
+                session.losses.add(update)
+                session.saver.save_if_due(session.progress)
+                session.evaluate(stop)
+        return session.conclude(run)
 
 
 if __name__ == "__main__":

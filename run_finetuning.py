@@ -28,15 +28,17 @@ if __name__ == "__main__":
     # Before what is heavy is imported: --help and wrong flags answer within a second.
     ARGUMENTS = parse(GROUPS, description=__doc__, check=check)
 
+from pathlib import Path
 from typing import Any
-
-from accelerate import Accelerator
 
 from distillery.cli import forecast, hub, training, training_forecast
 from distillery.cli.runtime import load_outline, make_accelerator, open_run
 from distillery.storage.runs import Run
+from distillery.storage.stops import stop_request
+from distillery.training import resume
 from distillery.training.losses import LossWeights
-from distillery.training.step import Learner, StudentStep
+from distillery.training.step import Learner, StudentStep, wants_masks
+from distillery.training.validation import Evaluator
 
 
 def main(*groups: Any) -> None:
@@ -52,28 +54,33 @@ def main(*groups: Any) -> None:
         return
     open_run(accelerator, run, flags.output.overwrite_output_dir)
     if not run.is_complete:
+        newest = resume.newest_checkpoint(accelerator, run.folder)
         training.begin_run(accelerator, run, name, flags)
-        model = training.load_student(accelerator, run, flags)
-        learner = Learner(model, StudentStep(model.model, LossWeights()), teacher=None)
-        is_done = finetune(accelerator, run, learner, flags)
+        model = training.load_student(accelerator, newest, flags)
+        masks_input = wants_masks(model, flags.training.apply_spec_augment)
+        step = StudentStep(model.model, LossWeights(), masks_input)
+        learner = Learner(model, step, teacher=None)
+        evaluator = training.make_evaluator(accelerator, run, learner, flags)
+        is_done = finetune(run, evaluator, newest, flags)
         training.end_run(accelerator, run, flags, is_done)
     if accelerator.is_main_process:
         hub.publish(run)
 
 
-def finetune(accelerator: Accelerator, run: Run, learner: Learner, flags: TrainingFlags) -> bool:
-    """Make the updates that are left; return False where SIGTERM asked to stop before the last."""
-    evaluator = training.make_evaluator(accelerator, run, learner, flags)
+def finetune(run: Run, evaluator: Evaluator, newest: Path | None, flags: TrainingFlags) -> bool:
+    """Make the updates that are left; return False where SIGTERM asked to stop before the end."""
     if not flags.training.do_train:
-        evaluator.scores(step=0)
-        return True
-    session = training.begin_session(accelerator, run, learner, flags)
-    with session.updates() as updates:
-        for update in updates:
-            session.losses.add(update)
-            evaluator.keep_best(update, session.progress)
-            session.saver.save_if_due(session.progress)
-    return session.conclude(run, flags.data.max_bad_fraction)
+        with stop_request() as stop:
+            return evaluator.scores(0, stop) is not None
+    session = training.begin_session(evaluator, newest, flags)
+    with stop_request() as stop:
+        with session.updates(stop) as updates:
+            session.evaluate(stop)  # if the last start was stopped before
+            for update in updates:
+                session.losses.add(update)
+                session.saver.save_if_due(session.progress)
+                session.evaluate(stop)
+        return session.conclude(run)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,8 @@ Stages: labelling, filtering, training, evaluation. A run is killed (SIGKILL, wi
 started; of two processes sometimes one alone) at moments drawn over the length of a quiet run, and
 started again until it ends well; then the next run begins, until there were enough kills. What it
 leaves must be what the quiet run left: rows and columns of every file, weights and loss log bit for
-bit, figures of an evaluation.
+bit, figures of an evaluation. A training evaluates and saves all the time; how many kills fell into
+either is printed too.
 
 Starts are forks of this process, which has everything imported: the time is spent on work that can
 be hurt. Prints one row of the table in `benchmarks/README.md`.
@@ -23,6 +24,7 @@ import signal
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -37,16 +39,18 @@ from tiny import tone_manifest
 from training_runs import manifest, model_folder, student_folder
 
 NUM_CLIPS = 48
+EVERY = 4  # updates between two checkpoints, and two evaluations, of a training
 MOST_STARTS = 400  # of one run: it would not get on
 
 
 @dataclass(frozen=True)
 class Campaign:
-    """A stage's command, and what it leaves."""
+    """A stage's command, what it leaves, and what it was doing when it was killed."""
 
     script: str
     flags: list[object]
     left: Callable[[Path], Any]
+    was_doing: Callable[[Path, float], str] = lambda _folder, _since: "something"
 
 
 def labelling(folder: Path) -> Campaign:
@@ -67,13 +71,24 @@ def filtering(folder: Path) -> Campaign:
 
 
 def training(folder: Path) -> Campaign:
-    """Distil for sixty updates, a checkpoint after every fourth."""
+    """Distil for sixty updates, a checkpoint and an evaluation after every fourth."""
     clips, teacher = manifest(folder / "clips.jsonl"), model_folder(folder / "teacher", 3)
     student = student_folder(folder / "student", teacher)
     flags = ["-m", student, "--teacher", teacher, "-d", clips, "--language", "ja"]
-    flags += ["--max_steps", 60, "--save_steps", 4, "--logging_steps", 2, "--save_total_limit", 3]
+    flags += [
+        "--max_steps",
+        60,
+        "--save_steps",
+        EVERY,
+        "--logging_steps",
+        2,
+        "--save_total_limit",
+        3,
+    ]
     flags += ["--per_device_train_batch_size", 2, "--gradient_accumulation_steps", 1]
-    return Campaign("run_distillation.py", flags, weights_and_log)
+    flags += ["--do_eval", "--eval_dataset_name", clips, "--eval_steps", EVERY]
+    flags += ["--predict_with_generate", "--generation_max_length", 24]
+    return Campaign("run_distillation.py", flags, weights_and_log, phase_of_training)
 
 
 def evaluation(folder: Path) -> Campaign:
@@ -99,6 +114,24 @@ def weights_and_log(folder: Path) -> Any:
     """Return the bytes of the trained weights, and the lines of the loss log."""
     log = (folder / "train_log.jsonl").read_text("utf-8").splitlines()
     return (folder / "model.safetensors").read_bytes(), log
+
+
+def phase_of_training(folder: Path, since: float) -> str:
+    """Return what a training was doing when it was killed: saving, evaluating, or something else.
+
+    A save leaves a temporary folder that was written since the start. Before an evaluation, the
+    losses of its update are logged and its checkpoint has got its name.
+    """
+    if any(path.stat().st_mtime >= since for path in folder.glob("*.tmp")):
+        return "saving"
+    log = folder / "train_log.jsonl"
+    lines = log.read_text("utf-8").splitlines(True) if log.exists() else []
+    if not lines or not lines[-1].endswith("\n"):
+        return "something"
+    last = json.loads(lines[-1])
+    is_due = last["kind"] == "train" and last["step"] % EVERY == 0
+    is_saved = (folder / f"checkpoint-{last['step']}").is_dir()
+    return "evaluating" if is_due and is_saved else "something"
 
 
 def predictions_and_figures(folder: Path) -> Any:
@@ -179,27 +212,33 @@ def main(stage: str, num_processes: int, num_kills: int, seed: int) -> None:
             raise SystemExit(f"the quiet run ended with {codes}")
         wanted = campaign.left(folder / "quiet")
         kills = runs = different = 0
+        phases: Counter[str] = Counter()
         while kills < num_kills:
             output = folder / "killed"
             shutil.rmtree(output, ignore_errors=True)
-            kills += run_and_kill(campaign, output, num_processes, quiet_s, chooser)
+            found = run_and_kill(campaign, output, num_processes, quiet_s, chooser)
+            phases.update(found)
+            kills += len(found)
             runs += 1
             different += campaign.left(output) != wanted
     print("| stage | processes | kills | runs | runs that differ | quiet run |")
     print(f"| {stage} | {num_processes} | {kills} | {runs} | {different} | {quiet_s:.1f} s |")
+    print("killed while", ", ".join(f"{phase}: {n}" for phase, n in phases.most_common()))
 
 
 def run_and_kill(
     campaign: Campaign, output: Path, num_processes: int, quiet_s: float, chooser: random.Random
-) -> int:
-    """Start a run again and again until it ends well; return how often it was killed."""
-    for kills in range(MOST_STARTS):
-        start = Start(campaign, output, num_processes)
+) -> list[str]:
+    """Start a run again and again until it ends well; return what it did at each kill."""
+    phases: list[str] = []
+    for _ in range(MOST_STARTS):
+        since, start = time.time(), Start(campaign, output, num_processes)
         codes = start.codes_within(chooser.uniform(0, 1.2 * quiet_s))
         if codes is None:
             start.kill(chooser)
+            phases.append(campaign.was_doing(output, since))
         elif not any(codes):
-            return kills
+            return phases
         else:
             raise SystemExit(f"a start that nobody killed ended with {codes}")
     raise SystemExit(f"not done after {MOST_STARTS} starts")

@@ -246,13 +246,23 @@ def start_trackers(accelerator: Accelerator, run: Run, project: str | None) -> N
         accelerator: of this launch; without `--report_to` it has no tracker.
         run: whose flags are kept.
         project: the trackers' project; default: the stage's name.
+
+    Raises:
+        ValueError: a tracker does not start; better now than after hours without a curve.
     """
     if accelerator.log_with:
         plain = {
             name: value if isinstance(value, int | float | str | bool) else str(value)
             for name, value in run.arguments.items()
         }
-        accelerator.init_trackers(project or run.stage, plain)
+        try:
+            accelerator.init_trackers(project or run.stage, plain)
+        except Exception as error:  # each tracker has errors of its own
+            trackers = run.arguments["report_to"]
+            raise ValueError(
+                f"--report_to {trackers}: a tracker does not start ({error}); mend that, or leave "
+                "the flag out: the log in the folder has everything"
+            ) from error
 
 
 def log_start(

@@ -11,14 +11,14 @@ from distillery.cli.runtime import log_end, log_start, stage_run, start_trackers
 from distillery.cli.training_arguments import TrainingArguments, TrainingFlags
 from distillery.data.collators import SpeechCollator
 from distillery.data.order import BatchPlan
-from distillery.storage.checkpoints import newest_checkpoint
 from distillery.storage.runs import Run
 from distillery.training import loop, resume
-from distillery.training.monitor import LOSS_LOG, Evaluator, LossMonitor
+from distillery.training.monitor import LOSS_LOG, LossMonitor, finish_trackers
 from distillery.training.rows import BatchLoader, eval_sets, training_data
 from distillery.training.session import Session
 from distillery.training.settings import Evaluation, LabelSettings, Length, Optimization
 from distillery.training.step import Learner, make_trainable, refuse_layerdrop, set_prompt
+from distillery.training.validation import Evaluator
 from distillery.whisper import checkpoint
 
 # --- the run --------------------------------------------------------------------------------------
@@ -69,6 +69,7 @@ def end_run(accelerator: Accelerator, run: Run, flags: TrainingFlags, is_done: b
     Raises:
         SystemExit: SIGTERM ended the training: a recipe must not go on with this model.
     """
+    finish_trackers(accelerator)
     loop.leave_together(accelerator)
     if not is_done:
         raise SystemExit(loop.STOPPED)
@@ -142,8 +143,10 @@ def evaluation(decoding_args: DecodingArguments, args: TrainingArguments) -> Eva
 # --- what is trained, and on what -----------------------------------------------------------------
 
 
-def load_student(accelerator: Accelerator, run: Run, flags: TrainingFlags) -> checkpoint.Whisper:
-    """Load the model to be trained, from the run's newest checkpoint where there is one.
+def load_student(
+    accelerator: Accelerator, newest: Path | None, flags: TrainingFlags
+) -> checkpoint.Whisper:
+    """Load the model to be trained, from the checkpoint that the run goes on from, if there is one.
 
     Its weights are float32, whatever the dtype of the computation: AdamW on bfloat16 weights loses
     small updates.
@@ -151,7 +154,6 @@ def load_student(accelerator: Accelerator, run: Run, flags: TrainingFlags) -> ch
     Raises:
         ValueError: it cannot be trained by several processes, or does not write the language.
     """
-    newest = newest_checkpoint(run.folder)
     student = checkpoint.load(
         str(newest or flags.model.model_name_or_path),
         "float32",
@@ -192,23 +194,28 @@ def make_evaluator(
     )
 
 
-def begin_session(
-    accelerator: Accelerator, run: Run, learner: Learner, flags: TrainingFlags
-) -> Session:
-    """Load what is trained on, and go on from the run's newest checkpoint where there is one."""
+def begin_session(evaluator: Evaluator, newest: Path | None, flags: TrainingFlags) -> Session:
+    """Load what is trained on, and go on from a run's newest checkpoint.
+
+    Args:
+        evaluator: of the run; its learner is trained.
+        newest: None for a new run.
+        flags: as parsed.
+    """
+    accelerator, learner, folder = evaluator.accelerator, evaluator.learner, evaluator.folder
+    args = flags.training
     data = training_data(
         flags.data.train_specs(),
         learner.student,
         label_settings(flags),
-        length(flags.training),
-        batch_plan(accelerator, flags.training),
-        batch_loader(accelerator, learner.student, flags.run),
+        length(args),
+        batch_plan(accelerator, args),
+        evaluator.loader,
     )
-    args, folder = flags.training, run.folder
     trainer = loop.make_trainer(accelerator, learner, optimization(args), data.num_updates)
-    progress = resume.resume(trainer, folder)
+    progress = resume.resume(trainer, folder, newest)
     losses = LossMonitor(trainer, progress, folder, flags.run.logging_steps, data.num_updates)
     saver = resume.CheckpointSaver(
         trainer, progress, losses.window, folder, args.save_steps, args.save_total_limit
     )
-    return Session(trainer, data, progress, losses, saver)
+    return Session(trainer, data, progress, losses, saver, evaluator, flags.data.max_bad_fraction)

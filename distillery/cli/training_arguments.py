@@ -130,6 +130,12 @@ class TrainingArguments:
     )
     gradient_checkpointing: bool = flag(False, "Compute activations twice to save memory.")
     freeze_encoder: bool = flag(False, "Do not train the encoder.")
+    apply_spec_augment: bool | None = flag(
+        None,
+        "Mask parts of what the student hears, as config.json says; its teacher hears all. An "
+        "encoder that both share then runs twice. Default: as config.json says where the encoder "
+        "is trained, else False.",
+    )
     max_label_length: int = flag(448, "Leave out rows with more label ids than this.")
     generation_max_length: int = flag(225, "Most ids of a transcript while evaluating.")
     timestamp_probability: float = flag(

@@ -26,6 +26,7 @@ from distillery.evaluation.evaluations import Candidate
 from distillery.evaluation.speed_results import SpeedResult
 from distillery.whisper.checkpoint import Whisper
 from distillery.whisper.long_form import chunk_bounds, text_of, transcribe_in_chunks
+from distillery.whisper.memory import is_out_of_memory
 from distillery.whisper.windows import Decoding
 
 logger = logging.getLogger(__name__)
@@ -225,12 +226,6 @@ def _unless_out_of_memory(run: Callable[[], Result]) -> Result | None:
     # Not inside the handler: the error's traceback still holds what filled the memory.
     torch.cuda.empty_cache()
     return None
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Tell whether an error says that memory has run out, on a GPU or a CPU."""
-    of_kind = isinstance(error, torch.OutOfMemoryError | MemoryError)
-    return of_kind or "can't allocate memory" in str(error)
 
 
 def alternate(

@@ -34,7 +34,8 @@ def sealed_folder(path: Path, outputs: Outputs | None = None) -> Iterator[Path]:
 
     A folder of that name is replaced, but for files in it that are not in its manifest, and texts
     that were changed since: they stay.
-    A killed writer leaves only a hidden `.tmp` folder, which the next one throws away.
+    A writer that fails leaves nothing, and one that is killed only a hidden `.tmp` folder, which
+    the next one throws away.
 
     Args:
         path: of the folder.
@@ -50,7 +51,28 @@ def sealed_folder(path: Path, outputs: Outputs | None = None) -> Iterator[Path]:
         shutil.rmtree(old) if path.exists() else old.rename(path)
     remove_leftovers(path.parent, path.name)
     temporary.mkdir()
-    yield temporary
+    try:
+        yield temporary
+        _seal(path, temporary, outputs)
+    except BaseException:
+        shutil.rmtree(temporary)  # it may be what fills the disk
+        raise
+    if path.exists():
+        path.rename(old)
+    temporary.rename(path)
+    sync(path.parent)
+    if old.exists():
+        shutil.rmtree(old)
+
+
+def _seal(path: Path, temporary: Path, outputs: Outputs | None) -> None:
+    """Complete a filled folder with its manifest, and with what is the user's in its place.
+
+    Args:
+        path: that the folder will have.
+        temporary: the folder.
+        outputs: as in `sealed_folder`.
+    """
     for name in Outputs(path).changed():
         if Path(name).suffix in TEXTS:  # that the user has edited
             shutil.copy2(path / name, temporary / name)
@@ -67,12 +89,6 @@ def sealed_folder(path: Path, outputs: Outputs | None = None) -> Iterator[Path]:
     for name in foreign:
         (temporary / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(path / name, temporary / name, follow_symlinks=False)
-    if path.exists():
-        path.rename(old)
-    temporary.rename(path)
-    sync(path.parent)
-    if old.exists():
-        shutil.rmtree(old)
 
 
 def _write_manifest(folder: Path) -> dict[str, str]:

@@ -27,10 +27,18 @@ from distillery.training.rows import TrainingData
 from distillery.training.seeding import seed_everything
 from distillery.training.settings import Optimization
 from distillery.training.step import Learner
+from distillery.whisper.memory import enough_memory
 
 logger = logging.getLogger(__name__)
 
 MAX_NON_FINITE = 3  # updates in a row
+# With float16 an overflow is no fault: the gradients' scale begins at 65,536 and is halved until
+# none is left. A run that halves it much further than to 1 learns nothing any more.
+MAX_OVERFLOWS = 20  # updates in a row
+MIN_SCALE = 1e-4
+# A run past its share of bad clips by far need not go on until it is certain to fail.
+FAR_PAST, MIN_BAD_CLIPS = 2, 100
+SMALLER_BATCH = "lower --per_device_train_batch_size, raise --gradient_accumulation_steps as much"
 STOPPED = 143  # exit status of a run that SIGTERM stopped, as the shell has it: 128 + 15
 
 
@@ -44,12 +52,14 @@ class Progress:
         best: lowest evaluation metric so far.
         bad_clips: what was reported of clips that cannot be used, each clip once, whichever process
             met it.
+        evaluated: the last update that was evaluated, on every set.
     """
 
     step: int = 0
     window: list[float] = field(default_factory=lambda: [0.0] * 4)
     best: float | None = None
     bad_clips: list[str] = field(default_factory=list)
+    evaluated: int = 0
 
 
 @dataclass(frozen=True)
@@ -104,7 +114,11 @@ class Update:
 
 
 def updates(
-    trainer: Trainer, data: TrainingData, progress: Progress, stop: StopRequest
+    trainer: Trainer,
+    data: TrainingData,
+    progress: Progress,
+    stop: StopRequest,
+    max_bad_fraction: float = 1.0,
 ) -> Generator[Update, None, None]:
     """Make the updates that are left, one when the one before has been dealt with.
 
@@ -115,6 +129,8 @@ def updates(
         data: what is trained on.
         progress: is kept up to date.
         stop: a request of any process is the end for all of them, before the next update.
+        max_bad_fraction: where more clips cannot be used, the updates end: see
+            `bad_clips_problem`.
 
     Raises:
         ValueError: several updates in a row had gradients that are not finite.
@@ -125,9 +141,10 @@ def updates(
     trainer = replace(trainer, step=step.train(), optimizer=optimizer)
     _log_beginning(trainer.learner, data, progress.step)
     non_finite = 0
+    has_problem = bad_clips_problem(progress, data, max_bad_fraction) is not None
     batches = data.micro_batches(progress.step, accelerator.process_index)
     with closing(batches), _bar(accelerator, progress.step, data.num_updates) as bar:
-        while progress.step < data.num_updates:
+        while progress.step < data.num_updates and not has_problem:
             micro_batches = list(islice(batches, data.plan.accumulation))
             num_tokens, num_bad, num_stops = _reduced_counts(accelerator, micro_batches, stop)
             if num_stops:
@@ -140,6 +157,7 @@ def updates(
             non_finite = _count_non_finite(accelerator, update, micro_batches, non_finite)
             if num_bad:
                 note_bad_clips(accelerator, micro_batches, progress)
+                has_problem = bad_clips_problem(progress, data, max_bad_fraction) is not None
             bar.update()
             yield update
 
@@ -153,6 +171,8 @@ def _log_beginning(learner: Learner, data: TrainingData, step: int) -> None:
         learner.student.num_parameters / 1e6,
         step,
     )
+    for note in learner.notes():
+        logger.info("%s", note)
 
 
 def _bar(accelerator: Accelerator, step: int, num_updates: int) -> ProgressBar:
@@ -174,7 +194,9 @@ def _reduced_counts(
         sum(len(batch.bad) for batch in micro_batches),
         int(stop.is_set),
     ]
-    sums = accelerator.reduce(torch.tensor(counts, device=accelerator.device), "sum")
+    # One process alone need not wait for its GPU to hear of its own counts.
+    device = accelerator.device if accelerator.num_processes > 1 else "cpu"
+    sums = accelerator.reduce(torch.tensor(counts, device=device), "sum")
     return [int(total) for total in sums.tolist()]
 
 
@@ -192,7 +214,8 @@ def _update(
     sums = torch.zeros(4, dtype=torch.float64, device=accelerator.device)
     for index, batch in enumerate(micro_batches):
         is_last = index == len(micro_batches) - 1
-        with nullcontext() if is_last else accelerator.no_sync(trainer.step):
+        sync = nullcontext() if is_last else accelerator.no_sync(trainer.step)
+        with sync, enough_memory(f"an update with {len(batch.ids)} rows at once", SMALLER_BATCH):
             losses = trainer.learner.losses(batch, trainer.step)
             accelerator.backward(losses.total * scale)
         sums += losses.to_tensor()
@@ -209,17 +232,23 @@ def _count_non_finite(
     accelerator: Accelerator, update: Update, micro_batches: Sequence[Batch], in_a_row: int
 ) -> int:
     """Return how many updates in a row were skipped; log the rows of this one if it was."""
-    # With float16 an overflow is no fault: the gradient scaler finds its scale by it.
-    if update.is_finite or accelerator.scaler is not None:
+    if update.is_finite:
         return 0
+    in_a_row += 1
+    scale = None if accelerator.scaler is None else float(accelerator.scaler.get_scale())
     ids = [row_id for batch in micro_batches for row_id in batch.ids]
-    logger.error("update %d is skipped: its gradient is not finite; rows %s", update.step, ids)
-    if in_a_row + 1 == MAX_NON_FINITE:
+    level = logging.ERROR if scale is None else logging.INFO
+    message = "update %d is skipped: its gradient is not finite; rows %s"
+    logger.log(level, message, update.step, ids)
+    is_over = in_a_row == MAX_NON_FINITE if scale is None else in_a_row == MAX_OVERFLOWS
+    if is_over or (scale is not None and scale < MIN_SCALE):
         raise ValueError(
-            f"{MAX_NON_FINITE} updates in a row had gradients that are not finite; the weights are "
-            "as before them: look at the rows named above, or lower --learning_rate"
+            f"{in_a_row} updates in a row had gradients that are not finite"
+            + ("" if scale is None else f", and the scale of float16 is down to {scale:g}")
+            + "; the weights are as before them: look at the rows named above, or lower "
+            + ("--learning_rate" if scale is None else "--learning_rate, or use --dtype bfloat16")
         )
-    return in_a_row + 1
+    return in_a_row
 
 
 # --- clips that cannot be used --------------------------------------------------------------------
@@ -246,21 +275,36 @@ def log_bad_clips(reports: Sequence[str]) -> None:
         logger.error("clip %s", report)
 
 
-def check_bad_clips(progress: Progress, num_clips: int, max_bad_fraction: float) -> None:
-    """Raise ValueError if more than that share of the clips that were trained on is bad.
+def bad_clips_problem(
+    progress: Progress, data: TrainingData, max_bad_fraction: float
+) -> str | None:
+    """Return what is wrong if there are too many bad clips; None if there are not.
+
+    There are too many if they are more than the allowed share of all clips that will be trained on,
+    or more than `FAR_PAST` times that share of those met so far, and at least `MIN_BAD_CLIPS`.
 
     Args:
-        progress: at the end of the training.
-        num_clips: different clips that were asked for.
+        progress: of the run.
+        data: what it trains on.
         max_bad_fraction: the share that is allowed.
     """
     num_bad = len(progress.bad_clips)
+    if not num_bad:
+        return None
+    num_clips = data.num_clips()
+    num_met = min(progress.step * data.plan.global_size, num_clips)
+    is_far_past = num_bad > FAR_PAST * max_bad_fraction * num_met
     if num_bad > max_bad_fraction * num_clips:
-        raise ValueError(
-            f"{num_bad} of {num_clips} clips could not be decoded; that is more than "
-            f"--max_bad_fraction {max_bad_fraction:g} allows; allow more to keep what was trained, "
-            "or mend them and start over with --overwrite_output_dir"
-        )
+        share = f"{num_bad} of {num_clips} clips"
+    elif is_far_past and num_bad >= MIN_BAD_CLIPS:
+        share = f"{num_bad} of the first {num_met} clips"
+    else:
+        return None
+    return (
+        f"{share} could not be decoded; that is more than --max_bad_fraction "
+        f"{max_bad_fraction:g} allows; allow more to go on with what was trained, which is saved, "
+        "or mend them and start over with --overwrite_output_dir"
+    )
 
 
 # --- the end --------------------------------------------------------------------------------------

@@ -68,18 +68,30 @@ def distillation_loss(
         teacher_head: output embedding of the teacher, (vocabulary, width of the teacher).
         chunk_rows: rows whose logits exist at one time.
 
-    Without any valid row all sums are 0 and so is the gradient.
+    Without any valid row all sums are 0 and so is the gradient. Under autocast, logits are
+    multiplied in its dtype; what is made of them is float32 always.
     """
-    valid = targets.reshape(-1) != IGNORED
-    rows = student_hidden.reshape(-1, student_hidden.shape[-1])[valid]
+    # Asked once: a GPU's host must wait for the answer.
+    valid = (targets.reshape(-1) != IGNORED).nonzero().squeeze(1)
+    dtype = _compute_dtype(student_hidden)
+    rows = student_hidden.flatten(0, -2).index_select(0, valid).to(dtype)
+    if not torch.is_grad_enabled():  # inside the function it never is
+        rows, student_head = rows.detach(), student_head.detach()
     teacher = None
     if teacher_hidden is not None and teacher_head is not None:
-        teacher_rows = teacher_hidden.reshape(-1, teacher_hidden.shape[-1])[valid].detach()
-        teacher = teacher_rows, teacher_head.to(teacher_rows.dtype)
+        teacher_rows = teacher_hidden.detach().flatten(0, -2).index_select(0, valid)
+        teacher_dtype = _compute_dtype(teacher_rows)
+        teacher = teacher_rows.to(teacher_dtype), teacher_head.to(teacher_dtype)
     total, ce, kl = _ChunkedLoss.apply(  # type: ignore[no-untyped-call]  # torch's own
         rows, student_head, targets.reshape(-1)[valid], teacher, weights, chunk_rows
     )
-    return LossSums(total, ce, kl, int(valid.sum()))
+    return LossSums(total, ce, kl, len(valid))
+
+
+def _compute_dtype(states: Tensor) -> torch.dtype:
+    """Return what autocast multiplies states in; layer norm has left them in float32."""
+    device = states.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else states.dtype
 
 
 class _ChunkedLoss(torch.autograd.Function):
@@ -116,7 +128,11 @@ class _ChunkedLoss(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad_total, _grad_ce, _grad_kl):  # type: ignore[no-untyped-def]
         grad_rows, grad_head = ctx.saved_tensors
-        rows = None if grad_rows is None else grad_rows * grad_total.to(grad_rows.dtype)
+        rows = None
+        if grad_rows is not None:
+            # A float16 scaler's factor may be more than float16 holds.
+            wide = torch.promote_types(grad_rows.dtype, torch.float32)
+            rows = (grad_rows.to(wide) * grad_total).to(grad_rows.dtype)
         head = None if grad_head is None else (grad_head * grad_total).to(ctx.head_dtype)
         return rows, head, None, None, None, None
 

@@ -2,11 +2,15 @@
 
 import json
 import logging
+import pickle
 from collections.abc import Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
+from typing import Any
 
 import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 
 from distillery.data import sources
 from distillery.data.specs import DatasetSpec
@@ -21,8 +25,9 @@ from distillery.storage.files import (
 from distillery.storage.ledger import Ledger
 from distillery.storage.outputs import Outputs
 from distillery.storage.runs import Run
+from distillery.training.disk import enough_disk
 from distillery.training.loop import Progress, Trainer
-from distillery.training.monitor import LOSS_LOG, LossWindow
+from distillery.training.monitor import LOSS_LOG, TRAIN, LossWindow
 from distillery.whisper import checkpoint
 
 logger = logging.getLogger(__name__)
@@ -107,7 +112,7 @@ def save_checkpoint(trainer: Trainer, progress: Progress, folder: Path, keep: in
     scaler = trainer.accelerator.scaler
     if trainer.accelerator.is_main_process:
         path = checkpoints.checkpoint_path(folder, progress.step)
-        with checkpoints.sealed_folder(path, Outputs(folder)) as temporary:
+        with enough_disk(folder), checkpoints.sealed_folder(path, Outputs(folder)) as temporary:
             trainer.learner.student.save(temporary)
             state = {
                 "optimizer": trainer.optimizer.state_dict(),
@@ -123,19 +128,47 @@ def save_checkpoint(trainer: Trainer, progress: Progress, folder: Path, keep: in
 # --- going on -------------------------------------------------------------------------------------
 
 
-def resume(trainer: Trainer, folder: Path) -> Progress:
-    """Load optimiser, schedule and progress of a run's newest checkpoint, where there is one.
+def newest_checkpoint(accelerator: Accelerator, folder: Path) -> Path | None:
+    """Return the checkpoint that a run goes on from; None for a new run.
+
+    The main process looks for it, once: its weights and its progress must be of one checkpoint, and
+    all processes must have the same.
+
+    Raises:
+        ValueError: none is whole, or this process does not see it.
+    """
+    found: list[Any] = [None, None]
+    if accelerator.is_main_process:
+        try:
+            found[0] = checkpoints.newest_checkpoint(folder)
+        except ValueError as error:  # it is everybody's
+            found[1] = str(error)
+    broadcast_object_list(found)
+    newest: Path | None = found[0]
+    if found[1] is not None:
+        raise ValueError(found[1])
+    if newest is not None and not newest.is_dir():
+        raise ValueError(f"{newest} is not seen by all processes: --output_dir must be")
+    return newest
+
+
+def resume(trainer: Trainer, folder: Path, newest: Path | None) -> Progress:
+    """Load optimiser, schedule and progress of the checkpoint that a run goes on from.
 
     The student's weights are loaded already. What was logged behind the checkpoint is forgotten.
 
     Args:
         trainer: is changed.
         folder: of the run.
+        newest: as `newest_checkpoint` found it.
     """
-    newest = checkpoints.newest_checkpoint(folder)
     progress = Progress()
     if newest is not None:
-        state = torch.load(newest / checkpoints.OPTIMIZER, map_location="cpu", weights_only=True)
+        state = read_state(newest / checkpoints.OPTIMIZER)
+        for saved, group in zip(
+            state["optimizer"]["param_groups"], trainer.optimizer.param_groups, strict=True
+        ):
+            saved["fused"] = group["fused"]  # as this launch's device wants it
         trainer.optimizer.load_state_dict(state["optimizer"])
         trainer.schedule.load_state_dict(state["schedule"])
         if trainer.accelerator.scaler:
@@ -143,8 +176,24 @@ def resume(trainer: Trainer, folder: Path) -> Progress:
         progress = read_progress(newest / checkpoints.PROGRESS)
         logger.info("going on from %s", newest)
     if trainer.accelerator.is_main_process:
-        cut_log(folder / LOSS_LOG, progress.step)
+        cut_log(folder / LOSS_LOG, progress)
     return progress
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    """Read the state of optimiser, schedule and scaler of a checkpoint.
+
+    Raises:
+        ValueError: it holds more than numbers, such as code to be run; none of it is.
+    """
+    try:
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f"{path} holds what no training run writes, and is not read: delete {path.parent} to "
+            f"go on from the checkpoint before it ({str(error).partition(chr(10))[0]})"
+        ) from error
+    return state
 
 
 def read_progress(path: Path) -> Progress:
@@ -164,18 +213,24 @@ def read_progress(path: Path) -> Progress:
     return Progress(**values)
 
 
-def cut_log(path: Path, step: int) -> None:
+def cut_log(path: Path, progress: Progress) -> None:
     """Forget what was logged after the checkpoint that the run goes on from.
 
     Args:
         path: of the log; a run that was killed early has none.
-        step: updates done at the checkpoint.
+        progress: at the checkpoint; an evaluation that it does not know of is made again.
     """
     if path.exists():
         lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
+        kept = [line for line in lines if line.endswith("\n") and _is_known(line, progress)]
         with replacing(path) as temporary:
             temporary.write_text("".join(kept), encoding="utf-8")
+
+
+def _is_known(line: str, progress: Progress) -> bool:
+    values = json.loads(line)
+    last = progress.step if values["kind"] == TRAIN else progress.evaluated
+    return bool(values["step"] <= last)
 
 
 # --- the end --------------------------------------------------------------------------------------
@@ -192,10 +247,11 @@ def finish(
         progress: at the end.
         ledger: of the rows; None for a stream.
     """
-    staged = temporary_path(run.folder / "model")
-    student.save(staged)
-    checkpoint.write_card(staged, _card(run), title=run.folder.resolve().name)
-    run.outputs.take_in(staged)
+    with enough_disk(run.folder):
+        staged = temporary_path(run.folder / "model")
+        student.save(staged)
+        checkpoint.write_card(staged, _card(run), title=run.folder.resolve().name)
+        run.outputs.take_in(staged)
     results = {
         "updates": progress.step,
         "best": progress.best,

@@ -5,12 +5,13 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 
 from distillery.storage.runs import Run
-from distillery.storage.stops import stop_request
+from distillery.storage.stops import StopRequest
 from distillery.training import loop, resume
 from distillery.training.loop import Progress, Trainer, Update
 from distillery.training.monitor import LossMonitor
 from distillery.training.resume import CheckpointSaver
 from distillery.training.rows import TrainingData
+from distillery.training.validation import Evaluator
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,8 @@ class Session:
         progress: of the run.
         losses: logs them.
         saver: saves checkpoints.
+        evaluator: evaluates, and keeps the best model.
+        max_bad_fraction: share of the clips that may turn out to be unusable.
     """
 
     trainer: Trainer
@@ -30,27 +33,36 @@ class Session:
     progress: Progress
     losses: LossMonitor
     saver: CheckpointSaver
+    evaluator: Evaluator
+    max_bad_fraction: float
 
     @contextmanager
-    def updates(self) -> Iterator[Generator[Update, None, None]]:
+    def updates(self, stop: StopRequest) -> Iterator[Generator[Update, None, None]]:
         """Make the updates that are left as they are asked for, and save where they end."""
-        with (
-            stop_request() as stop,
-            closing(loop.updates(self.trainer, self.data, self.progress, stop)) as updates,
-        ):
+        updates = loop.updates(self.trainer, self.data, self.progress, stop, self.max_bad_fraction)
+        with closing(updates):
             yield updates
             self.saver.save(self.progress)
 
-    def conclude(self, run: Run, max_bad_fraction: float) -> bool:
-        """Save the model and complete the run's record; return False where updates are left.
+    def evaluate(self, stop: StopRequest) -> None:
+        """Evaluate after this update if that is due; what a stop cuts off, the next start makes."""
+        self.evaluator.keep_best(self.progress, self.data.num_updates, stop)
+
+    def conclude(self, run: Run) -> bool:
+        """Save the model and complete the run's record; return False where something is left.
 
         Raises:
-            ValueError: more than `max_bad_fraction` of the clips cannot be used.
+            ValueError: too many clips cannot be used.
         """
-        if self.progress.step < self.data.num_updates:
+        problem = loop.bad_clips_problem(self.progress, self.data, self.max_bad_fraction)
+        if problem is not None:
+            raise ValueError(problem)
+        num_updates = self.data.num_updates
+        if self.progress.step < num_updates or self.evaluator.is_due(self.progress, num_updates):
             return False
-        loop.check_bad_clips(self.progress, self.data.num_clips(), max_bad_fraction)
         if self.trainer.accelerator.is_main_process:
             student = self.trainer.learner.student
             resume.finish(run, student, self.progress, self.data.ledger)
+        # The others wait here, where a request to stop does not end them.
+        self.trainer.accelerator.wait_for_everyone()
         return True

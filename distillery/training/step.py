@@ -1,5 +1,6 @@
 """One training step of a student: which parts of teacher and student run, and once."""
 
+import logging
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,6 +14,8 @@ from distillery.text.labels import IGNORED
 from distillery.text.tokens import language_code
 from distillery.training.losses import LossSums, LossWeights, distillation_loss
 from distillery.whisper.checkpoint import Whisper, have_same_weights
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -92,11 +95,24 @@ class StudentStep(nn.Module):
     gradient therefore happens in it.
     """
 
-    def __init__(self, student: WhisperForConditionalGeneration, weights: LossWeights) -> None:
-        """Keep the student and the weights of its loss."""
+    def __init__(
+        self,
+        student: WhisperForConditionalGeneration,
+        weights: LossWeights,
+        masks_input: bool = False,
+    ) -> None:
+        """Keep the student and the weights of its loss.
+
+        Args:
+            student: to be trained.
+            weights: of the loss.
+            masks_input: SpecAugment hides parts of what the student hears, while it is trained, as
+                its `config.json` says: see `wants_masks`. The teacher hears all of it.
+        """
         super().__init__()
         self.student = student
         self.weights = weights
+        self.masks_input = masks_input
 
     def forward(
         self,
@@ -114,9 +130,12 @@ class StudentStep(nn.Module):
             teacher: its outputs for the same batch.
         """
         model, head = self.student.model, self.student.proj_out.weight
-        states = teacher.encoder_states if teacher is not None else None
+        masks = self.masks_input and self.training
+        states = teacher.encoder_states if teacher is not None and not masks else None
         if states is None:
-            states = model.encoder(input_features).last_hidden_state
+            # Masks are drawn by NumPy, which is seeded for each update; they are laid in place.
+            heard = model._mask_input_features(input_features.clone()) if masks else input_features
+            states = model.encoder(heard).last_hidden_state
         hidden = model.decoder(
             input_ids=decoder_input_ids, encoder_hidden_states=states, use_cache=False
         ).last_hidden_state
@@ -134,6 +153,24 @@ class Learner:
     student: Whisper
     step: StudentStep
     teacher: Teacher | None
+
+    def notes(self) -> list[str]:
+        """Return what a user should know of the work that an update is."""
+        notes = []
+        if self.step.masks_input:
+            notes.append("SpecAugment masks what the student hears, and not what its teacher hears")
+        if self.teacher is None:
+            return notes
+        if not self.teacher.shares_encoder:
+            encoder = self.student.model.model.encoder
+            is_trained = any(p.requires_grad for p in encoder.parameters())
+            why = "is trained (not so with --freeze_encoder)" if is_trained else "has other weights"
+            notes.append(
+                f"the teacher's encoder cannot serve the student, whose own {why}: two encoders run"
+            )
+        elif self.step.masks_input:
+            notes.append("so the encoder that both share runs twice in each update")
+        return notes
 
     def losses(self, batch: Batch, step: Callable[..., LossSums]) -> LossSums:
         """Return the summed losses of a batch.
@@ -191,6 +228,36 @@ def refuse_layerdrop(student: Whisper, num_processes: int) -> None:
                 f"{name} is {share:g} in the config.json of the student: {num_processes} processes "
                 "cannot train a model that drops layers; set it to 0, or train in one process"
             )
+
+
+def wants_masks(student: Whisper, asked: bool | None) -> bool:
+    """Tell whether SpecAugment masks what a student hears; where it is asked for, switch it on.
+
+    Args:
+        student: as it is trained; its `config.json` says how much is masked.
+        asked: as the flag has it; None does what `apply_spec_augment` in `config.json` says where
+            the encoder is trained, and nothing where it is frozen.
+
+    Raises:
+        ValueError: it is asked for, and the configuration masks nothing.
+    """
+    config = student.model.config
+    if asked is None:
+        is_trained = any(p.requires_grad for p in student.model.model.encoder.parameters())
+        if config.apply_spec_augment and not is_trained:
+            logger.warning(
+                "apply_spec_augment in the student's config.json does nothing, as its encoder is "
+                "frozen: --apply_spec_augment applies it all the same"
+            )
+        return bool(config.apply_spec_augment) and is_trained
+    if asked and not (config.mask_time_prob > 0 or config.mask_feature_prob > 0):
+        raise ValueError(
+            "--apply_spec_augment: mask_time_prob and mask_feature_prob are 0 in the student's "
+            "config.json; set one of them there"
+        )
+    if asked:
+        config.apply_spec_augment = True
+    return asked
 
 
 def make_trainable(student: Whisper, freeze_encoder: bool, gradient_checkpointing: bool) -> None:

@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from accelerate import Accelerator
 from tiny import tiny_model_folder
 
 from distillery.cli import training
@@ -19,6 +20,7 @@ from distillery.cli.training_arguments import (
     TrainingFlags,
 )
 from distillery.storage import checkpoints
+from distillery.training import resume
 from distillery.training.loop import Progress
 from distillery.training.settings import Evaluation, Length, Optimization
 from distillery.whisper import checkpoint
@@ -69,7 +71,6 @@ def test_what_the_best_model_is_best_in(flags, metric):
 def test_a_session_saves_as_its_flags_say(monkeypatch, tmp_path):
     stand_ins = {
         "training_data": SimpleNamespace(num_updates=9),
-        "batch_loader": None,
         "LossMonitor": SimpleNamespace(window=None),
     }
     for name, value in stand_ins.items():
@@ -84,8 +85,13 @@ def test_a_session_saves_as_its_flags_say(monkeypatch, tmp_path):
         OutputArguments(output_dir="out"),
         RunArguments(),
     )
-    accelerator, run = SimpleNamespace(num_processes=1), SimpleNamespace(folder=tmp_path)
-    session = training.begin_session(accelerator, run, SimpleNamespace(student=None), flags)
+    evaluator = SimpleNamespace(
+        accelerator=SimpleNamespace(num_processes=1),
+        learner=SimpleNamespace(student=None),
+        folder=tmp_path,
+        loader=None,
+    )
+    session = training.begin_session(evaluator, None, flags)
     assert (session.saver.every, session.saver.keep) == (11, 2)
 
 
@@ -108,7 +114,8 @@ def student_of(
         ),
     )
     accelerator = SimpleNamespace(device=torch.device("cpu"), num_processes=num_processes)
-    return training.load_student(accelerator, SimpleNamespace(folder=run_folder), flags)
+    newest = resume.newest_checkpoint(Accelerator(cpu=True), run_folder)
+    return training.load_student(accelerator, newest, flags)
 
 
 def trainable(model):

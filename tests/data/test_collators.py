@@ -6,6 +6,7 @@ import pytest
 import soundfile
 import torch
 from tiny import tiny_tokenizer
+from torch.utils.data._utils.pin_memory import pin_memory
 from transformers import WhisperFeatureExtractor
 
 from distillery.audio.log_mel import LogMel
@@ -48,6 +49,25 @@ def row(name, labels=SHORT, seconds=1.0, **columns):
 
 BAD = {"id": "bad", "audio": {"bytes": b"no audio", "path": None}, "labels": LONG}
 TOO_LONG = row("endless", seconds=WINDOW_S + 0.01)
+
+
+@pytest.mark.parametrize("rows", [[row("a"), row("b"), BAD], [BAD]])
+def test_pinning_pins_every_tensor_of_a_batch(collate, monkeypatch, rows):
+    """With a stand-in for the tensors' own method, which needs a GPU."""
+    batch, pinned = collate(rows), []
+    monkeypatch.setattr(
+        torch.Tensor, "pin_memory", lambda self: pinned.append(self) or self.clone()
+    )
+    found = pin_memory(batch)
+    tensors = [each for each in vars(batch).values() if isinstance(each, torch.Tensor)]
+    assert [id(each) for each in pinned] == [id(each) for each in tensors]
+    assert len(tensors) == (3 if len(rows) > 1 else 0)
+    for name, value in vars(batch).items():
+        if isinstance(value, torch.Tensor):
+            assert getattr(found, name) is not value
+            assert torch.equal(getattr(found, name), value)
+        else:
+            assert getattr(found, name) == value
 
 
 def test_a_batch_is_padded_to_its_longest_labels(collate, log_mel):

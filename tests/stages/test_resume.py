@@ -178,8 +178,8 @@ def test_evaluation_and_the_best_model_survive(runs, tmp_path):
     run(FINETUNING, *runs.to(FINETUNING, tmp_path / "whole", *evaluation))
     args = runs.to(FINETUNING, tmp_path / "run", *evaluation)
     for target, call in (
-        ("distillery.training.monitor:evaluate", 3),
-        ("distillery.training.loop:_update", 4),
+        ("distillery.training.validation:evaluate", 3),
+        ("distillery.training.loop:_update", 2),
     ):
         assert run_in_child(FINETUNING, target, call, KILL, *args) == -KILL
     run(FINETUNING, *args)

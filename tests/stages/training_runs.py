@@ -153,8 +153,13 @@ def run_in_two(
     script: str, target: str, call: int, signal_number: int, *args: object
 ) -> list[int | None]:
     """Do the same in two forks that train together, where the second gets the signal."""
+    return list(map(_exit_code, start_two(script, target, call, signal_number, *args)))
+
+
+def start_two(script: str, target: str, call: int, signal_number: int, *args: object) -> list[Any]:
+    """Start them, and return the two processes."""
     common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(get_free_port())}
-    children = [
+    return [
         _fork(
             {**common, "RANK": rank, "LOCAL_RANK": rank},
             script,
@@ -166,7 +171,6 @@ def run_in_two(
         )
         for rank in ("0", "1")
     ]
-    return [_exit_code(child) for child in children]
 
 
 def _fork(env: dict[str, str], *args: object) -> Any:

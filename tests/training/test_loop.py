@@ -1,7 +1,8 @@
 """Updates of a small model; whole runs are in tests/stages."""
 
 import math
-from itertools import pairwise
+from dataclasses import replace
+from itertools import count, pairwise
 from types import SimpleNamespace
 
 import pytest
@@ -71,6 +72,25 @@ def test_a_request_to_stop_ends_the_updates_before_the_next(parts, done):
     assert steps == list(range(1, done + 1))
 
 
+def test_updates_end_when_too_many_clips_are_bad(parts, monkeypatch):
+    trainer, data = parts
+    collate = SpeechCollator.__call__
+    spoilt = data.rows[data.order[2:3][0]]["id"]  # of the second update
+
+    def spoiling(self, rows):
+        found = collate(self, rows)
+        bad = [(row["id"], "is broken") for row in rows if row["id"] == spoilt]
+        return replace(found, bad=bad)
+
+    monkeypatch.setattr(SpeechCollator, "__call__", spoiling)
+    progress = Progress()
+    done = [update.step for update in loop.updates(trainer, data, progress, StopRequest(), 0.1)]
+    assert done == [1, 2]
+    assert progress.bad_clips == [f"{spoilt} is broken"]
+    assert list(loop.updates(trainer, data, progress, StopRequest(), 0.1)) == []
+    assert [u.step for u in loop.updates(trainer, data, progress, StopRequest(), 0.2)] == [3, 4]
+
+
 def test_a_request_of_another_process_stops_this_one(parts, monkeypatch):
     """The last of the counts that processes add up is that of the requests."""
     trainer, data = parts
@@ -98,6 +118,90 @@ def test_the_rows_of_gradients_that_are_not_finite_are_named(parts, monkeypatch,
         rows = [data.rows[key]["id"] for key in data.order[2 * update : 2 * update + 2]]
         assert message.startswith(f"update {update + 1} is skipped: its gradient is not finite")
         assert message.endswith(f"rows {rows}")
+
+
+# --- float16 -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def scaled(parts, monkeypatch):
+    """Return the same with a gradient scaler, as float16 has one on a GPU, and forty updates."""
+    trainer, data = parts
+    trainer.accelerator.scaler = torch.amp.GradScaler("cpu")
+    monkeypatch.setattr(
+        Accelerator,
+        "unscale_gradients",
+        lambda self: self.scaler.unscale_(self._optimizers[-1].optimizer),
+    )
+    return trainer, replace(data, num_rows=80, num_updates=40)
+
+
+def test_a_dead_float16_run_fails(scaled):
+    trainer, data = scaled
+    with torch.no_grad():
+        trainer.learner.student.model.model.decoder.layer_norm.weight[0] = math.nan
+    progress = Progress()
+    with pytest.raises(ValueError, match=r"^20 updates in a row .* float16 is down to 0.0625;"):
+        list(loop.updates(trainer, data, progress, StopRequest()))
+    assert progress.step == 20
+
+
+def test_a_float16_run_whose_scale_has_collapsed_fails(scaled):
+    trainer, data = scaled
+    trainer.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=1.5e-4)
+    with torch.no_grad():
+        trainer.learner.student.model.model.decoder.layer_norm.weight[0] = math.nan
+    with pytest.raises(ValueError, match=r"^1 updates in a row .* down to 7.5e-05; .*bfloat16"):
+        list(loop.updates(trainer, data, Progress(), StopRequest()))
+
+
+def test_overflows_with_updates_between_them_are_no_fault(scaled, monkeypatch):
+    trainer, data = scaled
+    norms, clip = count(), Accelerator.clip_grad_norm_
+
+    def clip_spoilt(self, parameters, most):
+        parameters = list(parameters)
+        if next(norms) % 2:
+            parameters[-1].grad[0] = math.inf
+        return clip(self, parameters, most)
+
+    monkeypatch.setattr(Accelerator, "clip_grad_norm_", clip_spoilt)
+    trainer.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**20)
+    found = [update.is_finite for update in loop.updates(trainer, data, Progress(), StopRequest())]
+    assert found == [True, False] * 20
+
+
+# --- out of memory -------------------------------------------------------------------------------
+
+
+def no_memory(_batch, _step):
+    return torch.empty(10**16)
+
+
+def no_gpu_memory(_batch, _step):
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nSee …")
+
+
+@pytest.mark.parametrize("losses", [no_memory, no_gpu_memory])
+def test_an_update_out_of_memory_names_rows_and_flag(parts, monkeypatch, losses):
+    trainer, data = parts
+    monkeypatch.setattr(Learner, "losses", lambda _, *args: losses(*args))
+    with pytest.raises(ValueError) as error:
+        list(loop.updates(trainer, data, Progress(), StopRequest()))
+    said = str(error.value)
+    assert said.startswith("an update with 1 rows at once needs more memory than there is: ")
+    assert "--per_device_train_batch_size" in said and "memory" in said.rpartition("(")[2]
+    assert "\n" not in said
+
+
+def test_another_error_of_an_update_stays_what_it_is(parts, monkeypatch):
+    def broken(*_):
+        raise RuntimeError("shapes do not fit")
+
+    monkeypatch.setattr(Learner, "losses", broken)
+    trainer, data = parts
+    with pytest.raises(RuntimeError, match="shapes do not fit"):
+        list(loop.updates(trainer, data, Progress(), StopRequest()))
 
 
 # --- clips that cannot be used -------------------------------------------------------------------
@@ -131,8 +235,27 @@ def test_all_processes_keep_the_bad_clips_of_all_and_one_names_them(monkeypatch,
     assert bad_clips(caplog) == (["clip a is broken", "clip z is broken"] if is_main else [])
 
 
-def test_too_many_bad_clips_are_an_error():
-    progress = Progress(bad_clips=["a is broken", "b is broken"])
-    loop.check_bad_clips(progress, 5, 0.4)
-    with pytest.raises(ValueError, match=r"2 of 5 clips .* --max_bad_fraction 0.39"):
-        loop.check_bad_clips(progress, 5, 0.39)
+def data_of(num_clips, global_size=10):
+    plan = BatchPlan(global_size, 1, 1)
+    return SimpleNamespace(num_clips=lambda: num_clips, plan=plan)
+
+
+def problem(num_bad, num_clips, allowed, step=1):
+    progress = Progress(step, bad_clips=[f"{n} is broken" for n in range(num_bad)])
+    return loop.bad_clips_problem(progress, data_of(num_clips), allowed)
+
+
+def test_too_many_bad_clips_are_a_problem_as_soon_as_it_is_certain():
+    assert problem(0, 0, 0.0) is None
+    assert problem(2, 5, 0.4) is None
+    said = problem(2, 5, 0.39)
+    assert said.startswith("2 of 5 clips could not be decoded")
+    assert "--max_bad_fraction 0.39" in said and "which is saved" in said
+
+
+def test_a_run_far_past_its_share_of_bad_clips_does_not_go_on():
+    assert problem(99, 10**6, 0.01, step=10) is None  # few enough to be chance
+    said = problem(100, 10**6, 0.01, step=10)
+    assert said.startswith("100 of the first 100 clips could not be decoded")
+    assert problem(100, 10**6, 0.01, step=500) is None  # twice the share, and no more
+    assert problem(101, 10**6, 0.01, step=500) is not None

@@ -2,6 +2,7 @@ import pytest
 import torch
 from torch.nn import KLDivLoss
 from torch.nn.functional import log_softmax, softmax
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from distillery.text.labels import IGNORED
 from distillery.training.losses import LossWeights, distillation_loss
@@ -208,12 +209,71 @@ def test_extreme_logits_stay_finite():
     assert all(gradient.isfinite().all() for gradient in gradients(sums.total, hidden, head))
 
 
-def test_autocast_does_not_reach_into_the_loss():
+class Operations(TorchDispatchMode):
+    """Records the operations of a block: their names, and the tensors that they take and make."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        made = operation(*args, **(kwargs or {}))
+        taken = [each for each in args if isinstance(each, torch.Tensor)]
+        self.seen.append((operation.overloadpacket.__name__, taken, made))
+        return made
+
+    def dtypes_taken(self, *names):
+        return {each.dtype for name, taken, _ in self.seen if name in names for each in taken}
+
+
+def test_autocast_multiplies_logits_in_its_dtype_and_nothing_else():
+    """Layer norm leaves states in float32, so that the head would be multiplied in float32."""
     hidden, head, targets, *teacher = example(dtype=torch.float32)
-    outside = distillation_loss(hidden, head, targets, LossWeights(), *teacher).total
-    with torch.autocast("cpu", torch.bfloat16):
-        inside = distillation_loss(hidden, head, targets, LossWeights(), *teacher).total
-    assert torch.equal(inside, outside)
+    exact = distillation_loss(hidden, head, targets, LossWeights(), *teacher).total
+    wanted = gradients(exact, hidden, head)
+    with Operations() as operations:
+        with torch.autocast("cpu", torch.bfloat16):
+            sums = distillation_loss(hidden, head, targets, LossWeights(), *teacher)
+        found = gradients(sums.total, hidden, head)
+    assert operations.dtypes_taken("mm", "addmm") == {torch.bfloat16}
+    assert operations.dtypes_taken("_log_softmax", "exp") == {torch.float32}
+    assert sums.total.dtype == sums.ce.dtype == sums.kl.dtype == torch.float32
+    close(sums.total, exact, 0.01)
+    for one, other in zip(found, wanted, strict=True):
+        assert one.dtype == torch.float32
+        close(one, other, 0.05)
+
+
+@pytest.mark.parametrize("evaluates", [True, False])
+def test_an_evaluation_has_no_gradient_of_the_head(evaluates):
+    hidden, head, targets, *teacher = example(dtype=torch.float32)
+    with Operations() as operations, torch.set_grad_enabled(not evaluates):
+        sums = distillation_loss(hidden, head, targets, LossWeights(), *teacher)
+    made = [each for _, _, each in operations.seen if isinstance(each, torch.Tensor)]
+    of_head = [each for each in made if each.shape == head.shape]
+    assert any(each.data_ptr() != head.data_ptr() for each in of_head) is not evaluates
+    plain = distillation_loss(hidden, head, targets, LossWeights(), *teacher)
+    assert torch.equal(sums.total, plain.total)
+
+
+def test_the_host_asks_once_which_rows_count():
+    """Each of these questions stops it until a GPU has done all that it was told before."""
+    hidden, head, targets, *teacher = example(dtype=torch.float32)
+    with Operations() as operations:
+        distillation_loss(hidden, head, targets, LossWeights(), *teacher)
+    names = [name for name, _, _ in operations.seen]
+    assert names.count("nonzero") == 1
+    assert "_local_scalar_dense" not in names
+
+
+def test_the_factor_of_a_float16_scaler_may_be_more_than_float16_holds():
+    hidden, head, targets, *_ = example(dtype=torch.float16, scale=0.1)
+    plain = gradients(distillation_loss(hidden, head, targets, LossWeights()).total, hidden)[0]
+    total = 1e-6 * distillation_loss(hidden, head, targets, LossWeights()).total
+    scaled = gradients(total * 1e6, hidden)[0]
+    close(scaled, plain, 1e-3)
+    large = gradients(distillation_loss(hidden, head, targets, LossWeights()).total * 1e5, hidden)
+    assert large[0][plain.abs() < 0.1].isfinite().all()
 
 
 @pytest.mark.parametrize("sizes", [(4,), (2, 2), (1, 3), (1, 1, 1, 1)])

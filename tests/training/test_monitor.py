@@ -8,14 +8,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from distillery.text.normalizers import normalizer_for
 from distillery.training.loop import Progress, Update
 from distillery.training.monitor import (
     LOSS_LOG,
-    EvalScores,
     LossMonitor,
     LossWindow,
-    error_rates_of,
+    finish_trackers,
+    log_values,
 )
 
 
@@ -113,34 +112,31 @@ def test_a_checkpoint_holds_the_sums_of_all_processes_once(is_main):
     assert window.sums.tolist() == (saved if is_main else [0.0] * 4)
 
 
-# --- scores while training -----------------------------------------------------------------------
+# --- trackers that fail --------------------------------------------------------------------------
 
 
-def test_error_rates_are_normalised_percent():
-    pairs = [("ねこ。", "ねこ"), ("いぬとさかな", "いぬとさかに"), ("", "うるさい")]
-    rates, num_scored = error_rates_of(pairs, normalizer_for("ja"))
-    assert rates == {"wer": pytest.approx(50), "cer": pytest.approx(100 / 8)}
-    assert num_scored == 2
-    assert error_rates_of([], normalizer_for("ja")) == ({}, 0)
-    assert error_rates_of([("", "x")], normalizer_for("ja")) == ({}, 0)
+class DownTracker:
+    def finish(self):
+        raise ConnectionError("no route to host")
 
 
-LOSSES = {"loss": 1.25, "ce": 1.5, "kl": 0.125}
+def test_a_tracker_that_is_down_ends_no_run(tmp_path, caplog):
+    accelerator = accelerator_of()
+
+    def log(values, step):
+        raise ConnectionError("no route to host")
+
+    accelerator.log, accelerator.trackers = log, [DownTracker(), DownTracker()]
+    log_values(accelerator, tmp_path, 7, "train", {"loss": 1.5})
+    assert json.loads((tmp_path / LOSS_LOG).read_text("utf-8"))["loss"] == 1.5
+    (said,) = (record.getMessage() for record in caplog.records)
+    assert said.startswith("a tracker did not take update 7: no route to host")
+    finish_trackers(accelerator)
+    assert accelerator.trackers == []
+    assert len(caplog.records) == 3
 
 
-@pytest.mark.parametrize(
-    ("scores", "wanted"),
-    [
-        (
-            EvalScores(LOSSES, 0, {"wer": 14.549, "cer": 11.983471074380166}, 200),
-            "WER 14.5 %, CER 12.0 % over 200 clips; loss 1.2500, CE 1.5000, KL 0.1250",
-        ),
-        (EvalScores(LOSSES, 0, {}, 0), "loss 1.2500, CE 1.5000, KL 0.1250"),
-        (
-            EvalScores(LOSSES, 3, {}, 0),
-            "loss 1.2500, CE 1.5000, KL 0.1250; 3 clips cannot be used",
-        ),
-    ],
-)
-def test_scores_in_words(scores, wanted):
-    assert str(scores) == wanted
+def test_a_disk_without_room_for_a_line_is_named(tmp_path):
+    (tmp_path / LOSS_LOG).symlink_to("/dev/full")
+    with pytest.raises(ValueError, match=r"cannot be written: .*No space left on device.*MB are f"):
+        log_values(accelerator_of(), tmp_path, 7, "train", {"loss": 1.5})

@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import nn
@@ -26,6 +28,15 @@ def test_only_trainable_matrices_decay():
     ]
     assert (decayed["weight_decay"], plain["weight_decay"]) == (0.1, 0.0)
     assert [(g["lr"], g["betas"]) for g in optimizer.param_groups] == [(1e-3, (0.9, 0.98))] * 2
+
+
+@pytest.mark.parametrize(("is_cuda", "wanted"), [(True, True), (False, None)])
+def test_on_a_gpu_all_weights_are_updated_by_one_kernel(monkeypatch, is_cuda, wanted):
+    made = []
+    monkeypatch.setattr(torch.optim, "AdamW", lambda groups, **options: made.append(options))
+    weight = SimpleNamespace(requires_grad=True, dim=lambda: 2, is_cuda=is_cuda)
+    make_optimizer(SimpleNamespace(parameters=lambda: [weight]), settings())
+    assert [options["fused"] for options in made] == [wanted]
 
 
 def test_tied_weights_are_updated_once():

@@ -1,12 +1,14 @@
 import copy
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from tiny import load_script, tiny_tokenizer
 
 from distillery.text.labels import IGNORED
 from distillery.training.losses import LossWeights
-from distillery.training.step import StudentStep, Teacher
+from distillery.training.step import Learner, StudentStep, Teacher, wants_masks
 from distillery.whisper.student import make_student
 
 _ = IGNORED
@@ -249,3 +251,103 @@ def test_models_of_other_vocabularies_do_not_fit(teacher, tokenizer):
 
 def test_a_student_may_have_fewer_positions(teacher, tokenizer):
     Teacher(teacher, new_model(tokenizer, max_target_positions=32))
+
+
+# --- SpecAugment ---------------------------------------------------------------------------------
+
+
+def masking(student, masks_input=True, **more):
+    student.config.update(
+        {"apply_spec_augment": True, "mask_time_prob": 0.2, "mask_feature_prob": 0.1, **more}
+    )
+    return StudentStep(student, LossWeights(), masks_input).train()
+
+
+def heard_by(model):
+    """Return a list that will hold what the model's encoder hears."""
+    heard = []
+    model.model.encoder.register_forward_pre_hook(lambda _, args: heard.append(args[0].clone()))
+    return heard
+
+
+def total_of(step, frozen=None, seed=0):
+    np.random.seed(seed)
+    outputs = None if frozen is None else frozen(FEATURES, INPUTS)
+    return step(FEATURES, INPUTS, TARGETS, outputs).total.detach()
+
+
+def test_spec_augment_masks_what_the_student_hears_and_nothing_else(teacher, student):
+    step, features = masking(student), FEATURES.clone()
+    theirs, ours = heard_by(teacher), heard_by(student)
+    total_of(step, Teacher(teacher, student))
+    assert torch.equal(theirs[0], FEATURES) and torch.equal(FEATURES, features)
+    is_masked = ours[0] == 0
+    assert 0.1 < float(is_masked.float().mean()) < 0.5
+    assert torch.equal(ours[0][~is_masked], FEATURES[~is_masked])
+
+
+def test_masks_are_a_function_of_the_seed(student):
+    step = masking(student)
+    one, same, other = (total_of(step, seed=seed) for seed in (1, 1, 2))
+    assert torch.equal(one, same)
+    assert not torch.equal(one, other)
+
+
+def test_a_shared_encoder_runs_twice_for_masks_and_once_in_an_evaluation(teacher, student):
+    step, frozen = masking(student), Teacher(teacher, student)
+    assert frozen.shares_encoder
+    theirs, ours = heard_by(teacher), heard_by(student)
+    total_of(step, frozen)
+    assert (len(theirs), len(ours)) == (1, 1)
+    total_of(step.eval(), frozen)
+    assert (len(theirs), len(ours)) == (2, 1)
+
+
+def test_without_masks_the_configuration_alone_does_nothing(student):
+    step = masking(student, masks_input=False)
+    assert torch.equal(total_of(step, seed=1), total_of(step, seed=2))
+
+
+@pytest.mark.parametrize(
+    ("in_config", "trained", "asked", "wanted"),
+    [
+        (True, True, None, True),
+        (True, False, None, False),
+        (False, True, None, False),
+        (False, True, True, True),
+        (False, False, True, True),
+        (True, True, False, False),
+    ],
+)
+def test_where_spec_augment_is_wanted(student, caplog, in_config, trained, asked, wanted):
+    student.config.apply_spec_augment = in_config
+    student.model.encoder.layers.requires_grad_(trained)
+    assert wants_masks(SimpleNamespace(model=student), asked) is wanted
+    assert student.config.apply_spec_augment is (in_config or wanted)
+    is_told = in_config and not trained and asked is None
+    assert ("--apply_spec_augment applies it" in caplog.text) is is_told
+
+
+def test_masks_that_would_hide_nothing_are_refused(student):
+    student.config.update({"mask_time_prob": 0.0, "mask_feature_prob": 0.0})
+    with pytest.raises(ValueError, match=r"^--apply_spec_augment: mask_time_prob and"):
+        wants_masks(SimpleNamespace(model=student), True)
+
+
+# --- what a user is told of an update ------------------------------------------------------------
+
+
+def notes(teacher, student, masks_input=False):
+    step = StudentStep(student, LossWeights(), masks_input)
+    model = SimpleNamespace(model=student)
+    return " ".join(Learner(model, step, teacher and Teacher(teacher, student)).notes())
+
+
+def test_a_doubled_encoder_is_told(teacher, student, tokenizer):
+    assert notes(teacher, student) == notes(None, student) == ""
+    assert "runs twice in each update" in notes(teacher, student, masks_input=True)
+    student.model.encoder.layers.requires_grad_(True)
+    assert "is trained (not so with --freeze_encoder): two encoders run" in notes(teacher, student)
+    other = new_model(tokenizer, encoder_layers=1)
+    other.model.encoder.requires_grad_(False)
+    assert "has other weights: two encoders run" in notes(teacher, other)

@@ -1,0 +1,299 @@
+"""Evaluation of a model while it is trained, which a request to stop cuts off."""
+
+import logging
+import math
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from torch import Tensor
+
+from distillery.data.collators import Batch
+from distillery.storage.checkpoints import BEST, sealed_folder
+from distillery.storage.outputs import Outputs
+from distillery.storage.stops import StopRequest
+from distillery.text.error_rates import character_errors, word_errors
+from distillery.text.labels import LabelRule, plain_text
+from distillery.text.normalizers import Normalizer
+from distillery.training.disk import enough_disk
+from distillery.training.loop import Progress, log_bad_clips
+from distillery.training.losses import LossSums
+from distillery.training.monitor import log_values
+from distillery.training.rows import BatchLoader, EvalSet
+from distillery.training.settings import Evaluation
+from distillery.training.step import Learner
+from distillery.whisper.memory import enough_memory
+from distillery.whisper.windows import Decoding, transcribe_windows
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class EvalScores:
+    """What a model is worth on one set.
+
+    Attributes:
+        losses: mean loss, CE and KL of a token.
+        num_bad: clips that cannot be used.
+        error_rates: `wer` and `cer` in percent; empty where nothing was transcribed.
+        num_scored: clips with a reference, which these are over.
+    """
+
+    losses: Mapping[str, float]
+    num_bad: int
+    error_rates: Mapping[str, float]
+    num_scored: int
+
+    def values(self) -> dict[str, float]:
+        """Return all figures of the log by name."""
+        return {**self.losses, "num_bad": self.num_bad, **self.error_rates}
+
+    def __str__(self) -> str:
+        parts = [
+            f"loss {self.losses['loss']:.4f}, CE {self.losses['ce']:.4f}, "
+            f"KL {self.losses['kl']:.4f}"
+        ]
+        if self.error_rates:
+            wer, cer = self.error_rates["wer"], self.error_rates["cer"]
+            parts.insert(0, f"WER {wer:.1f} %, CER {cer:.1f} % over {self.num_scored} clips")
+        if self.num_bad:
+            parts.append(f"{self.num_bad} clips cannot be used")
+        return "; ".join(parts)
+
+
+@dataclass(frozen=True)
+class Evaluator:
+    """Evaluates a learner on some datasets, and keeps the best model.
+
+    Attributes:
+        accelerator: of this launch.
+        learner: as it is trained.
+        sets: what to evaluate on; none evaluates nothing.
+        settings: when, and with what.
+        loader: makes batches.
+        folder: of the run.
+        reported: what was logged of clips that cannot be used: no clip is named twice.
+    """
+
+    accelerator: Accelerator
+    learner: Learner
+    sets: Sequence[EvalSet]
+    settings: Evaluation
+    loader: BatchLoader
+    folder: Path
+    reported: set[str] = field(default_factory=set)
+
+    def is_due(self, progress: Progress, num_updates: int) -> bool:
+        """Tell whether the last update is to be evaluated, and was not.
+
+        Args:
+            progress: of the run.
+            num_updates: of the whole run; the last one is always evaluated.
+        """
+        step, every = progress.step, self.settings.every
+        is_wanted = step == num_updates or (every is not None and step % every == 0)
+        return bool(self.sets) and is_wanted and step > progress.evaluated
+
+    def keep_best(self, progress: Progress, num_updates: int, stop: StopRequest) -> None:
+        """Evaluate where that is due, and save the model where it is the best so far.
+
+        A request to stop, of any process, ends it: it is due again then.
+        """
+        if not self.is_due(progress, num_updates):
+            return
+        scores = self.scores(progress.step, stop)
+        if scores is None:
+            return
+        values = [self._metric(name, each) for name, each in scores.items()]
+        mean = sum(values) / len(values)
+        if math.isfinite(mean) and (progress.best is None or mean < progress.best):
+            progress.best = mean
+            if self.accelerator.is_main_process:
+                with (
+                    enough_disk(self.folder),
+                    sealed_folder(self.folder / BEST, Outputs(self.folder)) as folder,
+                ):
+                    self.learner.student.save(folder)
+        progress.evaluated = progress.step
+        self.accelerator.wait_for_everyone()
+
+    def scores(self, step: int, stop: StopRequest) -> dict[str, EvalScores] | None:
+        """Evaluate on every set, and log it; return what came out by the sets' names.
+
+        Args:
+            step: updates done.
+            stop: a request of any process ends it; None is returned then.
+
+        Raises:
+            ValueError: no clip of a set can be decoded.
+        """
+        scores_by_name = {}
+        for eval_set in self.sets:
+            scores = evaluate(self, eval_set, stop)
+            if scores is None:
+                logger.info("told to stop in the evaluation of update %d", step)
+                return None
+            scores_by_name[eval_set.name] = scores
+            kind = f"eval {eval_set.name}"
+            log_values(self.accelerator, self.folder, step, kind, scores.values())
+            logger.info("update %d, %s: %s", step, eval_set.name, scores)
+        return scores_by_name
+
+    def step(self, *inputs: Any) -> LossSums:
+        """Run the learner's step in the launch's dtype, though no update wraps it."""
+        with self.accelerator.autocast():
+            losses: LossSums = self.learner.step(*inputs)
+        return losses
+
+    def _metric(self, name: str, scores: EvalScores) -> float:
+        metric = self.settings.metric
+        if metric not in scores.values():
+            raise ValueError(f"{name} has no references to score: use --metric_for_best_model loss")
+        return scores.values()[metric]
+
+
+@dataclass
+class _Part:
+    """What one process found out about a set: sums of the losses, bad clips, and transcripts."""
+
+    sums: Tensor
+    bad: list[str] = field(default_factory=list)
+    pairs: list[tuple[str, str]] = field(default_factory=list)
+
+
+@torch.no_grad()
+def evaluate(evaluator: Evaluator, eval_set: EvalSet, stop: StopRequest) -> EvalScores | None:
+    """Evaluate on one set; all processes share its rows, and return the same.
+
+    Returns:
+        The scores, or None if a process was told to stop.
+
+    Raises:
+        ValueError: none of its clips can be decoded.
+    """
+    accelerator, learner = evaluator.accelerator, evaluator.learner
+    part = _Part(torch.zeros(4, dtype=torch.float64, device=accelerator.device))
+    with _interruptible(learner, stop), closing(_batches(evaluator, eval_set)) as batches:
+        for batch in batches:
+            with suppress(_Interrupted):
+                _evaluate_batch(evaluator, batch, eval_set.rows.rule, part)
+            if _any_is_told(accelerator, stop):
+                return None
+    num_bad = _report_bad_clips(evaluator, part.bad)
+    total, ce, kl, tokens = accelerator.reduce(part.sums, "sum").tolist()
+    if not tokens:
+        raise ValueError(f"{eval_set.name}: none of its clips can be decoded")
+    rule = eval_set.rows.rule
+    error_rates, num_scored = error_rates_of(
+        gather_object(part.pairs), learner.student.normalizer(rule.language, rule.task)
+    )
+    losses = {"loss": total / tokens, "ce": ce / tokens, "kl": kl / tokens}
+    return EvalScores(losses, num_bad, error_rates, num_scored)
+
+
+class _Interrupted(Exception):
+    """The process was told to stop while its model ran."""
+
+
+@contextmanager
+def _interruptible(learner: Learner, stop: StopRequest) -> Iterator[None]:
+    """Let a learner evaluate, and give up at its decoder's next token when it is told to stop."""
+
+    def give_up(*_: Any) -> None:
+        if stop.is_set:
+            raise _Interrupted
+
+    handle = learner.student.model.model.decoder.register_forward_pre_hook(give_up)
+    learner.step.eval()
+    try:
+        yield
+    finally:
+        learner.step.train()
+        handle.remove()
+
+
+def _any_is_told(accelerator: Accelerator, stop: StopRequest) -> bool:
+    """Tell whether any process is told to stop; all must ask."""
+    told = torch.tensor(int(stop.is_set), device=accelerator.device)
+    return bool(accelerator.reduce(told, "sum"))
+
+
+def _batches(evaluator: Evaluator, eval_set: EvalSet) -> Generator[Batch | None, None, None]:
+    """Yield this process's batches; where another has one more, None is the last."""
+    process, num_processes = (
+        evaluator.accelerator.process_index,
+        evaluator.accelerator.num_processes,
+    )
+    batch_size = evaluator.settings.batch_size
+    keys = eval_set.keys(batch_size, process, num_processes)
+    yield from evaluator.loader.batches(eval_set.rows, keys)
+    if len(keys) < len(eval_set.keys(batch_size, 0, num_processes)):
+        yield None
+
+
+def _evaluate_batch(
+    evaluator: Evaluator, batch: Batch | None, rule: LabelRule, part: _Part
+) -> None:
+    """Add to a process's part what one batch says."""
+    if batch is None:
+        return
+    part.bad += [f"{row_id} {reason}" for row_id, reason in batch.bad]
+    if batch.input_features is None:
+        return
+    work = f"the evaluation of {len(batch.ids)} rows at once"
+    with enough_memory(work, "lower --per_device_eval_batch_size"):
+        part.sums += evaluator.learner.losses(batch, evaluator.step).to_tensor()
+        if evaluator.settings.transcribe:
+            transcripts = _transcribe(evaluator, batch, rule)
+            part.pairs += zip(batch.references, transcripts, strict=True)
+
+
+def _report_bad_clips(evaluator: Evaluator, bad: Sequence[str]) -> int:
+    """Log the clips of all processes that were not logged before; return how many are bad."""
+    reports = gather_object(list(bad))
+    if evaluator.accelerator.is_main_process:
+        log_bad_clips([report for report in reports if report not in evaluator.reported])
+    evaluator.reported.update(reports)
+    return len(reports)
+
+
+def _transcribe(evaluator: Evaluator, batch: Batch, rule: LabelRule) -> list[str]:
+    settings, student = evaluator.settings, evaluator.learner.student
+    decoding = Decoding(
+        rule.language,
+        rule.task,
+        settings.timestamps,
+        settings.num_beams,
+        settings.max_length,
+    ).fitted_to(student)
+    assert batch.input_features is not None
+    features = batch.input_features.to(student.model.device)
+    with evaluator.accelerator.autocast():
+        transcripts = transcribe_windows(student, features, decoding)
+    return [plain_text(each.ids, student.tokens, student.tokenizer) for each in transcripts]
+
+
+def error_rates_of(
+    pairs: Sequence[tuple[str, str]], normalizer: Normalizer
+) -> tuple[dict[str, float], int]:
+    """Return WER and CER in percent after normalisation, and over how many clips they are.
+
+    A clip without a reference does not count; where there is no other, there are no rates.
+
+    Args:
+        pairs: (reference, transcript) of each clip.
+        normalizer: applied to both.
+    """
+    normalized = [(normalizer(reference), normalizer(text)) for reference, text in pairs]
+    scored = [(reference, text) for reference, text in normalized if reference]
+    if not scored:
+        return {}, 0
+    references, transcripts = zip(*scored, strict=True)
+    wer = word_errors(references, transcripts).error_rate
+    cer = character_errors(references, transcripts).error_rate
+    return {"wer": wer, "cer": cer}, len(scored)

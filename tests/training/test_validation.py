@@ -1,0 +1,169 @@
+"""What a model is worth while it is trained; whole runs are in tests/stages."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from accelerate import Accelerator
+from tiny import tiny_model_folder, tone_manifest
+
+from distillery.data.collators import SpeechCollator
+from distillery.data.specs import DatasetSpec
+from distillery.storage.stops import StopRequest
+from distillery.text.normalizers import normalizer_for
+from distillery.training import validation
+from distillery.training.loop import Progress
+from distillery.training.losses import LossWeights
+from distillery.training.rows import BatchLoader, eval_sets
+from distillery.training.settings import Evaluation, LabelSettings
+from distillery.training.step import Learner, StudentStep
+from distillery.training.validation import EvalScores, Evaluator, error_rates_of, evaluate
+from distillery.whisper import checkpoint
+
+
+def test_error_rates_are_normalised_percent():
+    pairs = [("ねこ。", "ねこ"), ("いぬとさかな", "いぬとさかに"), ("", "うるさい")]
+    rates, num_scored = error_rates_of(pairs, normalizer_for("ja"))
+    assert rates == {"wer": pytest.approx(50), "cer": pytest.approx(100 / 8)}
+    assert num_scored == 2
+    assert error_rates_of([], normalizer_for("ja")) == ({}, 0)
+    assert error_rates_of([("", "x")], normalizer_for("ja")) == ({}, 0)
+
+
+LOSSES = {"loss": 1.25, "ce": 1.5, "kl": 0.125}
+
+
+@pytest.mark.parametrize(
+    ("scores", "wanted"),
+    [
+        (
+            EvalScores(LOSSES, 0, {"wer": 14.549, "cer": 11.983471074380166}, 200),
+            "WER 14.5 %, CER 12.0 % over 200 clips; loss 1.2500, CE 1.5000, KL 0.1250",
+        ),
+        (EvalScores(LOSSES, 0, {}, 0), "loss 1.2500, CE 1.5000, KL 0.1250"),
+        (
+            EvalScores(LOSSES, 3, {}, 0),
+            "loss 1.2500, CE 1.5000, KL 0.1250; 3 clips cannot be used",
+        ),
+    ],
+)
+def test_scores_in_words(scores, wanted):
+    assert str(scores) == wanted
+
+
+# --- a request to stop ---------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory):
+    """Return a student that writes as long as it may, and a set of five clips."""
+    folder = tmp_path_factory.mktemp("validation")
+    tiny_model_folder(folder / "model", encoder_layers=1, decoder_layers=1, window_s=1)
+    rows = tone_manifest(folder / "rows.jsonl", 5)
+    student = checkpoint.load(str(folder / "model"))
+    settings = LabelSettings("ja", "transcribe", 0.2, 0.2, 96, None, seed=0)
+    return student, eval_sets([DatasetSpec(str(rows))], student, settings)
+
+
+@pytest.fixture
+def evaluator(parts, tmp_path):
+    student, sets = parts
+    return Evaluator(
+        Accelerator(cpu=True),
+        Learner(student, StudentStep(student.model, LossWeights()).train(), None),
+        sets,
+        Evaluation(3, 2, "loss", True, timestamps=False, num_beams=1, max_length=40),
+        BatchLoader(SpeechCollator(student.log_mel, student.tokens), 0, pin_memory=False),
+        tmp_path,
+    )
+
+
+@pytest.fixture
+def stopped_at(parts):
+    """Set a request at a call of the decoder; return the list that grows with every call."""
+    calls, handles = [], []
+
+    def stopped_at(stop, call):
+        def count(*_):
+            calls.append(1)
+            stop.is_set = len(calls) == call or stop.is_set
+
+        decoder = parts[0].model.model.decoder
+        handles.append(decoder.register_forward_hook(count))
+        return calls
+
+    yield stopped_at
+    for handle in handles:
+        handle.remove()
+
+
+@pytest.mark.parametrize("call", [1, 2, 7, 45, 60])
+def test_a_stop_is_heard_at_the_decoders_next_token(evaluator, stopped_at, call):
+    stop = StopRequest()
+    calls = stopped_at(stop, call)
+    assert evaluate(evaluator, evaluator.sets[0], stop) is None
+    assert len(calls) == call
+    assert evaluator.learner.step.training
+    stop.is_set = False
+    assert evaluate(evaluator, evaluator.sets[0], stop) is not None
+    assert len(calls) > 100  # nothing listens any more
+
+
+def test_a_stop_of_another_process_ends_this_ones_evaluation(evaluator, stopped_at, monkeypatch):
+    calls = stopped_at(StopRequest(), -1)
+    monkeypatch.setattr(Accelerator, "reduce", lambda self, told, how: told + 1)
+    assert evaluate(evaluator, evaluator.sets[0], StopRequest()) is None
+    assert 0 < len(calls) < 60  # one batch of three
+
+
+@pytest.mark.parametrize(("process", "wanted"), [(0, [2, 1]), (1, [2, None])])
+def test_processes_ask_each_other_equally_often(evaluator, monkeypatch, process, wanted):
+    """Five clips in batches of two: the second of two processes has one batch less."""
+    monkeypatch.setattr(Accelerator, "process_index", process)
+    monkeypatch.setattr(Accelerator, "num_processes", 2)
+    batches = validation._batches(evaluator, evaluator.sets[0])
+    assert [batch and len(batch.ids) for batch in batches] == wanted
+
+
+def test_a_stopped_evaluation_is_due_again(evaluator):
+    stop, progress = StopRequest(), Progress(3)
+    stop.is_set = True
+    evaluator.keep_best(progress, 9, stop)
+    assert progress == Progress(3) and evaluator.is_due(progress, 9)
+    assert not list(evaluator.folder.iterdir())
+    stop.is_set = False
+    evaluator.keep_best(progress, 9, stop)
+    assert (progress.evaluated, progress.best) == (3, pytest.approx(7.5, abs=0.2))
+    assert not evaluator.is_due(progress, 9)
+    assert sorted(path.name for path in evaluator.folder.iterdir()) == ["best", "train_log.jsonl"]
+
+
+@pytest.mark.parametrize(
+    ("step", "evaluated", "every", "wanted"),
+    [
+        (0, 0, 3, False),
+        (2, 0, 3, False),
+        (3, 0, 3, True),
+        (3, 3, 3, False),
+        (6, 3, 3, True),
+        (8, 0, None, False),
+        (9, 0, None, True),
+        (9, 9, None, False),
+    ],
+)
+def test_when_an_evaluation_is_due(step, evaluated, every, wanted):
+    settings = SimpleNamespace(every=every)
+    one, none = (Evaluator(None, None, sets, settings, None, None) for sets in (["a set"], []))
+    progress = Progress(step, evaluated=evaluated)
+    assert one.is_due(progress, 9) is wanted
+    assert not none.is_due(progress, 9)
+
+
+def test_an_evaluation_out_of_memory_names_rows_and_flag(evaluator, monkeypatch):
+    monkeypatch.setattr(Learner, "losses", lambda *_: torch.empty(10**16))
+    with pytest.raises(ValueError) as error:
+        evaluate(evaluator, evaluator.sets[0], StopRequest())
+    said = str(error.value)
+    assert said.startswith("the evaluation of 2 rows at once needs more memory than there is: ")
+    assert "--per_device_eval_batch_size" in said
+    assert evaluator.learner.step.training
