@@ -208,7 +208,7 @@ def _interruptible(learner: Learner, stop: StopRequest) -> Iterator[None]:
         if stop.is_set:
             raise _Interrupted
 
-    handle = learner.student.model.model.decoder.register_forward_pre_hook(give_up)
+    handle = learner.student.model.model.decoder.embed_tokens.register_forward_pre_hook(give_up)
     learner.step.eval()
     try:
         yield

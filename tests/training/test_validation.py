@@ -88,8 +88,8 @@ def stopped_at(parts):
             calls.append(1)
             stop.is_set = len(calls) == call or stop.is_set
 
-        decoder = parts[0].model.model.decoder
-        handles.append(decoder.register_forward_hook(count))
+        embedding = parts[0].model.model.decoder.embed_tokens
+        handles.append(embedding.register_forward_hook(count))
         return calls
 
     yield stopped_at
