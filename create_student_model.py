@@ -29,10 +29,16 @@ class StudentArguments:
     dtype: str = flag("float32", f"Dtype of its weights: {', '.join(DTYPES)}.")
     cache_dir: str | None = flag(None, "Folder for files fetched from the Hub.", resumable=True)
     push_to_hub: bool = flag(
-        False, "Upload the student to the Hub, as a private repository.", resumable=True
+        False,
+        "Upload the student to the Hub, as a private repository; login and name are checked at "
+        "the start. On a complete run it only uploads.",
+        resumable=True,
     )
     hub_model_id: str | None = flag(
-        None, "Hub repository; default: the name of the folder.", resumable=True
+        None,
+        "Hub repository; default: the name of the folder. Nothing is uploaded without "
+        "--push_to_hub.",
+        resumable=True,
     )
     hub_public: bool = flag(False, "Make the uploaded repository public.", resumable=True)
     verify: bool = flag(False, VERIFY, resumable=True)
@@ -61,9 +67,17 @@ from pathlib import Path
 
 import torch
 
-from distillery.cli import forecast
-from distillery.cli.runtime import end_stage, log_end, log_start, set_up_logging, stage_run
+from distillery.cli import forecast, hub
+from distillery.cli.runtime import (
+    end_stage,
+    hold_folder,
+    log_end,
+    log_start,
+    set_up_logging,
+    stage_run,
+)
 from distillery.storage.checkpoints import sealed_folder
+from distillery.storage.publication import public_names
 from distillery.storage.runs import Run
 from distillery.whisper import checkpoint
 from distillery.whisper.student import make_student, spaced_layers
@@ -82,6 +96,9 @@ def main(args: StudentArguments) -> None:
         teacher_checksum,
         remedy="name another folder",
     )
+    if not args.dry_run:
+        hub.check(run)
+        hold_folder(run, "--save_dir")
     is_made = run.was_made("--save_dir")
     if args.dry_run:
         sys.stdout.write(forecast.text_of(run, _forecast(args, run, is_made)))
@@ -163,9 +180,10 @@ def _save(
     decoder: list[int],
 ) -> None:
     """Write the checkpoint with its card and its record, all of it or nothing."""
+    teacher_name = public_names(run.arguments["teacher_checkpoint"])
     card = (
-        f"A student of `{run.arguments['teacher_checkpoint']}` before training: teacher layers "
-        f"{encoder} of the encoder and {decoder} of the decoder."
+        f"A student of `{teacher_name}` before training: teacher layers {encoder} of the encoder "
+        f"and {decoder} of the decoder."
     )
     with sealed_folder(run.folder) as temporary:
         checkpoint.save(student, teacher.tokenizer, teacher.feature_extractor, temporary)

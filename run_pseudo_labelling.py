@@ -105,6 +105,7 @@ from distillery.data.sources import describe_splits, load_splits
 from distillery.data.specs import DatasetSpec
 from distillery.storage.ledger import Ledger
 from distillery.storage.outputs import Outputs
+from distillery.storage.publication import public_names
 from distillery.storage.runs import Run
 from distillery.storage.shards import read_seal
 from distillery.text import labels
@@ -356,7 +357,7 @@ def _finish(
         run.folder,
         hub_layout.splits_by_config(specs),
         "Pseudo-labelled speech",
-        f"Transcripts by `{run.arguments['model_name_or_path']}`.",
+        f"Transcripts by `{public_names(run.arguments['model_name_or_path'])}`.",
     )
     run.finish(ledger=ledger.to_dict(), scores=scores, attention=teacher.attention)
     next_command = f"python run_data_filtering.py {hub_layout.flags_naming(run.folder, specs)}"

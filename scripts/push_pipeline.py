@@ -41,7 +41,14 @@ from pathlib import Path
 from transformers.dynamic_module_utils import custom_object_save
 
 from distillery.cli import hub
-from distillery.cli.runtime import end_stage, log_end, log_start, set_up_logging, stage_run
+from distillery.cli.runtime import (
+    end_stage,
+    hold_folder,
+    log_end,
+    log_start,
+    set_up_logging,
+    stage_run,
+)
 from distillery.storage.checkpoints import sealed_folder
 from distillery.storage.files import RUN_RECORD, read_json, write_json
 from distillery.whisper import checkpoint
@@ -59,6 +66,8 @@ def main(model_args: PipelineArguments, output_args: OutputArguments) -> None:
     source, folder = _source(model_args), Path(output_args.output_dir)
     inputs = {model_args.model_name_or_path: checkpoint.fingerprint(str(source))}
     run = stage_run("push_pipeline", (model_args, output_args), folder, inputs)
+    hub.check(run)
+    hold_folder(run)
     if not run.was_made("--output_dir", output_args.overwrite_output_dir):
         run.refuse_damaged_inputs()
         log_start(run, None, None, None, f"{model_args.model_name_or_path} with a pipeline")

@@ -174,11 +174,13 @@ def open_run(accelerator: Accelerator, run: Run, overwrite: bool) -> Run:
 
     Raises:
         FolderInUseError: another process works on it.
+        HubError: its result is to be uploaded, and the Hub would not take it.
         ValueError: the folder is an input, or in or around one; or it holds files of the user's, of
             another stage, or of another configuration that is not to be overwritten.
     """
     with accelerator.main_process_first():
         if accelerator.is_main_process:
+            hub.check(run)
             _take(run, overwrite)
         run.is_complete = run.was_completed()
     if run.is_complete:
@@ -210,6 +212,17 @@ def _take(run: Run, overwrite: bool) -> None:
         leave_folder(lock)
         raise
     weakref.finalize(run, leave_folder, lock)
+
+
+def hold_folder(run: Run, flag: str = "--output_dir") -> None:
+    """Let no other process write to a run's folder, for as long as the run's object is there.
+
+    For the stages that do not take their folder by `open_run`.
+
+    Raises:
+        FolderInUseError: another process works on it.
+    """
+    weakref.finalize(run, leave_folder, take_folder(run.folder, flag))
 
 
 def start_trackers(accelerator: Accelerator, run: Run, project: str | None) -> None:

@@ -3,7 +3,8 @@
 import os
 import socket
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -48,6 +49,16 @@ def leave_folder(lock: FileLock) -> None:
         # Before the lock is free: who opens the file now finds it taken, and later a new one.
         Path(lock.lock_file).unlink(missing_ok=True)
     lock.release()
+
+
+@contextmanager
+def taken_folder(folder: Path, flag: str = "--output_dir") -> Iterator[None]:
+    """Hold a folder meanwhile; arguments and errors as for `take_folder`."""
+    lock = take_folder(folder, flag)
+    try:
+        yield
+    finally:
+        leave_folder(lock)
 
 
 def refuse_overlap(output: Path, inputs: Iterable[str], flag: str = "--output_dir") -> None:
