@@ -293,7 +293,7 @@ def test_amounts_for_people():
     ],
 )
 def test_a_forecast_as_text(tmp_path, flags, hub, monkeypatch):
-    monkeypatch.setattr("distillery.cli.hub.check", lambda run: flags and "me" or None)
+    monkeypatch.setattr("distillery.cli.hub.check", lambda run: (flags and "me") or None)
     run = Run(tmp_path / "out", "run_x", flags, {})
     assert forecast.text_of(run, [("data", "one"), ("memory", "two")]) == (
         f"run_x, dry run: nothing is written\n  data    one\n  memory  two\n  hub     {hub}\n"
