@@ -25,6 +25,8 @@ from distillery.storage.stops import end_with_launcher
 from distillery.training.seeding import seed_everything
 from distillery.whisper import checkpoint
 
+HTTP_CLIENTS = ("httpx", "httpcore", "httpx2", "httpcore2")  # of old and of new huggingface_hub
+
 
 def make_accelerator(run: RunArguments, output_dir: str, dtype: str) -> Accelerator:
     """Build the accelerator, set up logging, and seed.
@@ -87,7 +89,7 @@ def set_up_logging(speaks: bool = True) -> None:
     for handler in logging.getLogger().handlers:
         handler.addFilter(_name_script)
     logging.getLogger().setLevel(logging.INFO if speaks else logging.ERROR)
-    for chatty in ("httpx", "httpcore", "urllib3", "fsspec", "accelerate", "datasets", "torch"):
+    for chatty in (*HTTP_CLIENTS, "urllib3", "fsspec", "accelerate", "datasets", "torch"):
         logging.getLogger(chatty).setLevel(logging.WARNING if speaks else logging.ERROR)
     transformers.logging.set_verbosity_error()
     datasets.utils.logging.set_verbosity_error()
