@@ -25,7 +25,7 @@ rows = load_dataset("me/labelled", split="train")
 stream = load_dataset("me/labelled", split="train", streaming=True)
 model = WhisperForConditionalGeneration.from_pretrained("me/student")
 processor = WhisperProcessor.from_pretrained("me/student")
-transcripts = [rows["whisper_transcript"], [row["whisper_transcript"] for row in stream]]
+transcripts = [list(rows["whisper_transcript"]), [row["whisper_transcript"] for row in stream]]
 print(json.dumps([*transcripts, model.config.decoder_layers, len(processor.tokenizer)]))
 """
 
