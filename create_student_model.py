@@ -70,13 +70,13 @@ import torch
 from distillery.cli import forecast, hub
 from distillery.cli.runtime import (
     end_stage,
-    hold_folder,
     log_end,
     log_start,
     set_up_logging,
     stage_run,
 )
 from distillery.storage.checkpoints import sealed_folder
+from distillery.storage.ownership import taken_name
 from distillery.storage.publication import public_names
 from distillery.storage.runs import Run
 from distillery.whisper import checkpoint
@@ -96,31 +96,34 @@ def main(args: StudentArguments) -> None:
         teacher_checksum,
         remedy="name another folder",
     )
-    if not args.dry_run:
-        hub.check(run)
-        hold_folder(run, "--save_dir")
-    is_made = run.was_made("--save_dir")
     if args.dry_run:
-        sys.stdout.write(forecast.text_of(run, _forecast(args, run, is_made)))
+        lines = _forecast(args, run, run.was_made("--save_dir"))
+        sys.stdout.write(forecast.text_of(run, lines))
         return
-    if not is_made:
-        run.refuse_damaged_inputs()
-        teacher = checkpoint.load(args.teacher_checkpoint, args.dtype, cache_dir=args.cache_dir)
-        checkpoint.check_finite(teacher.model, args.teacher_checkpoint)
-        encoder, decoder = _copied_layers(args, teacher)
-        layers = f"layers {encoder} of the encoder and {decoder} of the decoder"
-        log_start(run, None, args.teacher_checkpoint, args.dtype, layers)
-        student = make_student(teacher.model, encoder, decoder)
-        _check_forward(student)
-        _save(student, teacher, run, encoder, decoder)
-        log_end(
-            run,
-            f"a student of {student.num_parameters() / 1e6:.1f} M parameters; its teacher has "
-            f"{teacher.num_parameters / 1e6:.1f} M",
-            f"python run_distillation.py -m {run.folder} --teacher {args.teacher_checkpoint} "
-            "-d FILTERED_DATASET -o student",
-        )
-    end_stage(run)
+    hub.check(run)
+    with taken_name(run.folder, "--save_dir"):
+        if not run.was_made("--save_dir"):
+            _make(args, run)
+        end_stage(run)
+
+
+def _make(args: StudentArguments, run: Run) -> None:
+    run.refuse_damaged_inputs()
+    teacher = checkpoint.load(args.teacher_checkpoint, args.dtype, cache_dir=args.cache_dir)
+    checkpoint.check_finite(teacher.model, args.teacher_checkpoint)
+    encoder, decoder = _copied_layers(args, teacher)
+    layers = f"layers {encoder} of the encoder and {decoder} of the decoder"
+    log_start(run, None, args.teacher_checkpoint, args.dtype, layers)
+    student = make_student(teacher.model, encoder, decoder)
+    _check_forward(student)
+    _save(student, teacher, run, encoder, decoder)
+    log_end(
+        run,
+        f"a student of {student.num_parameters() / 1e6:.1f} M parameters; its teacher has "
+        f"{teacher.num_parameters / 1e6:.1f} M",
+        f"python run_distillation.py -m {run.folder} --teacher {args.teacher_checkpoint} "
+        "-d FILTERED_DATASET -o student",
+    )
 
 
 def _forecast(args: StudentArguments, run: Run, is_made: bool) -> list[forecast.Line]:

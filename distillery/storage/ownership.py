@@ -4,7 +4,7 @@ import os
 import socket
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -29,17 +29,21 @@ def take_folder(folder: Path, flag: str = "--output_dir") -> FileLock:
         FolderInUseError: another process holds it; the message says which.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder.resolve() / LOCK, is_singleton=True)
+    return _take(folder.resolve() / LOCK, folder, flag)
+
+
+def _take(path: Path, folder: Path, flag: str) -> FileLock:
+    lock = FileLock(path, is_singleton=True)
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        holder = (folder / LOCK).read_text(encoding="utf-8").strip() or "another process"
+        holder = path.read_text(encoding="utf-8").strip() or "another process"
         raise FolderInUseError(
             f"{flag} {folder} is in use by {holder}: wait for it, or name another folder"
         ) from None
     since = time.strftime("%Y-%m-%d %H:%M:%S")
     text = f"process {os.getpid()} on {socket.gethostname()} since {since}\n"
-    (folder / LOCK).write_text(text, encoding="utf-8")
+    path.write_text(text, encoding="utf-8")
     return lock
 
 
@@ -59,6 +63,21 @@ def taken_folder(folder: Path, flag: str = "--output_dir") -> Iterator[None]:
         yield
     finally:
         leave_folder(lock)
+
+
+@contextmanager
+def taken_name(folder: Path, flag: str = "--output_dir") -> Iterator[None]:
+    """Hold the name of a folder that is put there as a whole, and what has that name now.
+
+    Until then there is no folder to hold: the lock lies beside it. Errors as for `take_folder`.
+    """
+    path = folder.resolve()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as held:
+        held.callback(leave_folder, _take(path.with_name(f".{path.name}{LOCK}"), folder, flag))
+        if folder.exists():
+            held.enter_context(taken_folder(folder, flag))
+        yield
 
 
 def refuse_overlap(output: Path, inputs: Iterable[str], flag: str = "--output_dir") -> None:
