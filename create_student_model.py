@@ -29,10 +29,16 @@ class StudentArguments:
     dtype: str = flag("float32", f"Dtype of its weights: {', '.join(DTYPES)}.")
     cache_dir: str | None = flag(None, "Folder for files fetched from the Hub.", resumable=True)
     push_to_hub: bool = flag(
-        False, "Upload the student to the Hub, as a private repository.", resumable=True
+        False,
+        "Upload the student to the Hub, as a private repository; login and name are checked at "
+        "the start. On a complete run it only uploads.",
+        resumable=True,
     )
     hub_model_id: str | None = flag(
-        None, "Hub repository; default: the name of the folder.", resumable=True
+        None,
+        "Hub repository; default: the name of the folder. Nothing is uploaded without "
+        "--push_to_hub.",
+        resumable=True,
     )
     hub_public: bool = flag(False, "Make the uploaded repository public.", resumable=True)
     verify: bool = flag(False, VERIFY, resumable=True)
@@ -61,9 +67,17 @@ from pathlib import Path
 
 import torch
 
-from distillery.cli import forecast
-from distillery.cli.runtime import end_stage, log_end, log_start, set_up_logging, stage_run
+from distillery.cli import forecast, hub
+from distillery.cli.runtime import (
+    end_stage,
+    log_end,
+    log_start,
+    set_up_logging,
+    stage_run,
+)
 from distillery.storage.checkpoints import sealed_folder
+from distillery.storage.ownership import taken_name
+from distillery.storage.publication import public_names
 from distillery.storage.runs import Run
 from distillery.whisper import checkpoint
 from distillery.whisper.student import make_student, spaced_layers
@@ -82,28 +96,34 @@ def main(args: StudentArguments) -> None:
         teacher_checksum,
         remedy="name another folder",
     )
-    is_made = run.was_made("--save_dir")
     if args.dry_run:
-        sys.stdout.write(forecast.text_of(run, _forecast(args, run, is_made)))
+        lines = _forecast(args, run, run.was_made("--save_dir"))
+        sys.stdout.write(forecast.text_of(run, lines))
         return
-    if not is_made:
-        run.refuse_damaged_inputs()
-        teacher = checkpoint.load(args.teacher_checkpoint, args.dtype, cache_dir=args.cache_dir)
-        checkpoint.check_finite(teacher.model, args.teacher_checkpoint)
-        encoder, decoder = _copied_layers(args, teacher)
-        layers = f"layers {encoder} of the encoder and {decoder} of the decoder"
-        log_start(run, None, args.teacher_checkpoint, args.dtype, layers)
-        student = make_student(teacher.model, encoder, decoder)
-        _check_forward(student)
-        _save(student, teacher, run, encoder, decoder)
-        log_end(
-            run,
-            f"a student of {student.num_parameters() / 1e6:.1f} M parameters; its teacher has "
-            f"{teacher.num_parameters / 1e6:.1f} M",
-            f"python run_distillation.py -m {run.folder} --teacher {args.teacher_checkpoint} "
-            "-d FILTERED_DATASET -o student",
-        )
-    end_stage(run)
+    hub.check(run)
+    with taken_name(run.folder, "--save_dir"):
+        if not run.was_made("--save_dir"):
+            _make(args, run)
+        end_stage(run)
+
+
+def _make(args: StudentArguments, run: Run) -> None:
+    run.refuse_damaged_inputs()
+    teacher = checkpoint.load(args.teacher_checkpoint, args.dtype, cache_dir=args.cache_dir)
+    checkpoint.check_finite(teacher.model, args.teacher_checkpoint)
+    encoder, decoder = _copied_layers(args, teacher)
+    layers = f"layers {encoder} of the encoder and {decoder} of the decoder"
+    log_start(run, None, args.teacher_checkpoint, args.dtype, layers)
+    student = make_student(teacher.model, encoder, decoder)
+    _check_forward(student)
+    _save(student, teacher, run, encoder, decoder)
+    log_end(
+        run,
+        f"a student of {student.num_parameters() / 1e6:.1f} M parameters; its teacher has "
+        f"{teacher.num_parameters / 1e6:.1f} M",
+        f"python run_distillation.py -m {run.folder} --teacher {args.teacher_checkpoint} "
+        "-d FILTERED_DATASET -o student",
+    )
 
 
 def _forecast(args: StudentArguments, run: Run, is_made: bool) -> list[forecast.Line]:
@@ -163,9 +183,10 @@ def _save(
     decoder: list[int],
 ) -> None:
     """Write the checkpoint with its card and its record, all of it or nothing."""
+    teacher_name = public_names(run.arguments["teacher_checkpoint"])
     card = (
-        f"A student of `{run.arguments['teacher_checkpoint']}` before training: teacher layers "
-        f"{encoder} of the encoder and {decoder} of the decoder."
+        f"A student of `{teacher_name}` before training: teacher layers {encoder} of the encoder "
+        f"and {decoder} of the decoder."
     )
     with sealed_folder(run.folder) as temporary:
         checkpoint.save(student, teacher.tokenizer, teacher.feature_extractor, temporary)

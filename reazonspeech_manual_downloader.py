@@ -149,7 +149,6 @@ from distillery.data.downloads import (
     damaged_path,
     download_all,
     is_published,
-    lock_folder,
     set_aside,
 )
 from distillery.storage.files import (
@@ -159,6 +158,7 @@ from distillery.storage.files import (
     write_json,
     write_text,
 )
+from distillery.storage.ownership import taken_folder
 from distillery.storage.progress import ProgressBar
 from distillery.storage.runs import CONFIG
 
@@ -181,8 +181,7 @@ def main(arguments: DownloaderArguments) -> int:
 
 def _locked(arguments: DownloaderArguments) -> int:
     """Check or fetch the files while no other process does."""
-    arguments.folder.mkdir(parents=True, exist_ok=True)
-    with lock_folder(arguments.folder):
+    with taken_folder(arguments.folder):
         remove_leftovers(arguments.folder)
         return check_health(arguments) if arguments.health_check else download(arguments)
 

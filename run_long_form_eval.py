@@ -131,6 +131,7 @@ from distillery.audio.decoding import AudioError, Waveform, decode_audio
 from distillery.audio.loudness import levels_db, silent_frames
 from distillery.cli import evaluation as stages
 from distillery.cli.runtime import (
+    hold_folder,
     log_end,
     log_start,
     make_accelerator,
@@ -182,6 +183,7 @@ def main(
     run = stage_run("run_long_form_eval", groups, Path(args.output_dir), {})
     if accelerator.is_main_process and not run_args.dry_run:
         run.refuse_damaged_inputs()
+        hold_folder(run)
     candidate = stages.load_candidate(
         model_args, accelerator, args.assistant_model, outline=run_args.dry_run
     )

@@ -156,6 +156,7 @@ from distillery.labelling.labeller import Labeller, Prompts
 from distillery.labelling.shards import Account, ShardAssembly, ShardWriter, dataset_features
 from distillery.labelling.transcripts import Transcripts
 from distillery.storage.ledger import Ledger
+from distillery.storage.publication import public_names
 from distillery.storage.runs import Run
 from distillery.storage.shares import Share
 from distillery.whisper import checkpoint
@@ -444,7 +445,7 @@ def _finish(
         run.folder,
         hub_layout.splits_by_config(specs),
         "Pseudo-labelled speech",
-        f"Transcripts by `{run.arguments['model_name_or_path']}`.",
+        f"Transcripts by `{public_names(run.arguments['model_name_or_path'])}`.",
     )
     run.finish(
         ledger=ledger.to_dict(),

@@ -135,6 +135,7 @@ from torch.utils.data import DataLoader
 from distillery.cli import evaluation as stages
 from distillery.cli import forecast
 from distillery.cli.runtime import (
+    hold_folder,
     log_end,
     log_start,
     make_accelerator,
@@ -171,6 +172,9 @@ def main(
     groups = (model_args, data_args, decoding_args, post_args, args, short_args, run_args)
     accelerator = make_accelerator(run_args, args.output_dir, model_args.dtype)
     run = stage_run("run_short_form_eval", groups, Path(args.output_dir), {})
+    is_writing = short_args.predictions_file or model_args.model_name_or_path
+    if is_writing and accelerator.is_main_process and not run_args.dry_run:
+        hold_folder(run)
     if not run_args.dry_run:
         start_trackers(accelerator, run, run_args.wandb_project)
     made: list[Result] = []

@@ -113,6 +113,7 @@ from distillery.audio.decoding import AudioError, Waveform, decode_audio
 from distillery.cli import evaluation as stages
 from distillery.cli import forecast
 from distillery.cli.runtime import (
+    hold_folder,
     log_end,
     log_start,
     make_accelerator,
@@ -159,6 +160,8 @@ def main(
     run = stage_run("run_speed_eval", groups, Path(args.output_dir), {})
     if not run_args.dry_run:
         run.refuse_damaged_inputs()
+    if accelerator.is_main_process and not run_args.dry_run:
+        hold_folder(run)
     candidates = _load_candidates(model_args, decoding_args, args, run_args.dry_run, accelerator)
     identity = _identity(groups, candidates, accelerator.device)
     path = Path(args.output_dir) / "speed.jsonl"

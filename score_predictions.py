@@ -83,7 +83,7 @@ import sys
 
 from distillery.cli import forecast
 from distillery.cli.evaluation import files_forecast, scoring_of, write_page
-from distillery.cli.runtime import log_end, set_up_logging, stage_run
+from distillery.cli.runtime import hold_folder, log_end, set_up_logging, stage_run
 from distillery.data.specs import broadcast_specs
 from distillery.evaluation import results, tables
 from distillery.evaluation.predictions_files import PredictionsFile, name_files, score_files
@@ -100,6 +100,7 @@ def main(args: PredictionsArguments, scoring_args: ScoringArguments) -> None:
         sys.stdout.write(forecast.text_of(run, files_forecast(files)))
         return
     if files:
+        hold_folder(run)
         named = " + ".join(str(file.path) for file in files)
         logger.info("predictions of %s, to %s; nothing is uploaded", named, run.folder)
         language = str(args.language)

@@ -41,9 +41,17 @@ from pathlib import Path
 from transformers.dynamic_module_utils import custom_object_save
 
 from distillery.cli import hub
-from distillery.cli.runtime import end_stage, log_end, log_start, set_up_logging, stage_run
+from distillery.cli.runtime import (
+    end_stage,
+    log_end,
+    log_start,
+    set_up_logging,
+    stage_run,
+)
 from distillery.storage.checkpoints import sealed_folder
 from distillery.storage.files import RUN_RECORD, read_json, write_json
+from distillery.storage.ownership import taken_name
+from distillery.storage.runs import Run
 from distillery.whisper import checkpoint
 from distillery.whisper.pipelines import recognition
 
@@ -59,16 +67,24 @@ def main(model_args: PipelineArguments, output_args: OutputArguments) -> None:
     source, folder = _source(model_args), Path(output_args.output_dir)
     inputs = {model_args.model_name_or_path: checkpoint.fingerprint(str(source))}
     run = stage_run("push_pipeline", (model_args, output_args), folder, inputs)
-    if not run.was_made("--output_dir", output_args.overwrite_output_dir):
-        run.refuse_damaged_inputs()
-        log_start(run, None, None, None, f"{model_args.model_name_or_path} with a pipeline")
-        with sealed_folder(folder) as temporary:
-            save_pipeline(source, temporary, output_args.hub_model_id or folder.resolve().name)
-            written = replace(run, folder=temporary)
-            written.outputs.add_all()
-            written.finish()
-        log_end(run, f"pipeline(model={str(folder)!r}, trust_remote_code=True)")
-    end_stage(run)
+    hub.check(run)
+    with taken_name(folder):
+        if not run.was_made("--output_dir", output_args.overwrite_output_dir):
+            _make(source, run, output_args.hub_model_id)
+        end_stage(run)
+
+
+def _make(source: Path, run: Run, repo_id: str | None) -> None:
+    """Write the folder, all of it or nothing."""
+    run.refuse_damaged_inputs()
+    name = run.arguments["model_name_or_path"]
+    log_start(run, None, None, None, f"{name} with a pipeline")
+    with sealed_folder(run.folder) as temporary:
+        save_pipeline(source, temporary, repo_id or run.folder.resolve().name)
+        written = replace(run, folder=temporary)
+        written.outputs.add_all()
+        written.finish()
+    log_end(run, f"pipeline(model={str(run.folder)!r}, trust_remote_code=True)")
 
 
 def _source(args: PipelineArguments) -> Path:

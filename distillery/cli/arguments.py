@@ -40,12 +40,15 @@ class OutputArguments:
         resumable=True,
     )
     push_to_hub: bool = flag(
-        False, "Upload the result to the Hub, as a private repository.", resumable=True
+        False,
+        "Upload the result to the Hub, as a private repository; login and name are checked at the "
+        "start. On a complete run it only uploads.",
+        resumable=True,
     )
     hub_model_id: str | None = flag(
         None,
         "Hub repository for the result, such as 'my-org/my-name'; default: the name of the output "
-        "folder.",
+        "folder. A dataset is uploaded as soon as this is given, a model with --push_to_hub.",
         "--hub_id",
         "--hub_dataset_id",
         resumable=True,

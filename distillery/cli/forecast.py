@@ -23,7 +23,7 @@ from accelerate import Accelerator
 from datasets import Dataset, load_dataset_builder
 
 from distillery.audio.decoding import AudioError, decode_audio
-from distillery.cli.hub import upload_plan
+from distillery.cli.hub import upload_forecast
 from distillery.data import schema, sources
 from distillery.data.archives import is_archive
 from distillery.data.specs import DatasetSpec
@@ -49,7 +49,7 @@ def show(accelerator: Accelerator, run: Run, lines: Iterable[Line]) -> None:
 
 def text_of(run: Run, lines: Iterable[Line]) -> str:
     """Return a forecast as a text; what would leave the machine is its last line."""
-    lines = [*lines, ("hub", upload_plan(run))]
+    lines = [*lines, ("hub", upload_forecast(run))]
     table = "".join(f"  {subject:<7} {text}\n" for subject, text in lines)
     return f"{run.stage}, dry run: nothing is written\n{table}"
 

@@ -35,6 +35,7 @@ from distillery.training.seeding import seed_everything
 from distillery.whisper import checkpoint
 
 LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+HTTP_CLIENTS = ("httpx", "httpcore", "httpx2", "httpcore2")  # of old and of new huggingface_hub
 
 
 def make_accelerator(run: RunArguments, output_dir: str, dtype: str) -> Accelerator:
@@ -97,7 +98,7 @@ def set_up_logging(speaks: bool = True) -> None:
         handler.addFilter(_name_script)
         handler.setFormatter(_PrintableFormatter(LOG_FORMAT, "%H:%M:%S"))
     logging.getLogger().setLevel(logging.INFO if speaks else logging.ERROR)
-    for chatty in ("httpx", "httpcore", "urllib3", "fsspec", "accelerate", "datasets", "torch"):
+    for chatty in (*HTTP_CLIENTS, "urllib3", "fsspec", "accelerate", "datasets", "torch"):
         logging.getLogger(chatty).setLevel(logging.WARNING if speaks else logging.ERROR)
     transformers.logging.set_verbosity_error()
     datasets.utils.logging.set_verbosity_error()
@@ -192,11 +193,13 @@ def open_run(accelerator: Accelerator, run: Run, overwrite: bool, share: Share =
 
     Raises:
         FolderInUseError: another process works on it.
+        HubError: its result is to be uploaded, and the Hub would not take it.
         ValueError: the folder is an input, or in or around one; or it holds files of the user's, of
             another stage, or of another configuration that is not to be overwritten.
     """
     with accelerator.main_process_first():
         if accelerator.is_main_process:
+            hub.check(run)
             _take(run, overwrite, share)
         run.is_complete = run.was_completed()
     if run.is_complete:
@@ -237,6 +240,17 @@ def _open_record(run: Run, overwrite: bool) -> None:
         run.write(STARTED)
     if not run.was_completed():
         run.write_config()
+
+
+def hold_folder(run: Run, flag: str = "--output_dir") -> None:
+    """Let no other process write to a run's folder, for as long as the run's object is there.
+
+    For the stages that do not take their folder by `open_run`.
+
+    Raises:
+        FolderInUseError: another process works on it.
+    """
+    weakref.finalize(run, leave_folder, take_folder(run.folder, flag))
 
 
 def start_trackers(accelerator: Accelerator, run: Run, project: str | None) -> None:

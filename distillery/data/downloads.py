@@ -10,13 +10,11 @@ import logging
 import random
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
-import filelock
 import requests
 
 from distillery.data.download_progress import DownloadProgress
@@ -145,26 +143,6 @@ def _ask_size(download: Download, timeout_s: float) -> int | str | None:
         except (requests.exceptions.RequestException, DownloadError, TransientError) as error:
             reasons.append(f"{url}: {error}")
     return "; ".join(reasons)
-
-
-@contextmanager
-def lock_folder(folder: Path) -> Iterator[None]:
-    """Hold a folder for this process; the lock is gone with the process, however it ends.
-
-    Raises:
-        BlockingIOError: another process holds it.
-    """
-    lock = filelock.FileLock(folder / ".lock")
-    try:
-        lock.acquire(timeout=0)
-    except filelock.Timeout:
-        raise BlockingIOError(
-            f"{folder} is in use by another download: wait for it, or choose another --output_dir"
-        ) from None
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 @dataclass(frozen=True)

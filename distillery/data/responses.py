@@ -8,6 +8,7 @@ follows.
 import json
 import re
 import ssl
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -97,8 +98,8 @@ def check_response(response: requests.Response, url: str) -> None:
     for hop in (*response.history, response):
         if url.startswith("https:") and not hop.url.startswith("https:"):
             raise DownloadError(f"refused: the server redirects to {hop.url}, which has no TLS")
-    if status in RETRYABLE_STATUS or status >= 500:
-        raise TransientError(f"HTTP {status}", _retry_after_s(response))
+    if is_transient(status):
+        raise TransientError(f"HTTP {status}", retry_after_s(response.headers))
     if status not in (
         requests.codes.ok,
         requests.codes.partial_content,
@@ -108,6 +109,11 @@ def check_response(response: requests.Response, url: str) -> None:
     encoding = response.headers.get("Content-Encoding", "identity")
     if encoding != "identity":
         raise DownloadError(f"refused: the server sends it as {encoding}, which was not asked for")
+
+
+def is_transient(status: int) -> bool:
+    """Tell whether a server that answers so may answer otherwise in a while."""
+    return status in RETRYABLE_STATUS or status >= 500
 
 
 def is_hang_up(error: BaseException | None) -> bool:
@@ -147,9 +153,9 @@ def _validator(response: requests.Response) -> str | None:
     return response.headers.get("Last-Modified")
 
 
-def _retry_after_s(response: requests.Response) -> float:
+def retry_after_s(headers: Mapping[str, str]) -> float:
     """Return the seconds of Retry-After, which may be a date; 0 where it makes no sense."""
     try:
-        return Retry().parse_retry_after(response.headers.get("Retry-After", "0"))
+        return Retry().parse_retry_after(headers.get("Retry-After", "0"))
     except InvalidHeader:
         return 0.0

@@ -3,7 +3,8 @@
 import os
 import socket
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -32,33 +33,34 @@ def take_folder(folder: Path, flag: str = "--output_dir", wait_s: float = 0.0) -
         FolderInUseError: another process holds it, or a share of it; the message says which.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    return _take(folder, LOCK, flag, wait_s)
+    return _take(folder.resolve() / LOCK, folder, flag, wait_s)
 
 
 def take_share(folder: Path, share: Share, flag: str = "--output_dir") -> FileLock:
     """Take one share of a folder, which this process has taken as a whole for a moment."""
-    return _take(folder, f"{LOCK}.{share.index}-of-{share.count}", flag)
+    name = f"{LOCK}.{share.index}-of-{share.count}"
+    return _take(folder.resolve() / name, folder, flag)
 
 
 def refuse_other_shares(folder: Path, share: Share, flag: str = "--output_dir") -> None:
     """Raise FolderInUseError if a process holds a share of a folder that was cut in another way."""
     for path in sorted(folder.glob(f"{LOCK}.*-of-*")):
         if not path.name.endswith(f"-of-{share.count}"):
-            leave_folder(_take(folder, path.name, flag))
+            leave_folder(_take(path.resolve(), folder, flag))
 
 
-def _take(folder: Path, name: str, flag: str, wait_s: float = 0.0) -> FileLock:
-    lock = FileLock(folder.resolve() / name, is_singleton=True)
+def _take(path: Path, folder: Path, flag: str, wait_s: float = 0.0) -> FileLock:
+    lock = FileLock(path, is_singleton=True)
     try:
         lock.acquire(timeout=wait_s)
     except Timeout:
-        holder = (folder / name).read_text(encoding="utf-8").strip() or "another process"
+        holder = path.read_text(encoding="utf-8").strip() or "another process"
         raise FolderInUseError(
             f"{flag} {folder} is in use by {holder}: wait for it, or name another folder"
         ) from None
     since = time.strftime("%Y-%m-%d %H:%M:%S")
     text = f"process {os.getpid()} on {socket.gethostname()} since {since}\n"
-    (folder / name).write_text(text, encoding="utf-8")
+    path.write_text(text, encoding="utf-8")
     return lock
 
 
@@ -68,6 +70,31 @@ def leave_folder(lock: FileLock) -> None:
         # Before the lock is free: who opens the file now finds it taken, and later a new one.
         Path(lock.lock_file).unlink(missing_ok=True)
     lock.release()
+
+
+@contextmanager
+def taken_folder(folder: Path, flag: str = "--output_dir") -> Iterator[None]:
+    """Hold a folder meanwhile; arguments and errors as for `take_folder`."""
+    lock = take_folder(folder, flag)
+    try:
+        yield
+    finally:
+        leave_folder(lock)
+
+
+@contextmanager
+def taken_name(folder: Path, flag: str = "--output_dir") -> Iterator[None]:
+    """Hold the name of a folder that is put there as a whole, and what has that name now.
+
+    Until then there is no folder to hold: the lock lies beside it. Errors as for `take_folder`.
+    """
+    path = folder.resolve()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as held:
+        held.callback(leave_folder, _take(path.with_name(f".{path.name}{LOCK}"), folder, flag))
+        if folder.exists():
+            held.enter_context(taken_folder(folder, flag))
+        yield
 
 
 def refuse_overlap(output: Path, inputs: Iterable[str], flag: str = "--output_dir") -> None:

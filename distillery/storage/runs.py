@@ -18,7 +18,7 @@ from distillery.storage.outputs import (
     is_hidden,
     recorded,
 )
-from distillery.storage.ownership import refuse_overlap
+from distillery.storage.ownership import LOCK, refuse_overlap
 from distillery.storage.provenance import code_commit, versions
 
 RECORD_LOCK = ".run.lock"  # held while the record of a shared folder is read and written
@@ -174,7 +174,7 @@ class Run:
         Raises:
             ValueError: the folder holds something else.
         """
-        if not self.folder.exists() or not any(self.folder.iterdir()):
+        if not self.folder.exists() or not any(path.name != LOCK for path in self.folder.iterdir()):
             return False
         if not self.record_path.exists():
             raise ValueError(f"{flag} {self.folder} is not empty: name another folder")

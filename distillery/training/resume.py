@@ -24,6 +24,7 @@ from distillery.storage.files import (
 )
 from distillery.storage.ledger import Ledger
 from distillery.storage.outputs import Outputs
+from distillery.storage.publication import public_names
 from distillery.storage.runs import Run
 from distillery.training.disk import enough_disk
 from distillery.training.loop import Progress, Trainer
@@ -264,7 +265,8 @@ def _card(run: Run) -> str:
     flags = run.arguments
     teacher = flags.get("teacher_model_name_or_path")
     return (
-        f"Made by `{run.stage}` from `{flags['model_name_or_path']}`"
-        + (f", following `{teacher}`" if teacher else "")
-        + f", on `{flags['train_dataset_name']}`. `{RUN_RECORD}` holds every flag and version."
+        f"Made by `{run.stage}` from `{public_names(flags['model_name_or_path'])}`"
+        + (f", following `{public_names(teacher)}`" if teacher else "")
+        + f", on `{public_names(flags['train_dataset_name'])}`. `{RUN_RECORD}` holds every flag "
+        "and version."
     )

@@ -285,14 +285,15 @@ def test_amounts_for_people():
     ("flags", "hub"),
     [
         ({}, "nothing is uploaded"),
-        ({"push_to_hub": True}, "will be uploaded as out, private"),
+        ({"push_to_hub": True}, "will be uploaded as out, private; logged in as me"),
         (
             {"hub_model_id": "my-org/x", "push_to_hub": True, "hub_public": True},
-            "will be uploaded as my-org/x, public",
+            "will be uploaded as my-org/x, public; logged in as me",
         ),
     ],
 )
-def test_a_forecast_as_text(tmp_path, flags, hub):
+def test_a_forecast_as_text(tmp_path, flags, hub, monkeypatch):
+    monkeypatch.setattr("distillery.cli.hub.check", lambda run: (flags and "me") or None)
     run = Run(tmp_path / "out", "run_x", flags, {})
     assert forecast.text_of(run, [("data", "one"), ("memory", "two")]) == (
         f"run_x, dry run: nothing is written\n  data    one\n  memory  two\n  hub     {hub}\n"

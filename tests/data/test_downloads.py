@@ -21,7 +21,6 @@ from distillery.data.downloads import (
     Policy,
     download_all,
     is_confirmed_by_source,
-    lock_folder,
     set_aside,
 )
 from distillery.storage.files import DamagedFileError
@@ -370,7 +369,7 @@ def test_a_file_has_a_deadline(server, tmp_path):
 
 def test_retry_after_is_seconds_or_a_date_and_is_bounded(server, tmp_path):
     def wait_s(**headers):
-        return responses._retry_after_s(SimpleNamespace(headers=headers))
+        return responses.retry_after_s(headers)
 
     assert wait_s(**{"Retry-After": "7"}) == 7
     assert wait_s() == wait_s(**{"Retry-After": "soon"}) == 0
@@ -403,12 +402,3 @@ def test_after_a_fault_of_the_disk_no_further_file_is_begun(tmp_path, monkeypatc
     with pytest.raises(OSError, match="No space left"):
         batch.fetch(Download((), tmp_path / "a", accept))
     assert batch.fetch(Download((), tmp_path / "b", accept)) == (tmp_path / "b", "stopped")
-
-
-def test_a_folder_serves_one_download_at_a_time(tmp_path):
-    with lock_folder(tmp_path):
-        second = lock_folder(tmp_path)
-        with pytest.raises(BlockingIOError, match="in use by another download"):
-            second.__enter__()
-    with lock_folder(tmp_path):
-        pass

@@ -159,14 +159,14 @@ def test_what_is_no_whisper_model_is_refused(tmp_path):
 
 def test_upload_is_private_unless_asked_otherwise(model, saved, monkeypatch):
     calls = []
-    monkeypatch.setattr(hub, "upload", lambda *arguments: calls.append(arguments))
+    monkeypatch.setattr(hub, "check", lambda run: None)
+    monkeypatch.setattr(
+        hub, "_upload", lambda run, name: calls.append((name, run.arguments["hub_public"]))
+    )
     run(SCRIPT, "-m", model, "-o", saved)
     run(SCRIPT, "-m", model, "-o", saved, "--push_to_hub", "--hub_model_id", "me/x")
     run(SCRIPT, "-m", model, "-o", saved, "--push_to_hub", "--hub_public")
-    assert [(repo, public) for _, repo, _, _, public, _ in calls] == [
-        ("me/x", False),
-        ("student-v1.1", True),
-    ]
+    assert calls == [("me/x", False), ("student-v1.1", True)]
 
 
 def test_model_of_the_hub_is_fetched(model, tmp_path, monkeypatch):

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from command_lines import groups_of
+from filelock import FileLock
 from loopback import HTML, FaultServer, clip_name, corpus, flac, tar
 from stage_runs import run as run_stage
 from stage_runs import split_rows, talkative_model_folder
@@ -21,8 +22,9 @@ from tiny import REPOSITORY, load_script
 from distillery.cli.arguments import DataArguments
 from distillery.cli.flags import parse
 from distillery.cli.training_arguments import TrainDataArguments
-from distillery.data.downloads import CHUNK, Download, ask_sizes, lock_folder
+from distillery.data.downloads import CHUNK, Download, ask_sizes
 from distillery.data.sources import load
+from distillery.storage.ownership import LOCK
 
 downloader = load_script("reazonspeech_manual_downloader.py")
 SCRIPT = REPOSITORY / "reazonspeech_manual_downloader.py"
@@ -218,9 +220,9 @@ def test_the_next_mirror_has_what_the_first_lacks(run, server, folder):
 
 def test_two_downloads_into_one_folder_do_not_mix(run, server, folder, caplog):
     folder.mkdir()
-    with lock_folder(folder):
+    with FileLock(folder / LOCK):
         assert run() == 1
-    assert "in use by another download" in caplog.text
+    assert f"--output_dir {folder} is in use by another process" in caplog.text
     assert server.requests == []
 
 
@@ -355,12 +357,13 @@ def test_the_second_of_two_processes_keeps_out(folder):
         output, _ = second.communicate()
         assert first.poll() is None
         assert second.returncode == 1
-        assert "in use by another download" in output
+        assert f"is in use by process {first.pid} on" in output
         server.delay_s = 0
         output, _ = first.communicate()
     assert first.returncode == 0, output
     assert server.counts() == dict.fromkeys(LARGE, 1)
     assert contents(folder) == LARGE
+    assert not (folder / LOCK).exists()
 
 
 def test_a_disk_that_takes_no_more_ends_it_and_the_next_run_goes_on(folder):

@@ -13,6 +13,7 @@ from distillery.storage.ownership import (
     leave_folder,
     refuse_overlap,
     take_folder,
+    taken_folder,
 )
 
 HOLD = """
@@ -60,6 +61,13 @@ def test_the_same_process_may_take_a_folder_again(tmp_path):
     leave_folder(locks[0])
     assert (tmp_path / LOCK).exists()
     leave_folder(locks[1])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_is_left_however_its_writer_ends(tmp_path):
+    with pytest.raises(KeyError), taken_folder(tmp_path):
+        assert (tmp_path / LOCK).exists()
+        raise KeyError
     assert list(tmp_path.iterdir()) == []
 
 

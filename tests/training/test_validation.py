@@ -9,6 +9,7 @@ from tiny import tiny_model_folder, tone_manifest
 
 from distillery.data.collators import SpeechCollator
 from distillery.data.specs import DatasetSpec
+from distillery.storage.outputs import JOURNALS
 from distillery.storage.stops import StopRequest
 from distillery.text.normalizers import normalizer_for
 from distillery.training import validation
@@ -135,7 +136,8 @@ def test_a_stopped_evaluation_is_due_again(evaluator):
     evaluator.keep_best(progress, 9, stop)
     assert (progress.evaluated, progress.best) == (3, pytest.approx(7.5, abs=0.2))
     assert not evaluator.is_due(progress, 9)
-    assert sorted(path.name for path in evaluator.folder.iterdir()) == ["best", "train_log.jsonl"]
+    names = sorted(path.name for path in evaluator.folder.iterdir())
+    assert names == [JOURNALS, "best", "train_log.jsonl"]
 
 
 @pytest.mark.parametrize(

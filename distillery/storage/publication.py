@@ -1,0 +1,111 @@
+"""What of a run's folder may leave this machine, and by which names it calls what it was made from.
+
+Only what the run's record lists goes along: never a file of the user's, whatever its name. Record
+and card are uploaded as copies that name files and folders without the path to them; the run's own
+record keeps its paths, because a run that goes on compares its flags with them.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from distillery.storage.checkpoints import BEST, CHECKPOINTS, MANIFEST
+from distillery.storage.files import RUN_RECORD, read_json
+from distillery.storage.outputs import FILES, LOGS, is_hidden
+from distillery.storage.runs import CONFIG
+
+CARD = "README.md"
+WORKING_FILES = (CONFIG, MANIFEST)  # of use in this folder alone
+
+_HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
+_ABSOLUTE = re.compile(r"(?<![^\s`\"'+=])/[^\s`\"'+/]+(?:/[^\s`\"'+/]+)+/?")
+
+
+def published_files(folder: Path, repo_name: str) -> dict[str, Path | bytes]:
+    """Return what is uploaded of a complete run, by path: a file, or what its copy holds.
+
+    Args:
+        folder: the run's.
+        repo_name: what the copies call this folder.
+
+    Raises:
+        ValueError: the run lists no files: an older version made it.
+    """
+    record = read_json(folder / RUN_RECORD)
+    if FILES not in record:
+        raise ValueError(
+            f"{folder} was made by an older version, which kept no list of the files that it "
+            "wrote: make it again, or upload it by hand with `hf upload`"
+        )
+    names = [name for name in sorted(record[FILES]) if not _is_work(name) and name != RUN_RECORD]
+    files: dict[str, Path | bytes] = {name: folder / name for name in names}
+    sums = {name: record[FILES][name] for name in names}
+    own = {str(folder), str(folder.resolve()), *_values(record["arguments"], "output_dir save_dir")}
+    known = {name: Path(name).name for name in _local_names(record)} | dict.fromkeys(own, repo_name)
+    if CARD in files:
+        card = (folder / CARD).read_text(encoding="utf-8")
+        title = re.compile(rf"^# {re.escape(folder.resolve().name)}$", flags=re.MULTILINE)
+        copy = _without_paths(title.sub(lambda _: f"# {repo_name}", card), known).encode()
+        files[CARD] = copy
+        sums[CARD] = {"size": len(copy), "sha256": hashlib.sha256(copy).hexdigest()}
+    public = {**_public(record, known), FILES: sums}
+    return {**files, RUN_RECORD: f"{json.dumps(public, ensure_ascii=False, indent=2)}\n".encode()}
+
+
+def public_names(names: str) -> str:
+    """Return names, joined with `+`, as they may be published: of a path its last part.
+
+    Ids of the Hub stay as they are.
+    """
+    parts = [names] if Path(names).exists() else names.split("+")
+    return "+".join(Path(name).name if _is_local(name) else name for name in parts)
+
+
+def _is_work(name: str) -> bool:
+    """Tell whether a file serves only this folder: hidden, a checkpoint's, or a log of rows."""
+    path = PurePosixPath(name)
+    of_checkpoint = PurePosixPath(path.parts[0]).match(CHECKPOINTS) or path.parts[0] == BEST
+    return of_checkpoint or is_hidden(name) or name in WORKING_FILES or path.suffix in LOGS
+
+
+def _is_local(name: str) -> bool:
+    """Tell a path from an id of the Hub, and from what is neither."""
+    if "/" not in name or "://" in name or not Path(name).name:
+        return False
+    return not _HUB_ID.fullmatch(name) or Path(name).exists()
+
+
+def _values(arguments: Mapping[str, Any], flags: str) -> list[str]:
+    return [arguments[flag] for flag in flags.split() if arguments.get(flag)]
+
+
+def _local_names(record: Mapping[str, Any]) -> Iterable[str]:
+    """Yield the paths among a run's flags and inputs, as they stand in its record."""
+    texts = [value for value in record["arguments"].values() if isinstance(value, str)]
+    for text in (*texts, *record["inputs"]):
+        for name in [text] if Path(text).exists() else text.split("+"):
+            if _is_local(name):
+                yield name
+
+
+def _public(value: Any, known: Mapping[str, str]) -> Any:
+    """Return a value of a record without paths, in keys as in values."""
+    if isinstance(value, dict):
+        return {_public(key, known): _public(item, known) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_public(item, known) for item in value]
+    if isinstance(value, str):
+        return known.get(value) or _without_paths(value, known)
+    return value
+
+
+def _without_paths(text: str, known: Mapping[str, str]) -> str:
+    """Return a text in which known paths, and all that look like a path from `/`, are names."""
+    paths = sorted((name for name in known if "/" in name), key=len, reverse=True)
+    if paths:
+        any_path = rf"(?<![\w./~-])(?:{'|'.join(map(re.escape, paths))})(?![\w-])"
+        text = re.sub(any_path, lambda match: known[match[0]], text)
+    return _ABSOLUTE.sub(lambda match: Path(match[0]).name, text)
