@@ -191,6 +191,7 @@ def _take(run: Run, overwrite: bool) -> None:
     refuse_overlap(run.folder, run.reads)
     lock = take_folder(run.folder)
     try:
+        run.refuse_damaged_inputs()
         if not run.record_path.exists():
             run.refuse_foreign_files()
         else:
@@ -198,7 +199,6 @@ def _take(run: Run, overwrite: bool) -> None:
             run.refuse_old_record(overwrite)
             if overwrite:
                 run.throw_away()
-        run.refuse_damaged_inputs()
         if run.has_work():
             run.refuse_other_configuration()
             run.reopen()

@@ -165,7 +165,8 @@ def test_failure_while_saving_leaves_nothing_under_the_name(tmp_path, teacher, m
 def test_kill_while_saving_leaves_nothing_under_the_name(tmp_path, teacher):
     flags = ["--teacher_checkpoint", teacher, "--save_dir", tmp_path / "student"]
     kill(SCRIPT, "distillery.storage.checkpoints:sync", 3, *flags)
-    assert [path.name for path in tmp_path.iterdir()] == ["student.tmp"]
+    assert [path.suffix for path in tmp_path.iterdir()] == [".tmp"]
+    assert not (tmp_path / "student").exists()
     run(SCRIPT, *flags)
     assert [path.name for path in tmp_path.iterdir()] == ["student"]
     assert find_damage(tmp_path / "student") is None
