@@ -19,6 +19,7 @@ from training_runs import FINETUNING, manifest, model_folder
 LABELLING, FILTERING = "run_pseudo_labelling.py", "run_data_filtering.py"
 INIT = "create_student_model.py"
 SHORT_FORM, LONG_FORM = "run_short_form_eval.py", "run_long_form_eval.py"
+PIPELINE = "scripts/push_pipeline.py"
 SPEED = "run_speed_eval.py"
 NUM_CLIPS, PER_SHARD = 6, 2
 
@@ -278,6 +279,24 @@ def test_a_damaged_student_is_made_again(tmp_path, damage, flags, capsys):
     assert (out / "README.md").read_text() == "my own words"
     run(INIT, *command, "--verify")
     assert "complete: nothing to do" in capsys.readouterr().err
+
+
+def test_a_damaged_pipeline_is_saved_again(tmp_path, capsys):
+    model, out = model_folder(tmp_path / "model", 2), tmp_path / "pipeline"
+    command = ["-m", model, "-o", out]
+    run(PIPELINE, *command)
+    assert set(record(out)["files"]) == set(snapshot(out)) - {"run.json", "manifest.json"}
+    code = (out / "recognition.py").read_bytes()
+    (out / "notes.txt").write_text("mine")
+    cut(out / "recognition.py")
+    run(PIPELINE, *command)
+    assert "recognition.py is damaged" in capsys.readouterr().err
+    assert (out / "recognition.py").read_bytes() == code
+    (out / "README.md").write_text("my own words")
+    with pytest.raises(ValueError, match=r"holds README.md: not, or no longer"):
+        run(PIPELINE, *command, "--overwrite_output_dir")
+    assert (out / "README.md").read_text() == "my own words"
+    assert (out / "notes.txt").read_text() == "mine"
 
 
 # --- evaluations ---------------------------------------------------------------------------------
