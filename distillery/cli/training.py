@@ -69,6 +69,8 @@ def end_run(accelerator: Accelerator, run: Run, flags: TrainingFlags, is_done: b
     Raises:
         SystemExit: SIGTERM ended the training: a recipe must not go on with this model.
     """
+    if accelerator.is_main_process and not flags.training.do_train:
+        run.end_open()
     loop.leave_together(accelerator)
     if not is_done:
         raise SystemExit(loop.STOPPED)
