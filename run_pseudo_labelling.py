@@ -359,8 +359,10 @@ def _progress(
     return SpeechProgress(accelerator, "labelling", num_clips, clips_per_line)
 
 
-def _is_done(split: _Split, progress: SpeechProgress, shard: int) -> bool:
+def _is_done(split: _Split, progress: SpeechProgress, shard: int, chunk: Any) -> bool:
     ledger = split.writer.account_of(shard)
+    if ledger is not None and split.writer.retry_quarantined:
+        split.writer.refuse_other_rows(shard, chunk)
     if ledger is not None:
         progress.skip(ledger.num_in)
     return ledger is not None

@@ -212,6 +212,7 @@ def _take(run: Run, overwrite: bool, share: Share) -> None:
     refuse_overlap(run.folder, run.reads)
     lock = take_folder(run.folder, wait_s=0.0 if share == WHOLE else OPENING_S)
     try:
+        run.refuse_damaged_inputs()
         refuse_other_shares(run.folder, share)
         _open_record(run, overwrite)
         share_lock = lock if share == WHOLE else take_share(run.folder, share)
@@ -232,7 +233,6 @@ def _open_record(run: Run, overwrite: bool) -> None:
         run.refuse_old_record(overwrite)
         if overwrite:
             run.throw_away()
-    run.refuse_damaged_inputs()
     if run.has_work():
         run.refuse_other_configuration()
         run.reopen()

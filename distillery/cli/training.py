@@ -70,6 +70,8 @@ def end_run(accelerator: Accelerator, run: Run, flags: TrainingFlags, is_done: b
         SystemExit: SIGTERM ended the training: a recipe must not go on with this model.
     """
     finish_trackers(accelerator)
+    if accelerator.is_main_process and not flags.training.do_train:
+        run.end_open()
     loop.leave_together(accelerator)
     if not is_done:
         raise SystemExit(loop.STOPPED)

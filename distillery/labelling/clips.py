@@ -49,7 +49,7 @@ class ShardQueue(Sampler[Clip]):
         rows: sources.Rows,
         size: int,
         share: Share,
-        is_done: Callable[[int], bool],
+        is_done: Callable[[int, Any], bool],
         with_context: bool = True,
     ) -> None:
         """Read nothing yet.
@@ -58,7 +58,7 @@ class ShardQueue(Sampler[Clip]):
             rows: of the split.
             size: rows of a shard.
             share: whose shards are wanted.
-            is_done: tells of a shard that nothing is left to do for it.
+            is_done: tells of a shard and its rows that nothing is left to do for it.
             with_context: whether the clip before a shard's first is wanted.
         """
         self.rows = rows
@@ -75,7 +75,7 @@ class ShardQueue(Sampler[Clip]):
         for shard, chunk in sources.iterate_chunks(self.rows, self._size):
             start = shard * self._size
             rows = range(start, start + len(chunk)) if isinstance(self.rows, Dataset) else chunk
-            if self._share.has(shard) and not self._is_done(shard):
+            if self._share.has(shard) and not self._is_done(shard, chunk):
                 self.chunks[shard] = chunk
                 if before is not None and self._with_context and self._follows(before, rows[0]):
                     yield Clip(shard, CONTEXT, before)

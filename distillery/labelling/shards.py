@@ -8,11 +8,12 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import pyarrow.parquet as pq
-from datasets import Features
+from datasets import Dataset, Features
 
 from distillery.data import column_types, hub_layout, schema
 from distillery.data.clip_states import refuse_changed
@@ -30,6 +31,7 @@ from distillery.text.error_rates import Totals
 logger = logging.getLogger(__name__)
 
 EDITS, WINDOWS = "edits", "windows"  # notes in a shard's seal: see `Account`
+IDS = "ids"  # a digest of the ids of its rows
 
 Row: TypeAlias = Mapping[str, Any]
 
@@ -85,6 +87,15 @@ class ShardWriter:
         ledger = read_seal(path, None if path.exists() else self.files.found(shard), self.verify)
         is_wanted = ledger is None or (self.retry_quarantined and ledger.quarantined)
         return None if is_wanted else ledger
+
+    def refuse_other_rows(self, shard: int, chunk: Any) -> None:
+        """Raise ValueError if a sealed shard was made of other rows than its chunk has now."""
+        if Seal.read(seal_path(self.files.sealed(shard))).notes[IDS] != _digest_of_ids(chunk):
+            raise ValueError(
+                f"shard {shard} was made of other rows than the dataset has now: "
+                "--retry_quarantined wants the same rows, in which only audio was mended; start "
+                "over with --overwrite_output_dir"
+            )
 
     def num_sealed(self) -> int:
         """Return how many shards have been sealed, by all processes."""
@@ -147,7 +158,8 @@ class ShardWriter:
         self.files.withdraw(shard)
         write = partial(self._write_rows, rows=rows, count=len(usable))
         path = self.files.sealed(shard)
-        write_sealed(self.files.outputs, path, ledger, write, self._notes(usable))
+        notes = {IDS: _digest_of_ids(chunk), **self._notes(usable)}
+        write_sealed(self.files.outputs, path, ledger, write, notes)
         return ledger
 
     def _notes(self, labelled: Sequence[Row]) -> dict[str, Any]:
@@ -195,6 +207,12 @@ class ShardWriter:
         written = pq.read_metadata(path).num_rows
         if written != count:
             raise AssertionError(f"{path}: {written} rows were written, {count} were labelled")
+
+
+def _digest_of_ids(chunk: Any) -> str:
+    """Return what other ids, or another order of them, have another one of."""
+    ids = chunk[schema.ID] if isinstance(chunk, Dataset) else [row[schema.ID] for row in chunk]
+    return blake2b("\0".join(ids).encode(errors="surrogatepass"), digest_size=16).hexdigest()
 
 
 class ShardAssembly:

@@ -11,7 +11,7 @@ import os
 import shutil
 import socket
 import time
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
@@ -138,9 +138,9 @@ class Outputs:
         self.refuse_foreign(path)
         self.add({path: Written()})
 
-    def remove(self, paths: Iterable[Path]) -> None:
+    def remove(self, paths: Collection[Path]) -> None:
         """Delete files that are listed, whatever they hold; others, and links, are left alone."""
-        listed = self.written()
+        listed = self.written() if paths else {}
         ours = [path for path in paths if self.name(path) in listed]
         for path in ours:
             if is_inside(self.folder, self.name(path)) and path.is_file():
@@ -313,9 +313,9 @@ class Outputs:
 
     # --- journals ---------------------------------------------------------------------------------
 
-    def forget(self, paths: Iterable[Path]) -> None:
+    def forget(self, paths: Collection[Path]) -> None:
         """Take files that were deleted off the list."""
-        listed = self.written()
+        listed = self.written() if paths else {}
         names = [name for name in map(self.name, paths) if name in listed]
         self._note({name: {"gone": True} for name in names})
 

@@ -96,8 +96,15 @@ class Run:
 
     def finish(self, **results: Any) -> None:
         """Write the record of a run that is complete; no other process may be writing."""
+        self._settle(COMPLETE, **results)
+
+    def end_open(self) -> None:
+        """Write the record of a run that is never complete: started again, it adds to its files."""
+        self._settle(STARTED)
+
+    def _settle(self, status: str, **results: Any) -> None:
         remove_leftovers(self.folder)
-        self.write(COMPLETE, **results)
+        self.write(status, **results)
         self.outputs.forget_journals()
 
     def refuse_unshared_folder(self) -> None:

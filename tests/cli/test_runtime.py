@@ -310,10 +310,10 @@ def test_damaged_input_is_refused_by_name(start, tmp_path, accelerator):
     leave(made, "README.md")
     made.finish()
 
-    def read(**flags):
+    def read(overwrite=False, **flags):
         run = stage_run("filtering", [], tmp_path / "next", {}, owned=())
         run = replace(run, reads=[str(made.folder), "org/name"], arguments=flags)
-        return open_run(accelerator, run, overwrite=False)
+        return open_run(accelerator, run, overwrite)
 
     (made.folder / "README.md").write_text("my own words")
     (made.folder / "a.parquet").write_text("0ld")
@@ -323,6 +323,11 @@ def test_damaged_input_is_refused_by_name(start, tmp_path, accelerator):
     (made.folder / "a.parquet").unlink()
     with pytest.raises(ValueError, match=r"a.parquet is damaged: it is missing; .* labelling.py"):
         read()
+    earlier = stage_run("filtering", [], tmp_path / "next", {}, owned=())
+    leave(earlier, "precious.parquet")
+    with pytest.raises(ValueError, match=r"a.parquet is damaged"):
+        read(overwrite=True)
+    assert (tmp_path / "next" / "precious.parquet").exists()
     record = record_of(made)
     del record["files"]  # as an older version wrote it
     made.record_path.write_text(json.dumps(record))

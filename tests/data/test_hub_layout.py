@@ -38,6 +38,15 @@ def test_sealed_shards_get_their_names_in_the_dataset(tmp_path):
     assert files.outputs.damage(verify=True) == {}
 
 
+def test_work_on_a_shard_does_not_read_the_list_of_all(tmp_path, monkeypatch):
+    def read(_outputs):
+        raise AssertionError("with each of thousands of shards it would take longer")
+
+    monkeypatch.setattr(Outputs, "written", read)
+    files = sealed_files(tmp_path, 0, 1)
+    files.withdraw(0, 1)
+
+
 def test_publishing_goes_on_after_a_kill_and_takes_one_shard_alone(tmp_path, monkeypatch):
     files = sealed_files(tmp_path, 0, 1, 2)
     original, count = Path.replace, itertools.count(1)

@@ -25,7 +25,7 @@ def dataset(places=PLACES):
 
 
 def queue_of(rows, share=WHOLE, done=()):
-    return ShardQueue(rows, 3, share, lambda shard: shard in done)
+    return ShardQueue(rows, 3, share, lambda shard, chunk: shard in done)
 
 
 def ids(clips, rows):

@@ -147,7 +147,7 @@ def test_folders_of_something_else_are_left_alone(model, saved, tmp_path):
     run(SCRIPT, "-m", other, "-o", tmp_path / "copy")
     (tmp_path / "copy" / "mine.txt").write_text("x")
     run(SCRIPT, "-m", other, "-o", tmp_path / "copy", "--overwrite_output_dir")
-    assert not (tmp_path / "copy" / "mine.txt").exists()
+    assert (tmp_path / "copy" / "mine.txt").read_text() == "x"
 
 
 def test_what_is_no_whisper_model_is_refused(tmp_path):

@@ -168,6 +168,7 @@ def test_kill_while_saving_leaves_nothing_under_the_name(tmp_path, teacher):
     left = [path.name for path in tmp_path.iterdir()]
     assert left
     assert all(name.startswith(".student.") for name in left)  # hidden: a lock, a folder half made
+    assert not (tmp_path / "student").exists()
     run(SCRIPT, *flags)
     assert [path.name for path in tmp_path.iterdir()] == ["student"]
     assert find_damage(tmp_path / "student") is None
