@@ -14,6 +14,7 @@ from tiny import load_script
 from training_runs import KILL, NEVER, run_in_two
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
+from distillery.data.filters import TranscriptFilter
 from distillery.evaluation import results
 from distillery.storage import files
 
@@ -157,3 +158,25 @@ def test_a_process_dies_while_labelling_and_the_other_does_not_wait_for_it(quiet
     assert not list(quiet.output.glob("default/*"))
     assert run_in_two(script, batch, NEVER, KILL, *args) == [0, 0]
     assert split_rows(quiet.output) == split_rows(quiet.kept)
+
+
+# --- an error in one row --------------------------------------------------------------------------
+
+
+@of("filtering")
+def test_an_error_in_one_row_is_no_silent_drop(quiet, monkeypatch):
+    quiet.begin_anew()
+    reason = TranscriptFilter.reason
+
+    def failing(self, row, *values):
+        if row["id"].endswith("4"):
+            raise ZeroDivisionError("a fault of ours")
+        return reason(self, row, *values)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TranscriptFilter, "reason", failing)
+        with pytest.raises(ZeroDivisionError):
+            run(*quiet.args)
+    assert not list(quiet.output.glob("default/*"))
+    run(*quiet.args)
+    assert kills.differences(kills.contents(quiet.output), quiet.contents) == []
