@@ -230,8 +230,8 @@ class Start:
     def kill(self, chooser: random.Random) -> tuple[str, bool] | None:
         """Kill all processes; of several, in half of the cases one alone.
 
-        Half of those that it leaves are killed within a second, as `torchrun`, and so `accelerate
-        launch`, does; the others must end by themselves.
+        The others are then killed within a second, as `torchrun`, and so `accelerate launch`, does.
+        In half of the cases where they have met the one that is gone, they must end by themselves.
 
         Returns:
             The phase that it ended, and whether it was one process alone; None if nothing ran.
@@ -240,18 +240,20 @@ class Start:
             SystemExit: a process waits for another that is gone.
         """
         alone = len(self.children) > 1 and chooser.random() < 0.5
-        victims = [chooser.choice(self.children)] if alone else self.children
-        for child in victims:
-            kill_group(child.pid)
-        if alone and chooser.random() < 0.5:
+        victim = chooser.choice(self.children) if alone else self.children[0]
+        kill_group(victim.pid)
+        victim.join()
+        phase = PHASES[self.phase[self.children.index(victim)]]
+        if alone and (phase == ELSEWHERE or chooser.random() < 0.5):
             time.sleep(chooser.uniform(0, 1))
+            self.kill_all()
+        if not alone:
             self.kill_all()
         codes = self.codes_within(ENDS_WITHIN_S)
         self.kill_all()
         if codes is None:
-            raise SystemExit("a process goes on though another was killed")
-        first = self.children.index(victims[0])
-        return (PHASES[self.phase[first]], alone) if codes[first] == -signal.SIGKILL else None
+            raise SystemExit(f"a process goes on though another was killed while {phase}")
+        return (phase, alone) if victim.exitcode == -signal.SIGKILL else None
 
     def kill_all(self) -> None:
         """Kill all processes and what they started."""
