@@ -80,13 +80,15 @@ def filtering(folder: Path, size: int) -> Command:
 
 
 def training(folder: Path, size: int) -> Command:
-    """Distil, with a checkpoint after every fourth update."""
+    """Distil, with a checkpoint after every fourth update and an evaluation after every eighth."""
     clips, teacher = manifest(folder / "clips.jsonl"), model_folder(folder / "teacher", 3)
     student = student_folder(folder / "student", teacher)
     flags = ["-m", student, "--teacher", teacher, "-d", clips, "--language", "ja"]
     flags += ["--max_steps", size, "--save_steps", 4, "--logging_steps", 2]
     flags += ["--save_total_limit", 3]
     flags += ["--per_device_train_batch_size", 2, "--gradient_accumulation_steps", 1]
+    flags += ["--do_eval", "--eval_dataset_name", clips, "--eval_steps", 8]
+    flags += ["--predict_with_generate", "--generation_max_length", 24]
     phases = {
         "run_distillation:distil": WORKING,
         "distillery.training.resume:save_checkpoint": SAVING,

@@ -169,7 +169,7 @@ def test_a_process_dies_while_labelling_and_the_other_does_not_wait_for_it(quiet
     assert first is not None  # else it had to be killed
     assert record(quiet.output)["status"] == "started"
     assert codes() == [0, 0]
-    assert split_rows(quiet.output) == split_rows(quiet.kept)
+    assert texts(quiet.output) == texts(quiet.kept)
 
 
 # --- an error in one row --------------------------------------------------------------------------
