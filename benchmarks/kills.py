@@ -352,6 +352,7 @@ def campaign(
         report.num_runs += 1
         if found := differences(contents(output), wanted):
             report.different.append(found)
+        sys.stderr.write(f"{report.phases.total()} kills, {report.num_runs} runs\n")
     return report
 
 
