@@ -67,7 +67,8 @@ def labelling(folder: Path, size: int) -> Command:
     flags += ["--max_label_length", 24, "--rows_per_shard", 3, "-b", 2]
     phases = {"_label": WORKING, "write_sealed": SAVING}
     phases |= {"_write_dataset": PUBLISHING, "_finish": PUBLISHING}
-    return Command("run_pseudo_labelling.py", flags, in_module("run_pseudo_labelling", phases))
+    phases = {f"run_pseudo_labelling:{name}": phase for name, phase in phases.items()}
+    return Command("run_pseudo_labelling.py", flags, phases)
 
 
 def filtering(folder: Path, size: int) -> Command:
@@ -76,7 +77,8 @@ def filtering(folder: Path, size: int) -> Command:
     run(step.script, *step.flags, "-o", folder / "labelled")
     flags = ["-d", folder / "labelled", "--rows_per_shard", 3, "--cer_threshold", 1000]
     phases = {"_filter_split": WORKING, "write_sealed": SAVING, "_finish": PUBLISHING}
-    return Command("run_data_filtering.py", flags, in_module("run_data_filtering", phases))
+    phases = {f"run_data_filtering:{name}": phase for name, phase in phases.items()}
+    return Command("run_data_filtering.py", flags, phases)
 
 
 def training(folder: Path, size: int) -> Command:
@@ -84,9 +86,8 @@ def training(folder: Path, size: int) -> Command:
     clips, teacher = manifest(folder / "clips.jsonl"), model_folder(folder / "teacher", 3)
     student = student_folder(folder / "student", teacher)
     flags = ["-m", student, "--teacher", teacher, "-d", clips, "--language", "ja"]
-    flags += ["--max_steps", size, "--save_steps", 4, "--logging_steps", 2]
-    flags += ["--save_total_limit", 3]
-    flags += ["--per_device_train_batch_size", 2, "--gradient_accumulation_steps", 1]
+    flags += ["--max_steps", size, "--save_steps", 4, "--save_total_limit", 3]
+    flags += ["--logging_steps", 2, "--per_device_train_batch_size", 2]
     flags += ["--do_eval", "--eval_dataset_name", clips, "--eval_steps", 8]
     flags += ["--predict_with_generate", "--generation_max_length", 24]
     phases = {
@@ -104,19 +105,12 @@ def evaluation(folder: Path, size: int) -> Command:
     other = tone_manifest(folder / "clips" / "other.jsonl", size - size // 2)
     flags = ["-m", model, "-d", f"{one}+{other}", "-l", "ja", "-b", 2]
     flags += ["--generation_max_length", 24, "--html", folder / "out" / "page.html"]
-    phases = {
-        "run_short_form_eval:_Transcriber.transcribe": WORKING,
-        "distillery.evaluation.results:write_predictions": SAVING,
-        "distillery.evaluation.results:append_row": SAVING,
-        "distillery.evaluation.evaluations:Evaluation.conclude": PUBLISHING,
-        "distillery.cli.evaluation:write_page": PUBLISHING,
-    }
+    results = "distillery.evaluation.results"
+    phases = {f"{results}:{name}": SAVING for name in ("write_predictions", "append_row")}
+    phases["run_short_form_eval:_Transcriber.transcribe"] = WORKING
+    phases["distillery.evaluation.evaluations:Evaluation.conclude"] = PUBLISHING
+    phases["distillery.cli.evaluation:write_page"] = PUBLISHING
     return Command(EVALUATION, flags, phases)
-
-
-def in_module(name: str, phases: Mapping[str, str]) -> dict[str, str]:
-    """Return the phases of functions of one module."""
-    return {f"{name}:{function}": phase for function, phase in phases.items()}
 
 
 STAGES = {f.__name__: f for f in (labelling, filtering, training, evaluation)}
@@ -130,7 +124,8 @@ def contents(folder: Path) -> dict[str, Any]:
 
     Locks and hidden files say nothing: what was half written when a kill came, and shards of work.
     """
-    names = {path: path.relative_to(folder) for path in sorted(folder.rglob("*"))}
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    names = {path: path.relative_to(folder) for path in files}
     return {
         str(name): content(path)
         for path, name in names.items()
@@ -147,8 +142,6 @@ class Nearly(float):
 
 def content(path: Path) -> Any:
     """Return what must be the same in every run: all but dates, seconds and checksums."""
-    if path.is_dir():
-        return None
     if path.suffix == ".parquet":
         table = pq.read_table(path)
         rows = [
@@ -196,8 +189,7 @@ class Start:
             place = {**common, "RANK": str(rank), "LOCAL_RANK": str(rank)}
             args = (place if num_processes > 1 else {}, partial(self._mark, rank), command, output)
             self.children.append(context.Process(target=in_fork, args=args))
-        for child in self.children:
-            child.start()
+            self.children[-1].start()
 
     def _mark(self, rank: int, phase: str, function: Callable[..., Any]) -> Callable[..., Any]:
         """Return the function so that it tells which phase its process is in."""
@@ -258,10 +250,8 @@ class Start:
         kill_group(victim.pid)
         victim.join()
         phase = PHASES[self.phase[self.children.index(victim)]]
-        if alone and (phase == ELSEWHERE or chooser.random() < 0.5):
-            time.sleep(chooser.uniform(0, 1))
-            self.kill_all()
-        if not alone:
+        if not alone or phase == ELSEWHERE or chooser.random() < 0.5:
+            time.sleep(alone * chooser.uniform(0, 1))
             self.kill_all()
         codes = self.codes_within(ENDS_WITHIN_S)
         self.kill_all()
@@ -370,13 +360,13 @@ def kill_some(
     for _ in range(chooser.randint(1, MOST_KILLS)):
         start = new_start()
         phase = chooser.choice((WORKING, SAVING, PUBLISHING))
-        longest_s = report.quiet_s
+        within_s = report.quiet_s
         if phase != WORKING:
             number = PHASES.index(phase)
             # A start that goes on with another has fewer of them: not always the last.
             start.await_visit(phase, chooser.randint(1, 1 + quiet.visits[number] // 2))
-            longest_s = quiet.seconds[number] / quiet.visits[number]
-        if start.end_well(chooser.uniform(0, longest_s)):
+            within_s = quiet.seconds[number] / quiet.visits[number]
+        if start.end_well(chooser.uniform(0, within_s)):
             return
         if killed := start.kill(chooser):
             report.phases[killed[0]] += 1
@@ -402,9 +392,8 @@ if __name__ == "__main__":
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--stage", choices=STAGES, required=True)
-    parser.add_argument("--processes", type=int, default=1)
-    parser.add_argument("--kills", type=int, default=200)
+    parser.add_argument("--processes", dest="num_processes", type=int, default=1)
+    parser.add_argument("--kills", dest="num_kills", type=int, default=200)
     parser.add_argument("--size", type=int, default=48, help="clips, or updates of the training")
     parser.add_argument("--seed", type=int, default=0)
-    arguments = parser.parse_args()
-    main(arguments.stage, arguments.processes, arguments.kills, arguments.size, arguments.seed)
+    main(**vars(parser.parse_args()))
