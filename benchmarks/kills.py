@@ -65,9 +65,9 @@ def labelling(folder: Path, size: int) -> Command:
     clips = tone_manifest(folder / "clips" / "clips.jsonl", size)
     flags = ["-m", teacher, "-d", clips, "-l", "ja", "--return_timestamps"]
     flags += ["--max_label_length", 24, "--rows_per_shard", 3, "-b", 2]
-    phases = {"_label": WORKING, "write_sealed": SAVING}
-    phases |= {"_write_dataset": PUBLISHING, "_finish": PUBLISHING}
+    phases = {"_label": WORKING, "_finish": PUBLISHING}
     phases = {f"run_pseudo_labelling:{name}": phase for name, phase in phases.items()}
+    phases["distillery.labelling.shards:ShardWriter.write"] = SAVING
     return Command("run_pseudo_labelling.py", flags, phases)
 
 
