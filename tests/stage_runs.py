@@ -7,6 +7,8 @@ import os
 import signal
 import sys
 import tempfile
+from collections.abc import Callable
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -67,17 +69,33 @@ def run_and_die(script: str, target: str, call: str, *args: str) -> None:
         args: the stage's command line.
     """
     load_script(script)
-    module, name = target.split(":")
-    owner = importlib.import_module(module)
-    original, count = getattr(owner, name), itertools.count(1)
+    count = itertools.count(1)
 
     def deadly(*values: Any, **named: Any) -> Any:
         if next(count) == int(call):
             os.kill(os.getpid(), signal.SIGKILL)
         return original(*values, **named)
 
-    setattr(owner, name, deadly)
+    original = wrap(target, lambda _: deadly)
     run(script, *args)
+
+
+def wrap(target: str, wrapper: Callable[[Any], Any]) -> Any:
+    """Put what a wrapper makes of a function in its place; return the function.
+
+    Args:
+        target: the function, as `module:name`, where the name may be `Class.method`; or
+            `script:name` of a script that is loaded.
+        wrapper: takes the function.
+    """
+    module, path = target.split(":")
+    *outer, name = path.split(".")
+    owner: Any = importlib.import_module(module)
+    if outer:
+        owner = attrgetter(".".join(outer))(owner)
+    original = getattr(owner, name)
+    setattr(owner, name, wrapper(original))
+    return original
 
 
 def snapshot(folder: Path) -> dict[str, tuple[int, int]]:

@@ -146,3 +146,19 @@ def test_the_design_names_every_module_of_every_room_and_what_it_holds():
 def test_every_recipe_is_listed():
     recipes = {path.name for path in (REPOSITORY / "scripts").glob("*_v*.sh")}
     assert {name for name in recipes if name not in text_of("docs/recipes.md")} == set()
+
+
+def test_every_fault_has_a_test_that_exists():
+    there = {
+        name
+        for path in (REPOSITORY / "tests").rglob("test_*.py")
+        for name in re.findall(r"^def (test_\w+)", path.read_text("utf-8"), re.MULTILINE)
+    }
+    page = text_of("docs/reliability.md")
+    rows = [line for line in page.splitlines() if line.startswith("|") and "---" not in line]
+    faults = [row for row in rows if not row.endswith("| tests |")]
+    assert len(faults) > 40
+    for row in faults:
+        named = re.findall(r"`(test_\w+)`", row.rsplit(" | ", 1)[1])
+        assert named, row
+        assert [name for name in named if name not in there] == []

@@ -6,6 +6,7 @@ the groups that its parameters are annotated with. All messages are shown togeth
 loads. In a flag's name, `-` and `_` are the same.
 """
 
+import errno
 import os
 import sys
 import traceback
@@ -162,19 +163,33 @@ def _problems_across(groups: Sequence[Any], check: Callable[..., list[str]]) -> 
 def _show_error(
     kind: type[BaseException], error: BaseException, trace: TracebackType | None
 ) -> None:
-    """Show an error that our own code raised as its message alone, and any other with its trace.
+    """Show an error that a user can mend as its message alone, and any other with its trace.
 
-    Errors that a user can mend are of three kinds; for them a traceback is of no use.
+    Those are what our own code raised, of three kinds, and what the machine lacks.
     """
     raised_in = Path(traceback.extract_tb(trace)[-1].filename).resolve()
     script = Path(sys.argv[0]).resolve()
     is_ours = raised_in == script or raised_in.is_relative_to(Path(__file__).resolve().parents[1])
-    is_told = isinstance(error, ValueError | FileNotFoundError | ImportError)
-    if is_ours and is_told and TRACEBACK not in os.environ:
-        text = f"{script.name}: {error}\n(set {TRACEBACK}=1 to see where)\n"
+    is_told = is_ours and isinstance(error, ValueError | FileNotFoundError | ImportError)
+    remedy = _remedy(error)
+    if (is_told or remedy) and TRACEBACK not in os.environ:
+        message = f"{str(error) or 'out of memory'}{remedy}"
+        sys.stderr.write(f"{script.name}: {message}\n(set {TRACEBACK}=1 to see where)\n")
     else:
         text = "".join(traceback.format_exception(kind, error, trace))
     sys.stderr.write(printable(text, keep="\n\t"))
+
+
+def _remedy(error: BaseException) -> str:
+    """Return what to do about a full disk or memory; "" for any other error."""
+    if os.strerror(errno.ENOSPC) in str(error):  # each library has a class of its own for it
+        return ": make room on the disk of --output_dir, and start the same command again"
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return (
+            ": start again with a smaller --per_device_eval_batch_size, or a smaller "
+            "--per_device_train_batch_size and as much more --gradient_accumulation_steps"
+        )
+    return ""
 
 
 def flags_of(*groups: Any) -> dict[str, Any]:

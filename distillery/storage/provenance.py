@@ -16,10 +16,18 @@ def versions() -> dict[str, str]:
 
 def code_commit() -> str | None:
     """Return the commit of this code, with `+changes` if the tree differs; None outside git."""
-    root = Path(__file__).resolve().parents[2]
-    describe = ["git", "-C", str(root), "describe", "--always", "--dirty=+changes", "--abbrev=12"]
     try:
-        done = subprocess.run(describe, capture_output=True, text=True, timeout=10, check=True)
+        commit = _git("describe", "--always", "--abbrev=12")
+        # Not `describe --dirty`, which writes the index: killed then, it would leave it locked.
+        changes = _git("--no-optional-locks", "status", "--porcelain", "--untracked-files=no")
     except (OSError, subprocess.SubprocessError):
         return None
-    return done.stdout.strip()
+    return f"{commit}+changes" if changes else commit
+
+
+def _git(*words: str) -> str:
+    root = Path(__file__).resolve().parents[2]
+    command = ["git", "-C", str(root), *words]
+    return subprocess.run(
+        command, capture_output=True, text=True, timeout=10, check=True
+    ).stdout.strip()

@@ -140,6 +140,11 @@ def main(cake):
         raise FileNotFoundError("there is no cake")
     if cake.fault == "package":
         normalizer_for("ja", variant="odd")
+    if cake.fault == "disk":
+        with open("/dev/full", "w") as file:
+            file.write("cream")
+    if cake.fault == "memory":
+        raise MemoryError
     {}["bug"]
 
 if __name__ == "__main__":
@@ -152,6 +157,8 @@ if __name__ == "__main__":
     [
         ("own", "stage.py: there is no cake\n", False),
         ("package", "odd", False),
+        ("disk", "No space left on device: make room on the disk of --output_dir", False),
+        ("memory", "out of memory: start again with a smaller --per_device_eval_batch_size", False),
         ("", "KeyError", True),
     ],
 )
