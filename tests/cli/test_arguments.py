@@ -60,7 +60,11 @@ def test_streaming(words, wanted):
         (DataArguments, "-d a+b --dataset_split_name x+y+z", "--dataset_name names 2"),
         (DataArguments, "-d a --max_samples 0", "--max_samples must be >= 1, got 0"),
         (DataArguments, "-d a --max_bad_fraction 2", "between 0 and 1, got 2.0"),
-        (ModelArguments, "-m a --dtype int8", "--dtype must be one of float32, float16, bfloat16"),
+        (
+            ModelArguments,
+            "-m a --dtype int8",
+            "--dtype must be one of auto, float32, float16, bfloat16",
+        ),
         (ModelArguments, "-m a -a flash", "--attn_type must be one of eager, sdpa"),
         (DecodingArguments, "-l klingon", "--language: Whisper has no language 'klingon'"),
         (DecodingArguments, "-t sing", "--task must be one of transcribe, translate"),
@@ -197,6 +201,6 @@ def test_help_has_a_heading_for_each_group_and_required_flags_first(capsys):
     assert out.index("required:") < out.index("--model_name_or_path") < out.index("Model:")
     assert out.index("Model:") < out.index("--dtype") < out.index("Training: updates")
     assert "None" not in out
-    assert "(default: float32)" in out
+    assert "(default: auto)" in out
     after = out[out.index("--no_do_train") :]
     assert after.split()[1:6] == ["The", "same", "as", "--do_train", "False."]
