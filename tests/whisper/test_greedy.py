@@ -220,9 +220,9 @@ def test_out_of_memory_halves_the_batch_and_loses_nothing(whisper, features, mon
             raise torch.OutOfMemoryError("injected")
         real_step(batch, num_rows, *shape)
 
-    real_encode, real_step = greedy.encode, greedy._Batch.step
+    real_encode, real_step = greedy.encode, greedy.Batch.step
     monkeypatch.setattr(greedy, "encode", encode)
-    monkeypatch.setattr(greedy._Batch, "step", step)
+    monkeypatch.setattr(greedy.Batch, "step", step)
     assert [one.ids for one in ours(whisper, windows, 8)] == wanted
     assert sizes[:3] == [8, 4, 2]
     assert max(sizes[3:]) <= 2

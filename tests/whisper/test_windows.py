@@ -161,12 +161,15 @@ def test_the_order_of_a_batch_does_not_matter(model, features):
         )
 
 
-def test_the_encoder_runs_once(model, features):
-    calls = []
-    hook = model.model.model.encoder.register_forward_hook(lambda *args: calls.append(1))
-    transcribe_windows(model, features[:2], GREEDY)
+@pytest.mark.parametrize("num_beams", [1, 2])
+def test_the_encoder_runs_once_for_each_window(model, features, num_beams):
+    sizes = []
+    hook = model.model.model.encoder.register_forward_hook(
+        lambda module, inputs, output: sizes.append(len(inputs[0]))
+    )
+    transcribe_windows(model, features[:5], replace(GREEDY, num_beams=num_beams))
     hook.remove()
-    assert len(calls) == 1
+    assert sum(sizes) == 5
 
 
 def test_transcribing_leaves_the_model_as_it_was(timed, features):
