@@ -23,9 +23,12 @@ ROWS_BUCKET, LENGTH_BUCKET = 8, 64  # on CUDA, sizes of a step are multiples of 
 class Batch:
     """The device's side of a batch: keys and values, ids, and what each row needs to go on."""
 
-    def __init__(self, whisper: Whisper, num_rows: int) -> None:
+    def __init__(self, whisper: Whisper, num_rows: int, captures: bool) -> None:
+        """Allocate; `captures` is for CUDA alone."""
         model, self.tokens = whisper.model, whisper.tokens
-        captures = on_cuda(whisper)
+        # A graph would keep the place of weights that autocast made, and lets go of at its end.
+        autocast = torch.is_autocast_enabled(model.device.type)
+        captures = captures and on_cuda(whisper) and not autocast
         if captures:  # rows that fill a bucket up decode what nobody reads
             num_rows = _rounded(num_rows, ROWS_BUCKET)
         self.decoder = CachedDecoder(model, num_rows)

@@ -68,14 +68,15 @@ class _Row(Generic[Key]):
 class GreedyDecoder(Generic[Key]):
     """Decodes windows greedily, so many at a time."""
 
-    def __init__(self, whisper: Whisper, batch_size: int) -> None:
+    def __init__(self, whisper: Whisper, batch_size: int, *, captures: bool = True) -> None:
         """Keep a model; the batch's memory is taken with the first window.
 
         Args:
             whisper: the model, on its device.
             batch_size: windows decoded side by side; halved whenever memory runs out.
+            captures: on CUDA, capture steps as graphs: that pays over many batches, not for one.
         """
-        self.whisper, self.batch_size = whisper, batch_size
+        self.whisper, self.batch_size, self.captures = whisper, batch_size, captures
         self.steps_between_tests = STEPS_BETWEEN_TESTS if on_cuda(whisper) else 1
         self._batch: Batch | None = None
         self._rows: list[_Row[Key]] = []
@@ -122,7 +123,7 @@ class GreedyDecoder(Generic[Key]):
     def _advance(self) -> list[tuple[Key, Transcript]]:
         """Begin what waits, decode some ids of every row, and return what has ended."""
         if self._batch is None or self._batch.decoder.dtype != compute_dtype(self.whisper.model):
-            self._batch = Batch(self.whisper, self.batch_size)
+            self._batch = Batch(self.whisper, self.batch_size, self.captures)
         group = list(islice(self._waiting, self._room()))
         if group:
             self._rows += self._begin(self._batch, group)

@@ -80,7 +80,8 @@ def transcribe_windows(
         Window(index, features, decoding, prompt)
         for index, (features, prompt) in enumerate(zip(input_features, shown, strict=True))
     ]
-    transcripts = dict(GreedyDecoder[int](whisper, len(windows)).transcribe(windows))
+    decoder = GreedyDecoder[int](whisper, len(windows), captures=False)
+    transcripts = dict(decoder.transcribe(windows))
     return [transcripts[index] for index in range(len(windows))]
 
 

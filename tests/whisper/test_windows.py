@@ -172,6 +172,17 @@ def test_the_encoder_runs_once_for_each_window(model, features, num_beams):
     assert sum(sizes) == 5
 
 
+def test_generate_copies_no_cache_to_the_host(model, features, monkeypatch):
+    """As it does where a dictionary is asked for, layer by layer and row by row."""
+
+    def refuse(*_):
+        raise AssertionError("the outputs are split by row")
+
+    monkeypatch.setattr(type(model.model), "_stack_split_outputs", refuse)
+    transcribe_windows(model, features[:2], replace(GREEDY, num_beams=2))
+    transcribe_windows(model, features[:2], GREEDY, temperature=0.5)
+
+
 def test_transcribing_leaves_the_model_as_it_was(timed, features):
     before = timed.model.generation_config.to_dict()
     transcribe_windows(timed, features[:1], replace(GREEDY, num_beams=2, timestamps=True))
