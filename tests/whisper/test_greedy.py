@@ -11,7 +11,7 @@ from stage_runs import talkative_model_folder
 from tiny import SHARED, tiny_model_folder
 from transformers import WhisperTokenizer
 
-from distillery.whisper import checkpoint, greedy
+from distillery.whisper import checkpoint, decoder_batch, greedy
 from distillery.whisper.greedy import GreedyDecoder, Window
 from distillery.whisper.windows import Decoding, prompt_arguments
 
@@ -166,6 +166,27 @@ def test_neither_batch_size_nor_order_nor_steps_change_anything(whisper, feature
                 assert one.ids == wanted[index].ids
                 assert one.avg_logprob == pytest.approx(wanted[index].avg_logprob, abs=1e-4)
                 assert one.no_speech_prob == pytest.approx(wanted[index].no_speech_prob, abs=1e-5)
+
+
+def test_the_sizes_of_cudas_steps_change_nothing(whisper, features, monkeypatch):
+    """More rows than windows, more keys than positions; here without the graphs themselves."""
+    windows = mixed(whisper, features)
+    wanted = ours(whisper, windows, batch_size=3)
+    shapes = []
+
+    class Eager:
+        def run(self, shape, step):
+            shapes.append(shape)
+            step()
+
+    monkeypatch.setattr(decoder_batch, "on_cuda", lambda whisper: True)
+    monkeypatch.setattr(decoder_batch, "_StepGraphs", Eager)
+    monkeypatch.setattr(decoder_batch, "ROWS_BUCKET", 2)
+    monkeypatch.setattr(decoder_batch, "LENGTH_BUCKET", 20)
+    found = ours(whisper, windows, 3, steps=4)
+    assert [one.ids for one in found] == [one.ids for one in wanted]
+    assert {rows for rows, *_ in shapes} == {2, 4}
+    assert {length for _, length, _ in shapes} == {20, 40}
 
 
 def test_probability_of_no_speech_is_that_behind_the_start(whisper, features):
