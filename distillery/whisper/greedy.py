@@ -34,6 +34,8 @@ Key = TypeVar("Key")
 # one, each would cost a pass over the decoder's weights of its own.
 FREE_PARTS = 4
 
+CACHED_NUMBERS = 4_000_000  # that each thread of a CPU works on at once; one window of whisper-tiny
+
 STEPS_BETWEEN_TESTS = 8  # on CUDA, where to look for the end is to wait for the device
 
 
@@ -220,9 +222,11 @@ class GreedyDecoder(Generic[Key]):
 
 def encode(whisper: Whisper, features: Sequence[Tensor]) -> Tensor:
     """Return the encoder's states, (windows, positions, width), of log-mel features."""
-    model = whisper.model
-    # On a CPU, one window a thread: what a layer makes of more does not fit its caches.
-    size = torch.get_num_threads() if model.device.type == "cpu" else len(features)
+    model, size = whisper.model, len(features)
+    if model.device.type == "cpu":
+        # What a layer makes of more windows does not fit the caches.
+        widest = model.config.max_source_positions * model.config.encoder_ffn_dim
+        size = torch.get_num_threads() * max(1, CACHED_NUMBERS // widest)
     states = []
     for start in range(0, len(features), size):
         batch = torch.stack(list(features[start : start + size]))

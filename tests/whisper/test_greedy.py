@@ -310,3 +310,17 @@ def test_whispers_own_vocabulary(real, features, timestamps):
     found = check(real, windows)
     assert len({tuple(one.ids) for one in found}) > 4
     assert all(real.tokens.is_timestamp(one.ids[3]) is timestamps for one in found)
+
+
+def test_the_encoder_takes_as_many_windows_as_a_cpus_caches_hold(whisper, features, monkeypatch):
+    sizes = []
+    hook = whisper.model.model.encoder.register_forward_pre_hook(
+        lambda module, inputs: sizes.append(len(inputs[0]))
+    )
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    states = greedy.encode(whisper, list(features))
+    monkeypatch.setattr(greedy, "CACHED_NUMBERS", 1)
+    few = greedy.encode(whisper, list(features))
+    hook.remove()
+    assert sizes == [NUM_WINDOWS, 2, 2, 2, 2, 1]
+    torch.testing.assert_close(few, states)
