@@ -97,7 +97,7 @@ def main(distillation_args: DistillationArguments, *shared_groups: Any) -> None:
 
 def teacher_outline(name: str, model_args: ModelArguments) -> checkpoint.Whisper:
     """Load the teacher without its weights, for a dry run."""
-    return checkpoint.load_outline(name, model_args.dtype, cache_dir=model_args.cache_dir)
+    return checkpoint.load_outline(name, model_args.compute_dtype, cache_dir=model_args.cache_dir)
 
 
 def with_teacher(
@@ -110,7 +110,7 @@ def with_teacher(
     model_args = flags.model
     teacher = checkpoint.load(
         args.teacher_model_name_or_path,
-        model_args.dtype,
+        model_args.compute_dtype,
         model_args.attn_type,
         cache_dir=model_args.cache_dir,
     )

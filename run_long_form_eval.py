@@ -199,7 +199,7 @@ def main(
     start_trackers(accelerator, run, run_args.wandb_project)
     sets = " + ".join(map(str, specs))
     name = str(model_args.model_name_or_path)
-    log_start(run, accelerator, name, model_args.dtype, f"recordings of {sets}")
+    log_start(run, accelerator, name, model_args.compute_dtype, f"recordings of {sets}")
     transcribe = _Transcriber(accelerator, candidate.whisper, long_args, args, run_args)
     splits = stages.load_splits(specs)
     results = stages.evaluate(accelerator, run, candidate.whisper, splits, plans, transcribe)

@@ -242,7 +242,7 @@ def _evaluate_models(accelerator: Accelerator, run: Run, groups: tuple[Any, ...]
     sets = " + ".join(map(str, evaluator.specs))
     name = str(model_args.model_name_or_path)
     if not run_args.dry_run:
-        log_start(run, accelerator, name, model_args.dtype, f"clips of {sets}")
+        log_start(run, accelerator, name, model_args.compute_dtype, f"clips of {sets}")
     baselines: list[Result] = []
     for baseline in plus_list(short_args.baseline):
         baseline_args = replace(model_args, model_name_or_path=baseline, model_revision=None)

@@ -176,7 +176,7 @@ def main(
         return
     start_trackers(accelerator, run, run_args.wandb_project)
     rows = f"recordings of {' + '.join(args.lengths_s.split('+'))} s"
-    log_start(run, accelerator, str(model_args.model_name_or_path), model_args.dtype, rows)
+    log_start(run, accelerator, str(model_args.model_name_or_path), model_args.compute_dtype, rows)
     if missing_s:
         run.refuse_unshared_folder()
         run.write_config()
@@ -279,7 +279,7 @@ def _identity(
         "model_revision": model_args.model_revision,
         "sound": [[str(spec), sources.fingerprint(spec)] for spec in specs] or "made",
         "max_rows": data_args.max_samples,
-        "dtype": model_args.dtype,
+        "dtype": model_args.compute_dtype,
         "attention": ATTENTIONS[model_args.attn_type],
         "language": decoding_args.language,
         "task": decoding_args.task,

@@ -23,7 +23,7 @@ from distillery.data import schema
 from distillery.data.schema import REFERENCE_NAMES
 from distillery.data.specs import CUES, MODES, DatasetSpec, broadcast_specs
 from distillery.text.tokens import TASKS, language_code
-from distillery.whisper.compute import ATTENTIONS, DTYPES
+from distillery.whisper.compute import ATTENTIONS, AUTO, DTYPES, resolved_dtype
 
 TRACKERS = ("wandb", "tensorboard", "trackio", "none")
 
@@ -192,7 +192,11 @@ class ModelArguments:
     )
     model_revision: str | None = flag(None, "Branch, tag or commit of the model on the Hub.")
     cache_dir: str | None = flag(None, "Folder for files fetched from the Hub.", resumable=True)
-    dtype: str = flag("float32", f"Dtype to compute in: {', '.join(DTYPES)}.")
+    dtype: str = flag(
+        AUTO,
+        f"Dtype to compute in: {', '.join(DTYPES)}; `{AUTO}` is what `accelerate launch "
+        "--mixed_precision` says, else bfloat16 where the GPU has it, else float32.",
+    )
     attn_type: str = flag(
         "sdpa",
         f"Attention implementation: {', '.join(ATTENTIONS)}.",
@@ -203,7 +207,15 @@ class ModelArguments:
 
     def problems(self) -> list[str]:
         """Return what is wrong with the values."""
-        return [*one_of(self, "dtype", DTYPES), *one_of(self, "attn_type", ATTENTIONS)]
+        return [
+            *one_of(self, "dtype", (AUTO, *DTYPES)),
+            *one_of(self, "attn_type", ATTENTIONS),
+        ]
+
+    @property
+    def compute_dtype(self) -> str:
+        """The dtype to compute in, here and now."""
+        return resolved_dtype(self.dtype)
 
 
 @dataclass(frozen=True)

@@ -64,7 +64,7 @@ def load_candidate(
         checkpoint.full_name(name),
         checkpoint.fingerprint(name),
         model_args.model_revision,
-        model_args.dtype,
+        model_args.compute_dtype,
         ATTENTIONS[model_args.attn_type],  # what runs, by transformers' name
         assistant and checkpoint.full_name(assistant),
         assistant and checkpoint.fingerprint(assistant),

@@ -33,6 +33,9 @@ from distillery.storage.shares import WHOLE, Share
 from distillery.storage.stops import end_with_launcher
 from distillery.training.seeding import seed_everything
 from distillery.whisper import checkpoint
+from distillery.whisper.compute import MIXED_PRECISIONS, launched_precision, resolved_dtype
+
+logger = logging.getLogger(__name__)
 
 LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 HTTP_CLIENTS = ("httpx", "httpcore", "httpx2", "httpcore2")  # of old and of new huggingface_hub
@@ -44,9 +47,9 @@ def make_accelerator(run: RunArguments, output_dir: str, dtype: str) -> Accelera
     Args:
         run: flags of the run.
         output_dir: where a tracker that writes files puts them.
-        dtype: of the model's computation; weights that are trained stay float32.
+        dtype: of the model's computation, or `auto`; weights that are trained stay float32.
     """
-    mixed_precision = {"float32": "no", "float16": "fp16", "bfloat16": "bf16"}[dtype]
+    mixed_precision = MIXED_PRECISIONS[resolved_dtype(dtype)]
     accelerator = Accelerator(
         mixed_precision=mixed_precision,
         # Without this, several processes on a machine without a GPU would not find each other.
@@ -57,6 +60,10 @@ def make_accelerator(run: RunArguments, output_dir: str, dtype: str) -> Accelera
     )
     end_with_launcher()
     set_up_logging(accelerator.is_local_main_process)
+    if launched_precision() not in ("no", mixed_precision):
+        logger.warning(
+            "--dtype %s wins over accelerate's --mixed_precision %s", dtype, launched_precision()
+        )
     if accelerator.device.type == "cpu" and launcher_chose_threads():
         torch.set_num_threads(num_cores_each())
     seed_everything(run.seed)
@@ -123,7 +130,7 @@ def load_model(model_args: ModelArguments, accelerator: Accelerator) -> checkpoi
     """Load the model that a stage runs but does not train, on this process's device."""
     model = checkpoint.load(
         model_args.model_name_or_path,
-        model_args.dtype,
+        model_args.compute_dtype,
         model_args.attn_type,
         model_args.model_revision,
         model_args.cache_dir,
@@ -136,7 +143,7 @@ def load_outline(model_args: ModelArguments) -> checkpoint.Whisper:
     """Load the same model without its weights, for a dry run."""
     return checkpoint.load_outline(
         model_args.model_name_or_path,
-        model_args.dtype,
+        model_args.compute_dtype,
         model_args.model_revision,
         model_args.cache_dir,
     )
@@ -162,10 +169,13 @@ def stage_run(
         inputs, owned, remedy, retried: as in `Run`.
         derived: what follows from flags and launch together and must stay the same too.
     """
+    arguments = {**flags_of(*groups), **(derived or {})}
+    if "dtype" in arguments:  # a run that goes on elsewhere computes in the same
+        arguments["dtype"] = resolved_dtype(arguments["dtype"])
     return Run(
         folder,
         stage,
-        {**flags_of(*groups), **(derived or {})},
+        arguments,
         inputs,
         owned,
         reads=input_names(groups),
@@ -308,10 +318,10 @@ def log_end(run: Run, made: str, *next_commands: str) -> None:
         made: what is in its folder, in words and numbers.
         next_commands: what a user would start next; names in capitals are his to fill in.
     """
-    logger = logging.getLogger(run.stage)
-    logger.info("%s: %s", run.folder, made)
+    stage_logger = logging.getLogger(run.stage)
+    stage_logger.info("%s: %s", run.folder, made)
     for command in next_commands:
-        logger.info("next: %s", command)
+        stage_logger.info("next: %s", command)
 
 
 def end_stage(run: Run, accelerator: Accelerator | None = None) -> None:

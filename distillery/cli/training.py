@@ -57,7 +57,7 @@ def begin_run(accelerator: Accelerator, run: Run, models: str, flags: TrainingFl
         parts.append("trains on " + " + ".join(map(str, flags.data.train_specs())))
     if flags.training.do_eval:
         parts.append("evaluates on " + " + ".join(map(str, flags.data.eval_specs())))
-    log_start(run, accelerator, models, flags.model.dtype, ", ".join(parts))
+    log_start(run, accelerator, models, flags.model.compute_dtype, ", ".join(parts))
     if accelerator.is_main_process:
         run.outputs.grow(run.folder / LOSS_LOG)
     start_trackers(accelerator, run, flags.run.wandb_project)

@@ -9,17 +9,17 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
+from unittest import mock
 
 import numpy as np
 import torch
 from scipy import stats
-from torch import nn
 
 from distillery.audio.decoding import Waveform
 from distillery.evaluation.evaluations import Candidate
@@ -27,7 +27,7 @@ from distillery.evaluation.speed_results import SpeedResult
 from distillery.whisper.checkpoint import Whisper
 from distillery.whisper.long_form import chunk_bounds, text_of, transcribe_in_chunks
 from distillery.whisper.memory import is_out_of_memory
-from distillery.whisper.windows import Decoding
+from distillery.whisper.windows import Decoding, decoder_passes
 
 logger = logging.getLogger(__name__)
 
@@ -109,8 +109,9 @@ def time_transcription(
     clock: Clock,
 ) -> Timing:
     """Transcribe once and return how long it took; arguments as for `transcribe`."""
-    model, device = whisper.model, whisper.model.device
-    parts = {"encoder": [model.model.encoder], "decoder": [model.model.decoder, model.proj_out]}
+    device = whisper.model.device
+    encoder = [(whisper.model.model.encoder, "forward")]
+    parts = {"encoder": encoder, "decoder": decoder_passes(whisper, decoding)}
     reset_peak_memory(device)
     with seconds_in(parts, clock) as spent:
         started = clock()
@@ -121,32 +122,31 @@ def time_transcription(
 
 @contextmanager
 def seconds_in(
-    parts: Mapping[str, Sequence[nn.Module]], clock: Clock
+    parts: Mapping[str, Sequence[tuple[Any, str]]], clock: Clock
 ) -> Iterator[Mapping[str, float]]:
-    """Yield the seconds that each part's modules take in their forward passes, as they add up.
+    """Yield the seconds that the methods of each part take, as they add up.
 
     Args:
-        parts: modules by the name of the part; none may be inside another.
-        clock: read before and after each pass.
+        parts: (object or class, method's name) by the name of the part; none may call another.
+        clock: read before and after each call.
     """
     spent = dict.fromkeys(parts, 0.0)
 
-    def begin(part: str, *_call: Any) -> None:
-        spent[part] -= clock()
+    def timed(part: str, method: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **named: Any) -> Any:
+            spent[part] -= clock()
+            result = method(*args, **named)
+            spent[part] += clock()
+            return result
 
-    def end(part: str, *_call: Any) -> None:
-        spent[part] += clock()
+        return call
 
-    handles = []
-    for part, modules in parts.items():
-        for module in modules:
-            handles.append(module.register_forward_pre_hook(partial(begin, part)))
-            handles.append(module.register_forward_hook(partial(end, part)))
-    try:
+    with ExitStack() as stack:
+        for part, methods in parts.items():
+            for owner, name in methods:
+                call = timed(part, getattr(owner, name))
+                stack.enter_context(mock.patch.object(owner, name, call))
         yield spent
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def memory_kind(device: torch.device) -> str | None:

@@ -4,8 +4,10 @@ Transformers' own cache grows by concatenation and holds rows of one length. Her
 batch stands at a position of its own, so that a row can end, and another begin, at any step.
 """
 
+from typing import Any
+
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 from transformers import WhisperForConditionalGeneration
 
@@ -77,8 +79,8 @@ class CachedDecoder:
             normed, attention = layer.self_attn_layer_norm(hidden), layer.self_attn
             keys, values = self._keys[index][rows], self._values[index][rows]
             batch = self._rows[: len(ids)]
-            keys[batch, :, positions] = attention.k_proj(normed).unflatten(-1, _heads(attention))
-            values[batch, :, positions] = attention.v_proj(normed).unflatten(-1, _heads(attention))
+            keys[batch, :, positions] = _by_head(attention, attention.k_proj(normed))
+            values[batch, :, positions] = _by_head(attention, attention.v_proj(normed))
             hidden = hidden + _attend(
                 attention, normed, keys[:, :, :length], values[:, :, :length], mask
             )
@@ -102,17 +104,18 @@ def compute_dtype(model: WhisperForConditionalGeneration) -> torch.dtype:
     return model.dtype  # type: ignore[no-any-return]
 
 
-def _heads(attention: nn.Module) -> tuple[int, int]:
-    return attention.num_heads, attention.head_dim  # type: ignore[return-value]
+def _by_head(attention: Any, projected: Tensor) -> Tensor:
+    """Split the last dimension by head: (rows, positions, heads, width)."""
+    return projected.view(*projected.shape[:-1], attention.num_heads, attention.head_dim)
 
 
-def _split(attention: nn.Module, projected: Tensor) -> Tensor:
+def _split(attention: Any, projected: Tensor) -> Tensor:
     """Split the last dimension by head: (rows, heads, positions, width)."""
-    return projected.unflatten(-1, _heads(attention)).transpose(1, 2)
+    return _by_head(attention, projected).transpose(1, 2)
 
 
 def _attend(
-    attention: nn.Module, hidden: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None
+    attention: Any, hidden: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None
 ) -> Tensor:
     # Scaled before the product, as in transformers: the order of roundings stays the same.
     queries = _split(attention, attention.q_proj(hidden) * attention.scaling)

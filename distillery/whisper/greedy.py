@@ -12,19 +12,19 @@ steps only. That part has not been run yet: no GPU was at hand.
 import gc
 import logging
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import islice
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor
 
-from distillery.text.tokens import SpecialTokens, language_code
+from distillery.text.tokens import language_code
 from distillery.whisper.checkpoint import Whisper
-from distillery.whisper.decoder_cache import CachedDecoder, compute_dtype
+from distillery.whisper.decoder_batch import Batch, likeliest_languages, on_cuda
+from distillery.whisper.decoder_cache import compute_dtype
 from distillery.whisper.decoding import Decoding, Transcript
-from distillery.whisper.token_rules import Timing, TokenRules
 
 logger = logging.getLogger(__name__)
 
@@ -34,8 +34,9 @@ Key = TypeVar("Key")
 # one, each would cost a pass over the decoder's weights of its own.
 FREE_PARTS = 4
 
+CACHED_NUMBERS = 4_000_000  # that each thread of a CPU works on at once; one window of whisper-tiny
+
 STEPS_BETWEEN_TESTS = 8  # on CUDA, where to look for the end is to wait for the device
-ROWS_BUCKET, LENGTH_BUCKET = 8, 64  # on CUDA, sizes of a step are multiples of these
 
 
 @dataclass(frozen=True)
@@ -69,16 +70,17 @@ class _Row(Generic[Key]):
 class GreedyDecoder(Generic[Key]):
     """Decodes windows greedily, so many at a time."""
 
-    def __init__(self, whisper: Whisper, batch_size: int) -> None:
+    def __init__(self, whisper: Whisper, batch_size: int, *, captures: bool = True) -> None:
         """Keep a model; the batch's memory is taken with the first window.
 
         Args:
             whisper: the model, on its device.
             batch_size: windows decoded side by side; halved whenever memory runs out.
+            captures: on CUDA, capture steps as graphs: that pays over many batches, not for one.
         """
-        self.whisper, self.batch_size = whisper, batch_size
-        self.steps_between_tests = STEPS_BETWEEN_TESTS if _on_cuda(whisper) else 1
-        self._batch: _Batch | None = None
+        self.whisper, self.batch_size, self.captures = whisper, batch_size, captures
+        self.steps_between_tests = STEPS_BETWEEN_TESTS if on_cuda(whisper) else 1
+        self._batch: Batch | None = None
         self._rows: list[_Row[Key]] = []
         self._waiting: deque[Window[Key]] = deque()
 
@@ -123,7 +125,7 @@ class GreedyDecoder(Generic[Key]):
     def _advance(self) -> list[tuple[Key, Transcript]]:
         """Begin what waits, decode some ids of every row, and return what has ended."""
         if self._batch is None or self._batch.decoder.dtype != compute_dtype(self.whisper.model):
-            self._batch = _Batch(self.whisper, self.batch_size)
+            self._batch = Batch(self.whisper, self.batch_size, self.captures)
         group = list(islice(self._waiting, self._room()))
         if group:
             self._rows += self._begin(self._batch, group)
@@ -133,10 +135,10 @@ class GreedyDecoder(Generic[Key]):
             self._step(self._batch)
         return self._collect(self._batch)
 
-    def _begin(self, batch: "_Batch", group: Sequence[Window[Key]]) -> list[_Row[Key]]:
+    def _begin(self, batch: "Batch", group: Sequence[Window[Key]]) -> list[_Row[Key]]:
         """Encode windows into the rows behind those in use, and let each write its first id."""
         rows = slice(len(self._rows), len(self._rows) + len(group))
-        batch.decoder.hear(encode(self.whisper, [window.features for window in group]), rows)
+        batch.hear(encode(self.whisper, [window.features for window in group]), rows)
         tokens = self.whisper.tokens
         languages = [window.decoding.language for window in group]
         if tokens.is_multilingual and None in languages:
@@ -160,7 +162,7 @@ class GreedyDecoder(Generic[Key]):
         batch.begin(given, starts, [window.decoding.timestamps for window in group], rows)
         return begun
 
-    def _step(self, batch: "_Batch") -> None:
+    def _step(self, batch: "Batch") -> None:
         """Let every row write some ids, as many as none is too long for."""
         most = min(row.most - row.num_ids for row in self._rows)
         num_steps, length = min(self.steps_between_tests, most), max(r.num_ids for r in self._rows)
@@ -170,7 +172,7 @@ class GreedyDecoder(Generic[Key]):
         for row in self._rows:
             row.num_ids += num_steps
 
-    def _collect(self, batch: "_Batch") -> list[tuple[Key, Transcript]]:
+    def _collect(self, batch: "Batch") -> list[tuple[Key, Transcript]]:
         """Take the rows out that have ended, and close the gaps."""
         is_open = batch.is_open[: len(self._rows)].tolist()
         ended = [
@@ -212,152 +214,22 @@ class GreedyDecoder(Generic[Key]):
         self._rows.clear()
         self._batch = None
         gc.collect()
-        if _on_cuda(self.whisper):
+        if on_cuda(self.whisper):
             torch.cuda.empty_cache()
         self.batch_size //= 2
         logger.warning("out of memory: decoding goes on with batches of %d", self.batch_size)
 
 
-class _Batch:
-    """The device's side of a batch: keys and values, ids, and what each row needs to go on."""
-
-    def __init__(self, whisper: Whisper, num_rows: int) -> None:
-        model, self.tokens = whisper.model, whisper.tokens
-        on_cuda = _on_cuda(whisper)
-        if on_cuda:  # rows that fill a bucket up decode what nobody reads
-            num_rows = _rounded(num_rows, ROWS_BUCKET)
-        self.decoder = CachedDecoder(model, num_rows)
-        self.rules = TokenRules(model, self.tokens)
-        self.timing = Timing.of(num_rows, self.tokens, model.device)
-        new = {"device": model.device}
-        self.ids = torch.zeros((num_rows, self.decoder.num_positions), dtype=torch.long, **new)
-        self.position = torch.zeros((num_rows, 1), dtype=torch.long, **new)  # of each last id
-        self.is_open = torch.zeros(num_rows, dtype=torch.bool, **new)
-        self.logprob = torch.zeros(num_rows, **new)
-        self.no_speech = torch.zeros(num_rows, **new)
-        self._graphs = _StepGraphs() if on_cuda else None
-
-    def begin(
-        self,
-        given: Sequence[Sequence[int]],
-        starts: Sequence[int],
-        timed: Sequence[bool],
-        rows: slice,
-    ) -> None:
-        """Feed each row the ids that it is given, and let it write the first one behind them.
-
-        Args:
-            given: ids by row, prompt and prefix.
-            starts: where in them `<|startoftranscript|>` stands.
-            timed: whether timestamps are written.
-            rows: which rows these are.
-        """
-        device, tokens = self.ids.device, self.tokens
-        longest = max(len(ids) for ids in given)
-        padded = [[*ids, *[tokens.end_of_text] * (longest - len(ids))] for ids in given]
-        ids = torch.tensor(padded, device=device)
-        positions = torch.arange(longest, device=device).expand_as(ids)
-        states = self.decoder.states(ids, positions, rows, longest)
-        last = torch.tensor([len(ids) - 1 for ids in given], device=device)
-        row = torch.arange(len(given), device=device)
-        if tokens.no_speech is not None:
-            logits = self.decoder.logits(states[row, torch.tensor(starts, device=device)])
-            self.no_speech[rows] = logits.softmax(-1)[:, tokens.no_speech]
-        self.ids[rows, :longest] = ids
-        self.position[rows] = last[:, None]
-        self.is_open[rows] = True
-        self.logprob[rows] = 0
-        timing = self.timing[rows]
-        timing.begin(torch.tensor(timed, device=device), tokens)
-        logits = self.decoder.logits(states[row, last])
-        self._write(logits, self.rules.first(logits, timing), rows)
-
-    def first_logits(self, rows: slice) -> Tensor:
-        """Return logits of what stands behind `<|startoftranscript|>` alone."""
-        position = self.position[rows].zero_()
-        start = torch.full_like(position, self.tokens.start_of_transcript)
-        return self.decoder.logits(self.decoder.states(start, position, rows, 1)[:, 0])
-
-    def step(self, num_rows: int, length: int, any_timed: bool) -> None:
-        """Let the first rows write an id each; no row has more than `length` of them yet."""
-        if self._graphs is None:
-            self._step(num_rows, length, any_timed)
-            return
-        num_rows = min(_rounded(num_rows, ROWS_BUCKET), self.decoder.num_rows)
-        length = min(_rounded(length, LENGTH_BUCKET), self.decoder.num_positions)
-        shape = (num_rows, length, any_timed)
-        self._graphs.run(shape, lambda: self._step(*shape))
-
-    def _step(self, num_rows: int, length: int, any_timed: bool) -> None:
-        rows = slice(0, num_rows)
-        position = self.position[rows]
-        states = self.decoder.states(self.ids[rows].gather(1, position), position, rows, length)
-        logits = self.decoder.logits(states[:, 0])
-        self._write(logits, self.rules.later(logits, self.timing[rows], any_timed), rows)
-
-    def _write(self, logits: Tensor, scores: Tensor, rows: slice) -> None:
-        """Write the best id of each row, and count its log-probability where it has not ended."""
-        best = scores.argmax(-1, keepdim=True)
-        logprob = (logits.gather(1, best) - logits.logsumexp(-1, keepdim=True))[:, 0]
-        is_open, position = self.is_open[rows], self.position[rows]
-        self.logprob[rows] += torch.where(is_open, logprob, 0.0)
-        # A row of a bucket that holds no window walks on: not over the end.
-        position.add_(1).clamp_(max=self.ids.shape[1] - 1)
-        self.ids[rows].scatter_(1, position, best)
-        is_open &= best[:, 0] != self.tokens.end_of_text
-        self.timing[rows].advance(best[:, 0], self.tokens)
-
-    def read(self, rows: Sequence[int]) -> list[tuple[list[int], float, float]]:
-        """Return ids, sum of log-probabilities and probability of no speech of rows."""
-        chosen = torch.tensor(rows, device=self.ids.device)
-        parts = (part[chosen].tolist() for part in (self.ids, self.logprob, self.no_speech))
-        return list(zip(*parts, strict=True))
-
-    def move(self, source: int, target: int) -> None:
-        """Copy a row over another."""
-        self.decoder.move(source, target)
-        timing = vars(self.timing).values()
-        for part in (self.ids, self.position, self.is_open, self.logprob, self.no_speech, *timing):
-            part[target] = part[source]
-
-
-@dataclass
-class _StepGraphs:
-    """CUDA graphs of a step, one for each shape. Not run yet: no GPU was at hand."""
-
-    graphs: dict[tuple[int, int, bool], torch.cuda.CUDAGraph | None] = field(default_factory=dict)
-    pool: Any = field(default_factory=lambda: torch.cuda.graph_pool_handle())
-
-    def run(self, shape: tuple[int, int, bool], step: Callable[[], None]) -> None:
-        """Run a step: the first of a shape as it is, which loads kernels; then as a graph."""
-        if shape not in self.graphs:
-            self.graphs[shape] = None
-            step()
-            return
-        graph = self.graphs[shape]
-        if graph is None:
-            graph = self.graphs[shape] = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, self.pool):  # captures, and runs nothing
-                step()
-        graph.replay()
-
-
 def encode(whisper: Whisper, features: Sequence[Tensor]) -> Tensor:
     """Return the encoder's states, (windows, positions, width), of log-mel features."""
-    model = whisper.model
-    stacked = torch.stack(list(features)).to(model.device, model.dtype, non_blocking=True)
-    return model.model.encoder(stacked).last_hidden_state  # type: ignore[no-any-return]
-
-
-def likeliest_languages(logits: Tensor, tokens: SpecialTokens) -> list[str]:
-    """Return codes of languages by the logits, (windows, ids), behind the very first id."""
-    codes, ids = list(tokens.languages), list(tokens.languages.values())
-    return [codes[best] for best in logits[:, ids].argmax(-1).tolist()]
-
-
-def _on_cuda(whisper: Whisper) -> bool:
-    return bool(whisper.model.device.type == "cuda")
-
-
-def _rounded(number: int, step: int) -> int:
-    return -(-number // step) * step
+    model, size = whisper.model, len(features)
+    if model.device.type == "cpu":
+        # What a layer makes of more windows does not fit the caches.
+        widest = model.config.max_source_positions * model.config.encoder_ffn_dim
+        size = torch.get_num_threads() * max(1, CACHED_NUMBERS // widest)
+    states = []
+    for start in range(0, len(features), size):
+        batch = torch.stack(list(features[start : start + size]))
+        batch = batch.to(model.device, model.dtype, non_blocking=True)
+        states.append(model.model.encoder(batch).last_hidden_state)
+    return torch.cat(states)

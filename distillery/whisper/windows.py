@@ -21,9 +21,10 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from distillery.text.tokens import SpecialTokens, language_code
 from distillery.whisper.checkpoint import Whisper
+from distillery.whisper.decoder_batch import Batch, likeliest_languages
 from distillery.whisper.decoding import Decoding as Decoding
 from distillery.whisper.decoding import Transcript as Transcript
-from distillery.whisper.greedy import GreedyDecoder, Window, encode, likeliest_languages
+from distillery.whisper.greedy import GreedyDecoder, Window, encode
 from distillery.whisper.speculation import Draft, DraftedWhisper
 
 
@@ -32,6 +33,18 @@ def prompt_arguments(tokens: SpecialTokens, decoding: Decoding) -> dict[str, str
     if not tokens.is_multilingual:
         return {}
     return {"language": str(decoding.language), "task": decoding.task}
+
+
+def searches_itself(whisper: Whisper, decoding: Decoding) -> bool:
+    """Tell whether `transcribe_windows` needs no `generate`, at temperature 0."""
+    return decoding.num_beams == 1 and not isinstance(whisper, DraftedWhisper)
+
+
+def decoder_passes(whisper: Whisper, decoding: Decoding) -> list[tuple[Any, str]]:
+    """Return the methods in which the decoder runs, as (owner, name), for those who time it."""
+    if searches_itself(whisper, decoding):
+        return [(Batch, "hear"), (Batch, "begin"), (Batch, "step")]
+    return [(whisper.model.model.decoder, "forward"), (whisper.model.proj_out, "forward")]
 
 
 @torch.inference_mode()
@@ -67,7 +80,8 @@ def transcribe_windows(
         Window(index, features, decoding, prompt)
         for index, (features, prompt) in enumerate(zip(input_features, shown, strict=True))
     ]
-    transcripts = dict(GreedyDecoder[int](whisper, len(windows)).transcribe(windows))
+    decoder = GreedyDecoder[int](whisper, len(windows), captures=False)
+    transcripts = dict(decoder.transcribe(windows))
     return [transcripts[index] for index in range(len(windows))]
 
 

@@ -60,7 +60,11 @@ def test_streaming(words, wanted):
         (DataArguments, "-d a+b --dataset_split_name x+y+z", "--dataset_name names 2"),
         (DataArguments, "-d a --max_samples 0", "--max_samples must be >= 1, got 0"),
         (DataArguments, "-d a --max_bad_fraction 2", "between 0 and 1, got 2.0"),
-        (ModelArguments, "-m a --dtype int8", "--dtype must be one of float32, float16, bfloat16"),
+        (
+            ModelArguments,
+            "-m a --dtype int8",
+            "--dtype must be one of auto, float32, float16, bfloat16",
+        ),
         (ModelArguments, "-m a -a flash", "--attn_type must be one of eager, sdpa"),
         (DecodingArguments, "-l klingon", "--language: Whisper has no language 'klingon'"),
         (DecodingArguments, "-t sing", "--task must be one of transcribe, translate"),
@@ -91,8 +95,8 @@ def test_datasets_are_joined_with_plus():
     words = "-d a+b --dataset_config_name x --dataset_split_name train+test --max_samples 3"
     (args,) = parse((DataArguments,), [*words.split(), "--text_column_name", "t+u"])
     assert args.specs() == [
-        DatasetSpec("a", "x", "train", text_column="t", max_rows=3),
-        DatasetSpec("b", "x", "test", text_column="u", max_rows=3),
+        DatasetSpec("a", "x", "train", text_column="t", max_rows=3, max_bad_fraction=0.001),
+        DatasetSpec("b", "x", "test", text_column="u", max_rows=3, max_bad_fraction=0.001),
     ]
 
 
@@ -101,7 +105,7 @@ def test_training_sets_have_weights_and_evaluation_sets_their_own_columns():
     (args,) = parse((TrainDataArguments,), [*words.split(), "--eval_text_column_name", "u"])
     assert [spec.samples for spec in args.train_specs()] == [10.0, 5.5]
     assert [spec.text_column for spec in args.train_specs()] == ["t", "t"]
-    assert args.eval_specs() == [DatasetSpec("e", text_column="u")]
+    assert args.eval_specs() == [DatasetSpec("e", text_column="u", max_bad_fraction=0.001)]
     assert parse((TrainDataArguments,), ["-d", "a"])[0].eval_specs() == []
 
 
@@ -197,6 +201,6 @@ def test_help_has_a_heading_for_each_group_and_required_flags_first(capsys):
     assert out.index("required:") < out.index("--model_name_or_path") < out.index("Model:")
     assert out.index("Model:") < out.index("--dtype") < out.index("Training: updates")
     assert "None" not in out
-    assert "(default: float32)" in out
+    assert "(default: auto)" in out
     after = out[out.index("--no_do_train") :]
     assert after.split()[1:6] == ["The", "same", "as", "--do_train", "False."]

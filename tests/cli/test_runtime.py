@@ -12,11 +12,12 @@ import pytest
 import tiny
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from command_lines import SCRIPTS, groups_of
 from launching import environment
 
 from distillery.cli import runtime
-from distillery.cli.arguments import RunArguments
+from distillery.cli.arguments import ModelArguments, RunArguments
 from distillery.cli.flags import flag
 from distillery.cli.runtime import make_accelerator, open_run, stage_run
 from distillery.storage.outputs import JOURNALS
@@ -24,6 +25,7 @@ from distillery.storage.ownership import LOCK
 from distillery.storage.provenance import versions
 from distillery.storage.stops import stop_request
 from distillery.training.seeding import seed_everything
+from distillery.whisper.compute import resolved_dtype
 
 RESUMABLE = [
     "cache_dir",
@@ -412,6 +414,45 @@ def test_the_accelerator_is_seeded_and_has_no_tracker(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("dtype", "launched", "made", "warns"),
+    [
+        ("auto", "no", "no", False),
+        ("auto", "bf16", "bf16", False),
+        ("bfloat16", "no", "bf16", False),
+        ("bfloat16", "bf16", "bf16", False),
+        ("float32", "bf16", "no", True),
+    ],
+)
+def test_what_the_launch_computes_in_is_not_overridden_silently(
+    tmp_path, monkeypatch, capfd, dtype, launched, made, warns
+):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", launched)
+    AcceleratorState._reset_state()  # it takes one precision in a process
+    precision = make_accelerator(RunArguments(), str(tmp_path), dtype).mixed_precision
+    AcceleratorState._reset_state()
+    assert precision == made
+    told = "--dtype float32 wins over accelerate's --mixed_precision bf16"
+    assert (told in capfd.readouterr().err) is warns
+
+
+@pytest.mark.parametrize(("has_bfloat16", "dtype"), [(True, "bfloat16"), (False, "float32")])
+def test_a_gpu_computes_in_bfloat16_where_it_has_it(monkeypatch, has_bfloat16, dtype):
+    monkeypatch.delenv("ACCELERATE_MIXED_PRECISION", raising=False)
+    assert resolved_dtype("auto") == "float32"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: has_bfloat16)
+    assert resolved_dtype("auto") == dtype
+    assert resolved_dtype("float16") == "float16"
+
+
+def test_a_run_keeps_the_dtype_that_it_really_computes_in(tmp_path, monkeypatch):
+    groups = (ModelArguments("model"), RunArguments())
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    assert stage_run("run_it", groups, tmp_path, {}).arguments["dtype"] == "bfloat16"
+
+
 def test_the_main_process_speaks_and_the_others_do_not(capfd):
     runtime.set_up_logging(speaks=False)
     logging.getLogger("distillery.x").info("quiet")
@@ -433,7 +474,7 @@ def test_a_scripts_lines_carry_its_name(capfd, monkeypatch):
 
 THREADS = """
 from distillery.cli import runtime
-from distillery.cli.arguments import RunArguments
+from distillery.cli.arguments import ModelArguments, RunArguments
 import torch
 runtime.num_cores_each = lambda: 3
 runtime.make_accelerator(RunArguments(), "x", "float32")

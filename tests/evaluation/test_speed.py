@@ -1,4 +1,5 @@
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -54,7 +55,8 @@ def test_recordings_of_any_length_are_transcribed_in_whole_windows(model):
 def test_seconds_of_parts_add_up():
     first, second, other = nn.Identity(), nn.Identity(), nn.Identity()
     clock = ticking()
-    with speed.seconds_in({"a": [first, second], "b": [other]}, clock) as spent:
+    parts = {"a": [(first, "forward"), (second, "forward")], "b": [(other, "forward")]}
+    with speed.seconds_in(parts, clock) as spent:
         first(1)
         assert spent == {"a": 1, "b": 0}
         clock()
@@ -66,19 +68,26 @@ def test_seconds_of_parts_add_up():
     assert spent == {"a": 3, "b": 1}
 
 
-def test_encoder_and_decoder_are_timed_apart(model):
+@pytest.mark.parametrize("num_beams", [1, 2])
+def test_encoder_and_decoder_are_timed_apart(model, num_beams):
     sound = [speed.synthetic_sound(4.0, 16_000)] * 3  # three windows: two batches
-    passes = []
-    hooks = [
-        module.register_forward_hook(lambda *call: passes.append(call[0]))
-        for module in (model.model.model.encoder, model.model.model.decoder, model.model.proj_out)
-    ]
-    found = speed.time_transcription(model, sound, GREEDY, 2, ticking())
+    parts = model.model.model.encoder, model.model.model.decoder.layer_norm, model.model.proj_out
+    passes = dict.fromkeys(parts, 0)
+
+    def count(module, *call):
+        passes[module] += 1
+
+    hooks = [module.register_forward_hook(count) for module in parts]
+    decoding = replace(GREEDY, num_beams=num_beams)
+    found = speed.time_transcription(model, sound, decoding, 2, ticking())
     for hook in hooks:
         hook.remove()
-    assert found.encoder_s == 2
-    assert found.decoder_s == len(passes) - 2 > 10
-    assert found.wall_s == 2 * len(passes) + 1  # two looks at the clock for each pass
+    encoder, decoder, head = passes.values()
+    assert found.encoder_s == encoder
+    # Two looks at the clock for each pass: of decoder and head, or of our own search, which
+    # besides hears two batches of windows.
+    assert found.decoder_s == (decoder + 2 if num_beams == 1 else decoder + head) > 10
+    assert found.wall_s == 2 * (found.encoder_s + found.decoder_s) + 1
 
 
 def test_search_goes_on_as_long_as_a_doubled_batch_pays():

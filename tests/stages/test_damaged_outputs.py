@@ -139,6 +139,33 @@ def test_without_the_accounts_of_its_shards_a_dataset_is_labelled_anew(made, lab
     assert_same_rows(split_rows(folder), rows)
 
 
+def test_a_card_that_the_user_wrote_stays_when_a_file_is_made_again(made):
+    folder, command = made(LABELLING)
+    (folder / "README.md").write_text("my own words")
+    cut(folder / "default" / "train-00000-of-00003.parquet")
+    run(LABELLING, *command)
+    assert (folder / "README.md").read_text() == "my own words"
+    assert record(folder)["status"] == "complete"
+
+
+@pytest.mark.parametrize("script", [LABELLING, FILTERING])
+def test_starting_over_keeps_what_the_user_put_into_the_folder(made, script):
+    folder, command = made(script)
+    mine = ["notes.md", "proj/data.parquet", "default/mine.parquet", "checkpoint-1/model.bin"]
+    for name in mine:
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text("mine")
+    listed = set(record(folder)["files"])
+    assert listed == {name for name in snapshot(folder) if name not in mine} - {"run.json"}
+    run(script, *command, "--overwrite_output_dir", "--seed", 7)
+    assert all((folder / name).read_text() == "mine" for name in mine)
+    (folder / "README.md").write_text("my own words")
+    before = snapshot(folder)
+    with pytest.raises(ValueError, match=r"holds README.md: not, or no longer, what this stage"):
+        run(script, *command, "--overwrite_output_dir")
+    assert snapshot(folder) == before
+
+
 # --- quarantined rows ----------------------------------------------------------------------------
 
 

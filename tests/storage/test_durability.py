@@ -61,4 +61,4 @@ def test_a_folder_has_its_name_when_all_of_it_is_flushed(tmp_path, calls, replac
         assert before.index(("fsync", temporary / name)) < manifest
     assert ("fsync", temporary) in before[manifest:]  # the manifest's own name
     assert after == [("fsync", tmp_path)]
-    assert (("rename", tmp_path / "checkpoint-1.old") in before) is replaces
+    assert (("rename", tmp_path / ".checkpoint-1.old.tmp") in before) is replaces

@@ -11,7 +11,7 @@ from stage_runs import talkative_model_folder
 from tiny import SHARED, tiny_model_folder
 from transformers import WhisperTokenizer
 
-from distillery.whisper import checkpoint, greedy
+from distillery.whisper import checkpoint, decoder_batch, greedy
 from distillery.whisper.greedy import GreedyDecoder, Window
 from distillery.whisper.windows import Decoding, prompt_arguments
 
@@ -168,6 +168,27 @@ def test_neither_batch_size_nor_order_nor_steps_change_anything(whisper, feature
                 assert one.no_speech_prob == pytest.approx(wanted[index].no_speech_prob, abs=1e-5)
 
 
+def test_the_sizes_of_cudas_steps_change_nothing(whisper, features, monkeypatch):
+    """More rows than windows, more keys than positions; here without the graphs themselves."""
+    windows = mixed(whisper, features)
+    wanted = ours(whisper, windows, batch_size=3)
+    shapes = []
+
+    class Eager:
+        def run(self, shape, step):
+            shapes.append(shape)
+            step()
+
+    monkeypatch.setattr(decoder_batch, "on_cuda", lambda whisper: True)
+    monkeypatch.setattr(decoder_batch, "_StepGraphs", Eager)
+    monkeypatch.setattr(decoder_batch, "ROWS_BUCKET", 2)
+    monkeypatch.setattr(decoder_batch, "LENGTH_BUCKET", 20)
+    found = ours(whisper, windows, 3, steps=4)
+    assert [one.ids for one in found] == [one.ids for one in wanted]
+    assert {rows for rows, *_ in shapes} == {2, 4}
+    assert {length for _, length, _ in shapes} == {20, 40}
+
+
 def test_probability_of_no_speech_is_that_behind_the_start(whisper, features):
     windows = mixed(whisper, features)
     for window, one in zip(windows, ours(whisper, windows), strict=True):
@@ -220,9 +241,9 @@ def test_out_of_memory_halves_the_batch_and_loses_nothing(whisper, features, mon
             raise torch.OutOfMemoryError("injected")
         real_step(batch, num_rows, *shape)
 
-    real_encode, real_step = greedy.encode, greedy._Batch.step
+    real_encode, real_step = greedy.encode, greedy.Batch.step
     monkeypatch.setattr(greedy, "encode", encode)
-    monkeypatch.setattr(greedy._Batch, "step", step)
+    monkeypatch.setattr(greedy.Batch, "step", step)
     assert [one.ids for one in ours(whisper, windows, 8)] == wanted
     assert sizes[:3] == [8, 4, 2]
     assert max(sizes[3:]) <= 2
@@ -289,3 +310,17 @@ def test_whispers_own_vocabulary(real, features, timestamps):
     found = check(real, windows)
     assert len({tuple(one.ids) for one in found}) > 4
     assert all(real.tokens.is_timestamp(one.ids[3]) is timestamps for one in found)
+
+
+def test_the_encoder_takes_as_many_windows_as_a_cpus_caches_hold(whisper, features, monkeypatch):
+    sizes = []
+    hook = whisper.model.model.encoder.register_forward_pre_hook(
+        lambda module, inputs: sizes.append(len(inputs[0]))
+    )
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    states = greedy.encode(whisper, list(features))
+    monkeypatch.setattr(greedy, "CACHED_NUMBERS", 1)
+    few = greedy.encode(whisper, list(features))
+    hook.remove()
+    assert sizes == [NUM_WINDOWS, 2, 2, 2, 2, 1]
+    torch.testing.assert_close(few, states)

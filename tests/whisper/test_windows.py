@@ -161,12 +161,26 @@ def test_the_order_of_a_batch_does_not_matter(model, features):
         )
 
 
-def test_the_encoder_runs_once(model, features):
-    calls = []
-    hook = model.model.model.encoder.register_forward_hook(lambda *args: calls.append(1))
-    transcribe_windows(model, features[:2], GREEDY)
+@pytest.mark.parametrize("num_beams", [1, 2])
+def test_the_encoder_runs_once_for_each_window(model, features, num_beams):
+    sizes = []
+    hook = model.model.model.encoder.register_forward_hook(
+        lambda module, inputs, output: sizes.append(len(inputs[0]))
+    )
+    transcribe_windows(model, features[:5], replace(GREEDY, num_beams=num_beams))
     hook.remove()
-    assert len(calls) == 1
+    assert sum(sizes) == 5
+
+
+def test_generate_copies_no_cache_to_the_host(model, features, monkeypatch):
+    """As it does where a dictionary is asked for, layer by layer and row by row."""
+
+    def refuse(*_):
+        raise AssertionError("the outputs are split by row")
+
+    monkeypatch.setattr(type(model.model), "_stack_split_outputs", refuse)
+    transcribe_windows(model, features[:2], replace(GREEDY, num_beams=2))
+    transcribe_windows(model, features[:2], GREEDY, temperature=0.5)
 
 
 def test_transcribing_leaves_the_model_as_it_was(timed, features):
