@@ -19,6 +19,7 @@ from distillery.cli import hub
 from distillery.cli.arguments import ModelArguments, RunArguments
 from distillery.cli.config_files import config_text
 from distillery.cli.flags import flags_of, input_names, plus_list, resumable_flags
+from distillery.storage.files import remove_leftovers
 from distillery.storage.names import printable
 from distillery.storage.ownership import (
     OPENING_S,
@@ -255,12 +256,14 @@ def _open_record(run: Run, overwrite: bool) -> None:
 def hold_folder(run: Run, flag: str = "--output_dir") -> None:
     """Let no other process write to a run's folder, for as long as the run's object is there.
 
-    For the stages that do not take their folder by `open_run`.
+    For the stages that do not take their folder by `open_run`. What killed writers left under
+    temporary names is deleted.
 
     Raises:
         FolderInUseError: another process works on it.
     """
     weakref.finalize(run, leave_folder, take_folder(run.folder, flag))
+    remove_leftovers(run.folder)
 
 
 def start_trackers(accelerator: Accelerator, run: Run, project: str | None) -> None:

@@ -19,8 +19,9 @@ from launching import environment
 from distillery.cli import runtime
 from distillery.cli.arguments import ModelArguments, RunArguments
 from distillery.cli.flags import flag
-from distillery.cli.runtime import make_accelerator, open_run, stage_run
+from distillery.cli.runtime import hold_folder, make_accelerator, open_run, stage_run
 from distillery.storage.outputs import JOURNALS
+from distillery.storage.files import temporary_path
 from distillery.storage.ownership import LOCK
 from distillery.storage.provenance import versions
 from distillery.storage.stops import stop_request
@@ -521,3 +522,14 @@ def test_importing_a_module_changes_nothing_around_it():
         "assert not [h for h in logging.getLogger().handlers]\n"
     )
     subprocess.run([sys.executable, "-c", program], check=True, cwd=tiny.REPOSITORY)
+
+
+def test_what_killed_writers_left_goes_when_the_folder_is_taken(tmp_path):
+    leftover = temporary_path(tmp_path / "predictions" / "a.csv")
+    leftover.parent.mkdir()
+    leftover.write_text("half of it")
+    (tmp_path / ".mine.tmp").write_text("of the user's")
+    run = stage_run("run_short_form_eval", (), tmp_path, {})
+    hold_folder(run)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [LOCK, ".mine.tmp", "predictions"]
+    assert not list(leftover.parent.iterdir())
