@@ -20,8 +20,8 @@ from distillery.cli import runtime
 from distillery.cli.arguments import ModelArguments, RunArguments
 from distillery.cli.flags import flag
 from distillery.cli.runtime import hold_folder, make_accelerator, open_run, stage_run
-from distillery.storage.outputs import JOURNALS
 from distillery.storage.files import temporary_path
+from distillery.storage.outputs import JOURNALS
 from distillery.storage.ownership import LOCK
 from distillery.storage.provenance import versions
 from distillery.storage.stops import stop_request
