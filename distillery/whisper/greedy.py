@@ -25,6 +25,7 @@ from distillery.whisper.checkpoint import Whisper
 from distillery.whisper.decoder_batch import Batch, likeliest_languages, on_cuda
 from distillery.whisper.decoder_cache import compute_dtype
 from distillery.whisper.decoding import Decoding, Transcript
+from distillery.whisper.memory import is_out_of_memory
 
 logger = logging.getLogger(__name__)
 
@@ -93,15 +94,15 @@ class GreedyDecoder(Generic[Key]):
 
         Raises:
             ValueError: a prompt leaves no room, or the model does not know a window's language.
-            torch.OutOfMemoryError: not even one window fits.
+            RuntimeError, MemoryError: not even one window fits: see `is_out_of_memory`.
         """
         source = iter(windows)
         try:
             while self._take(source) or self._rows:
                 try:
                     finished = self._advance()
-                except torch.OutOfMemoryError:
-                    if self.batch_size == 1:
+                except (RuntimeError, MemoryError) as error:
+                    if not is_out_of_memory(error) or self.batch_size == 1:
                         raise
                     finished = None
                 if finished is None:  # outside of `except`, whose traceback holds tensors

@@ -224,8 +224,14 @@ def test_a_decoder_can_be_used_again_and_left(whisper, features):
         assert {key: one.ids for key, one in decoder.transcribe(windows)} == dict(enumerate(wanted))
 
 
+OUT_OF_MEMORY = torch.OutOfMemoryError("injected"), RuntimeError("can't allocate memory: injected")
+
+
+@pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=["GPU", "CPU"])
 @pytest.mark.parametrize("where", ["encode", "step"])
-def test_out_of_memory_halves_the_batch_and_loses_nothing(whisper, features, monkeypatch, where):
+def test_out_of_memory_halves_the_batch_and_loses_nothing(
+    whisper, features, monkeypatch, where, error
+):
     windows = windows_of(features, GREEDY)
     wanted = [one.ids for one in ours(whisper, windows)]
     sizes = []
@@ -233,12 +239,12 @@ def test_out_of_memory_halves_the_batch_and_loses_nothing(whisper, features, mon
     def encode(whisper, group):
         sizes.append(len(group))
         if where == "encode" and len(group) > 2:
-            raise torch.OutOfMemoryError("injected")
+            raise error
         return real_encode(whisper, group)
 
     def step(batch, num_rows, *shape):
         if where == "step" and num_rows > 2:
-            raise torch.OutOfMemoryError("injected")
+            raise error
         real_step(batch, num_rows, *shape)
 
     real_encode, real_step = greedy.encode, greedy.Batch.step
@@ -249,13 +255,18 @@ def test_out_of_memory_halves_the_batch_and_loses_nothing(whisper, features, mon
     assert max(sizes[3:]) <= 2
 
 
-def test_out_of_memory_for_one_window_is_an_error(whisper, features, monkeypatch):
-    def encode(*_):
-        raise torch.OutOfMemoryError("injected")
+@pytest.mark.parametrize("error", [*OUT_OF_MEMORY, RuntimeError("a bug")], ids=str)
+def test_out_of_memory_for_one_window_is_an_error(whisper, features, monkeypatch, error):
+    sizes = []
+
+    def encode(whisper, group):
+        sizes.append(len(group))
+        raise error
 
     monkeypatch.setattr(greedy, "encode", encode)
-    with pytest.raises(torch.OutOfMemoryError, match="injected"):
+    with pytest.raises(RuntimeError, match=str(error)):
         ours(whisper, windows_of(features, GREEDY))
+    assert sizes == ([4, 2, 1] if error in OUT_OF_MEMORY else [4])
 
 
 def test_a_window_of_nan_harms_no_other(whisper, features):
