@@ -15,6 +15,10 @@ download() {
 }
 
 # label_and_filter FOLDER [flags]: the archives' clips to FOLDER.wer_10.0
+#
+# The filter's limits are read as kotoba-whisper reads them, and its texts keep their spaces, so that
+# it keeps little but exact matches. ReazonSpeech names neither speakers nor recordings: no row has a
+# window before it, and no label begins with one.
 label_and_filter() {
   local folder=$1
   shift
@@ -39,6 +43,10 @@ label_and_filter() {
   python run_data_filtering.py \
     --dataset_name "$folder" \
     --wer_threshold 10 \
+    --normalizer kotoba \
+    --strict_limits \
+    --min_duration_in_seconds 0 \
+    --max_duration_in_seconds 30 \
     --text_column_name transcription \
     --preprocessing_num_workers 8 \
     --max_label_length 128

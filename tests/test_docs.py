@@ -17,7 +17,13 @@ PAGES = [str(path.relative_to(REPOSITORY)) for path in sorted(REPOSITORY.glob("d
 READ_ON_GITHUB = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "benchmarks/README.md"]
 PROSE = [*READ_ON_GITHUB, *PAGES]
 RECIPES = [str(path.relative_to(REPOSITORY)) for path in sorted(REPOSITORY.glob("scripts/*.sh"))]
-WRITTEN = {"results.md", "config.yaml", "distil.yaml", "merges.txt"}  # by the stages
+WRITTEN = {
+    "results.md",
+    "filter_report.md",
+    "config.yaml",
+    "distil.yaml",
+    "merges.txt",
+}  # by the stages
 
 
 def spellings(script: str) -> set[str]:

@@ -35,6 +35,11 @@ class LogMel:
         """Length of the model's window in seconds."""
         return self.window_samples / self.sampling_rate
 
+    @property
+    def bytes_per_s(self) -> float:
+        """Bytes that the features of a second take as float16."""
+        return 2 * self.num_mels * self.num_frames / self.window_s
+
     def __call__(self, waveforms: Sequence[Waveform]) -> Tensor:
         """Return float32 (batch, mels, frames of the window); longer clips are cut at its end."""
         return torch.stack([self.pad(self.real_frames(wave)) for wave in waveforms])

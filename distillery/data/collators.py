@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
@@ -85,11 +84,15 @@ class SpeechCollator:
     def _features(self, row: Mapping[str, Any]) -> Tensor:
         stored = row.get(schema.INPUT_FEATURES)
         if stored is not None:
-            return self.log_mel.pad(self._fitting(np.asarray(stored, dtype=np.float32)))
+            return self.log_mel.pad(self._fitting(stored))
         wave = decode_audio(row[schema.AUDIO], self.log_mel.sampling_rate, self.log_mel.window_s)
         return self.log_mel.pad(self.log_mel.real_frames(wave))
 
-    def _fitting(self, stored: NDArray[np.float32]) -> Tensor:
+    def _fitting(self, values: Any) -> Tensor:
+        """Return stored features as float32 (mels, frames); they are bytes, or numbers."""
+        if len(values) and isinstance(values[0], bytes):
+            values = [np.frombuffer(frames, np.float16) for frames in values]
+        stored = np.asarray(values, dtype=np.float32)
         mels, most = self.log_mel.num_mels, self.log_mel.num_frames
         if stored.ndim != 2 or stored.shape[0] != mels or not 1 <= stored.shape[1] <= most:
             raise AudioError(

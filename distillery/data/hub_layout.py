@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from datasets import Features
 from huggingface_hub import DatasetCard, DatasetCardData, hf_hub_download
@@ -45,13 +46,38 @@ def embed_audio(row: Mapping[str, Any]) -> dict[str, Any]:
     return {"bytes": content, "path": path.name if path else None}
 
 
+def embedded_audio(audio: pa.ChunkedArray) -> pa.Array:
+    """Return a column of audio with its bytes read in, as `embed_audio` does for one row.
+
+    Bytes that are there already stay where they are in memory.
+    """
+    content, path = pc.struct_field(audio, "bytes"), pc.struct_field(audio, "path")
+    if content.null_count:
+        rows = [embed_audio({schema.AUDIO: row}) for row in audio.to_pylist()]
+        return pa.array(rows, pa.struct({"bytes": pa.binary(), "path": pa.string()}))
+    if pc.any(pc.match_substring(path, "/")).as_py():
+        path = pc.replace_substring_regex(path, r"(?s)^.*/", "")
+    columns = [column.combine_chunks() for column in (content, path)]
+    return pa.StructArray.from_arrays(columns, names=["bytes", "path"])
+
+
 def write_parquet(path: Path, rows: Iterable[Mapping[str, Any]], features: Features) -> None:
     """Write rows to one Parquet file; columns beside `features` are left out."""
     arrow_schema = features.arrow_schema
+    slim = ([{name: row.get(name) for name in features} for row in b] for b in _batched(rows, 100))
+    write_tables(path, (pa.Table.from_pylist(b, schema=arrow_schema) for b in slim), features)
+
+
+def write_tables(path: Path, tables: Iterable[pa.Table], features: Features) -> int:
+    """Write Arrow tables to one Parquet file, each as a row group; return the file's rows.
+
+    Columns beside `features` are left out.
+    """
+    arrow_schema = features.arrow_schema
     with pq.ParquetWriter(path, arrow_schema) as writer:
-        for batch in _batched(rows, 100):
-            slim = [{name: row.get(name) for name in features} for row in batch]
-            writer.write_table(pa.Table.from_pylist(slim, schema=arrow_schema))
+        for table in tables:
+            writer.write_table(table.select(arrow_schema.names).cast(arrow_schema))
+    return int(pq.read_metadata(path).num_rows)
 
 
 def _batched(rows: Iterable[Any], size: int) -> Iterator[list[Any]]:
@@ -135,7 +161,13 @@ def splits_by_config(specs: Iterable[DatasetSpec]) -> dict[str, list[str]]:
     return configs
 
 
-def write_card(folder: Path, splits: Mapping[str, Iterable[str]], title: str, body: str) -> None:
+def write_card(
+    folder: Path,
+    splits: Mapping[str, Iterable[str]],
+    title: str,
+    body: str,
+    outputs: Outputs | None = None,
+) -> None:
     """Write the dataset card, whose header tells `load_dataset` where the files are.
 
     Args:
@@ -143,6 +175,7 @@ def write_card(folder: Path, splits: Mapping[str, Iterable[str]], title: str, bo
         splits: names of the splits, by configuration.
         title: heading of the card.
         body: Markdown below it.
+        outputs: list of the card, where it is not the folder's own.
     """
     configs = [
         {
@@ -155,7 +188,7 @@ def write_card(folder: Path, splits: Mapping[str, Iterable[str]], title: str, bo
     ]
     header = DatasetCardData(task_categories=["automatic-speech-recognition"], configs=configs)
     card = DatasetCard(f"---\n{header.to_yaml()}\n---\n\n# {title}\n\n{body}\n")
-    Outputs(folder).write_text(folder / CARD, str(card))
+    (outputs or Outputs(folder)).write_text(folder / CARD, str(card))
 
 
 def refuse_same_split_twice(specs: Sequence[DatasetSpec]) -> None:

@@ -1,23 +1,59 @@
-"""Filtering of rows: judge them, build their labels, keep or transform their audio."""
+"""Filtering of rows: judge their text and metadata, label those that pass, and copy them.
+
+While rows are judged, audio is not read. Rows that pass are copied as Arrow tables, so that no
+clip becomes a Python object; a few at a time, so that memory is bounded whatever they hold.
+"""
 
 import logging
-from collections.abc import Iterator, Mapping
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-from datasets import Dataset, Features, List, Value
+import pyarrow as pa
+from datasets import Dataset, Features, Value
 
 from distillery.audio.decoding import AudioError, decode_audio
 from distillery.audio.log_mel import LogMel
 from distillery.data import column_types, schema
-from distillery.data.filters import TranscriptFilter
-from distillery.data.hub_layout import embed_audio
+from distillery.data.filters import FilterReason, TranscriptFilter, Verdict
+from distillery.data.hub_layout import embedded_audio
 from distillery.storage.ledger import Ledger
 from distillery.storage.names import printable
-from distillery.text.labels import LabelRule, num_text_labels, plain_text
+from distillery.text.labels import LabelRule, num_text_labels, plain_texts
 
 logger = logging.getLogger(__name__)
+
+# Of audio or of features that are in memory at a time, about: 50 clips of 30 s as FLAC.
+TABLE_BYTES = 32 << 20
+
+JUDGED_BY = (
+    schema.ID,
+    schema.TEXT,
+    schema.DURATION,
+    schema.WHISPER_TRANSCRIPT,
+    schema.CONDITION_ON_PREV,
+    schema.AVG_LOGPROB,
+    schema.COMPRESSION_RATIO,
+    schema.TRUNCATED,
+)
+VERDICT_TYPES = {
+    schema.FILTER_REASON: Value("string"),
+    schema.FILTER_WER: Value("float32"),
+    schema.FILTER_CER: Value("float32"),
+}
+
+
+class JudgedRow(NamedTuple):
+    """A row's text and metadata, the labels that it gets, and the verdict."""
+
+    row_id: str
+    reference: str | None
+    transcript: str
+    duration_s: float | None
+    labels: list[int]
+    verdict: Verdict
 
 
 @dataclass(frozen=True)
@@ -41,64 +77,127 @@ class RowFilter:
             columns[schema.AUDIO] = column_types.AUDIO_TYPE
         else:
             columns.pop(schema.AUDIO, None)
-            columns[schema.INPUT_FEATURES] = List(List(Value("float16")))
+            columns[schema.INPUT_FEATURES] = column_types.STORED_FEATURES
         return Features({**columns, schema.LABELS: column_types.TOKEN_IDS})
 
-    def passing_rows(self, chunk: Any, ledger: Ledger) -> Iterator[dict[str, Any]]:
-        """Yield the rows that pass, with their labels; count the others by reason.
+    def judge(self, chunk: Dataset) -> list[JudgedRow]:
+        """Label and judge rows by their text and metadata alone."""
+        names = [name for name in JUDGED_BY if name in chunk.column_names]
+        rows = chunk.select_columns(names).with_format("arrow")[:].to_pylist()
+        labels = [self._labels(row) for row in rows]
+        texts = plain_texts(labels, self.rule.tokens, self.rule.tokenizer)
+        return [
+            JudgedRow(
+                row[schema.ID],
+                row.get(schema.TEXT),
+                text,
+                row.get(schema.DURATION),
+                row_labels,
+                self._verdict(row, text, row_labels),
+            )
+            for row, row_labels, text in zip(rows, labels, texts, strict=True)
+        ]
+
+    def _labels(self, row: Mapping[str, Any]) -> list[int]:
+        """Return a row's labels, none where the teacher wrote nothing that was stored."""
+        if row[schema.WHISPER_TRANSCRIPT] is None:
+            return []
+        return self.rule(
+            row[schema.ID],
+            row[schema.WHISPER_TRANSCRIPT],
+            row.get(schema.CONDITION_ON_PREV),
+            truncated=bool(row.get(schema.TRUNCATED)),
+        )
+
+    def _verdict(self, row: Mapping[str, Any], transcript: str, labels: list[int]) -> Verdict:
+        if not labels:
+            return Verdict(FilterReason.NO_TRANSCRIPT)
+        return self.filter.verdict(row, transcript, num_text_labels(labels, self.rule.tokens))
+
+    def passing(
+        self, chunk: Dataset, judged: Sequence[JudgedRow], ledger: Ledger
+    ) -> Iterator[pa.Table]:
+        """Yield the rows that pass, with their labels and their audio or features.
 
         Args:
-            chunk: a map-style dataset, whose audio is read only for the rows that pass, or a list
-                of rows.
-            ledger: where the others are counted.
+            chunk: the rows that were judged.
+            judged: what `judge` returned for them.
+            ledger: where rows are counted whose audio cannot be decoded.
         """
-        labels = self._passing_labels(chunk, ledger)
-        passing = (
-            chunk.select(list(labels))
-            if isinstance(chunk, Dataset)
-            else map(chunk.__getitem__, labels)
-        )
-        for row, row_labels in zip(passing, labels.values(), strict=True):
-            try:
-                signal = self._signal(row)
-            except AudioError as error:
-                logger.warning("clip %s %s", printable(row[schema.ID]), printable(error))
-                ledger.quarantined[schema.AUDIO] += 1
-                continue
-            yield {**row, **signal, schema.LABELS: row_labels}
+        kept = [place for place, row in enumerate(judged) if row.verdict.reason is None]
+        for table, places in _tables(chunk, kept, self._most_rows()):
+            labels = pa.array([judged[place].labels for place in places], pa.list_(pa.int32()))
+            table = _with_column(table, schema.LABELS, labels)
+            yield _embedded(table) if self.log_mel is None else self._transformed(table, ledger)
 
-    def _passing_labels(self, chunk: Any, ledger: Ledger) -> dict[int, list[int]]:
-        """Return the labels of the rows that pass, by their place in the chunk.
-
-        Only text and metadata are read.
-        """
-        slim = chunk.select_columns(_light_columns(chunk)) if isinstance(chunk, Dataset) else chunk
-        passing = {}
-        for place, row in enumerate(slim):
-            labels = self.rule(
-                row[schema.ID],
-                row[schema.WHISPER_TRANSCRIPT],
-                row.get(schema.CONDITION_ON_PREV),
-                truncated=bool(row.get(schema.TRUNCATED)),
-            )
-            tokens = self.rule.tokens
-            transcript = plain_text(labels, tokens, self.rule.tokenizer)
-            reason = self.filter.reason(row, transcript, num_text_labels(labels, tokens))
-            if reason is None:
-                passing[place] = labels
-            else:
-                ledger.dropped[reason] += 1
-        return passing
-
-    def _signal(self, row: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the row's audio, or its features where those are stored."""
+    def _most_rows(self) -> int:
+        """Return how many rows fit into `TABLE_BYTES` if features of whole windows are made."""
         if self.log_mel is None:
-            return {schema.AUDIO: embed_audio(row)}
-        wave = decode_audio(row[schema.AUDIO], self.log_mel.sampling_rate, self.log_mel.window_s)
+            return sys.maxsize
+        return max(1, int(TABLE_BYTES / (self.log_mel.bytes_per_s * self.log_mel.window_s)))
+
+    def _transformed(self, table: pa.Table, ledger: Ledger) -> pa.Table:
+        """Return rows with log-mel features in the place of audio, less those without sound."""
+        features = [
+            self._stored_features(row_id, audio, ledger)
+            for row_id, audio in zip(
+                table[schema.ID].to_pylist(), table[schema.AUDIO].to_pylist(), strict=True
+            )
+        ]
+        column = pa.array(features, pa.list_(pa.binary()))
+        return _with_column(table.drop_columns(schema.AUDIO), schema.INPUT_FEATURES, column).filter(
+            column.is_valid()
+        )
+
+    def _stored_features(self, row_id: str, audio: Any, ledger: Ledger) -> list[bytes] | None:
+        """Return a clip's features as `schema.INPUT_FEATURES` holds them; None without sound."""
+        assert self.log_mel is not None
+        try:
+            wave = decode_audio(audio, self.log_mel.sampling_rate, self.log_mel.window_s)
+        except AudioError as error:
+            logger.warning("clip %s %s", printable(row_id), printable(error))
+            ledger.quarantined[schema.AUDIO] += 1
+            return None
         frames = self.log_mel.real_frames(wave).numpy().astype(np.float16)
-        return {schema.INPUT_FEATURES: frames.tolist()}
+        return [mel_bin.tobytes() for mel_bin in frames]
 
 
-def _light_columns(chunk: Dataset) -> list[str]:
-    heavy = (schema.AUDIO, schema.INPUT_FEATURES)
-    return [name for name in chunk.column_names if name not in heavy]
+def rejected_features(source: Mapping[str, Any]) -> Features:
+    """Return the columns of rejected rows: those of the input, and the verdict's."""
+    return Features({**source, schema.AUDIO: column_types.AUDIO_TYPE, **VERDICT_TYPES})
+
+
+def rejected(chunk: Dataset, judged: Sequence[JudgedRow]) -> Iterator[pa.Table]:
+    """Yield the rows that were dropped, with the reason and the error rates."""
+    dropped = [place for place, row in enumerate(judged) if row.verdict.reason is not None]
+    for table, places in _tables(chunk, dropped):
+        verdicts = [judged[place].verdict for place in places]
+        for name, values in zip(VERDICT_TYPES, zip(*verdicts, strict=True), strict=True):
+            kind = VERDICT_TYPES[name].pa_type
+            table = _with_column(table, name, pa.array(values, kind))
+        yield _embedded(table)
+
+
+def _tables(
+    chunk: Dataset, places: Sequence[int], most_rows: int = sys.maxsize
+) -> Iterator[tuple[pa.Table, list[int]]]:
+    """Yield some rows of a chunk as tables of bounded size, each with the places of its rows."""
+    rows = chunk.with_format("arrow")
+    size = max(1, TABLE_BYTES * len(chunk.data) // max(1, chunk.data.nbytes))
+    size = min(size, most_rows)
+    for start in range(0, len(chunk), size):
+        some = [place for place in places if start <= place < start + size]
+        if some:
+            # One after the other, rows would be tables of their own, which are slow to write.
+            indices = pa.array([place - start for place in some])
+            yield rows[start : start + size].take(indices), some
+
+
+def _with_column(table: pa.Table, name: str, values: pa.Array) -> pa.Table:
+    if name in table.column_names:
+        table = table.drop_columns(name)
+    return table.append_column(name, values)
+
+
+def _embedded(table: pa.Table) -> pa.Table:
+    return _with_column(table, schema.AUDIO, embedded_audio(table[schema.AUDIO]))

@@ -29,7 +29,11 @@ SEGMENT_OFFSETS = "segment_offsets"  # where each of them begins in the window, 
 SEGMENT_DURATIONS = "segment_durations"  # and how long it lasts
 SEGMENT_TEXTS = "segment_texts"  # and its reference, or null
 LABELS = "labels"  # final decoder targets, prompt and task prefix included
-INPUT_FEATURES = "input_features"  # log-mel, mels x frames of real audio
+INPUT_FEATURES = "input_features"  # log-mel of real audio: of each mel bin its frames, float16
+# In rows that filtering rejected: why, and the error rates in percent where they were compared.
+FILTER_REASON = "filter_reason"
+FILTER_WER = "filter_wer"
+FILTER_CER = "filter_cer"
 
 # Names of the reference in public speech datasets: the first that exists is taken by default.
 REFERENCE_NAMES = (TEXT, "transcription", "sentence", "transcript")

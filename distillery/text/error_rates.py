@@ -325,11 +325,15 @@ def _units(
     """Split a pair into what rapidfuzz compares: characters, or one integer for each word."""
     if unit == "char":
         return reference.strip(), prediction.strip()
+    expected, predicted = reference.split(), prediction.split()
+    if len(expected) <= 1 and len(predicted) <= 1:  # a script without spaces, most of the time
+        return [0] * len(expected), [int(expected != predicted)] * len(predicted)
     # Equal words get equal integers: rapidfuzz would compare strings by their hash alone.
     number: dict[str, int] = {}
-    expected = [number.setdefault(word, len(number)) for word in reference.split()]
-    predicted = [number.setdefault(word, len(number)) for word in prediction.split()]
-    return expected, predicted
+    return (
+        [number.setdefault(word, len(number)) for word in expected],
+        [number.setdefault(word, len(number)) for word in predicted],
+    )
 
 
 def _percent(errors: int, length: int) -> float:

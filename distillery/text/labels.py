@@ -9,34 +9,32 @@ What is fed to the decoder is the sequence without its last id; what is learnt i
 without its first, where the prompt and `<|startoftranscript|>` itself do not count.
 """
 
-import random
-from collections.abc import Iterator, Sequence
+import re
+import struct
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from hashlib import blake2b
 
 from distillery.text.tokens import SpecialTokens, Tokenizer
 
 IGNORED = -100  # a target that does not count, as in torch.nn.functional.cross_entropy
+
+_NUMBER = re.compile(r"\d+")
+_ID_LIST = re.compile(r"\s*\[\s*\d+([\s,]+\d+)*\s*\]\s*")
 
 
 def text_ids(sequence: Sequence[int], tokens: SpecialTokens) -> list[int]:
     """Return the ids of the text and its timestamps: no prompt, no task prefix, no end."""
     start = _start_of_transcript(sequence, tokens)
     body = sequence[start:] if start is not None else sequence
-    control = {
-        tokens.start_of_transcript,
-        tokens.start_of_prev,
-        tokens.end_of_text,
-        tokens.no_timestamps,
-        tokens.transcribe,
-        tokens.translate,
-        *tokens.languages.values(),
-    }
+    control = tokens.control_ids
     return [i for i in body if i not in control]
 
 
 def without_timestamps(ids: Sequence[int], tokens: SpecialTokens) -> list[int]:
     """Return the ids that are not timestamps."""
-    return [i for i in ids if not tokens.is_timestamp(i)]
+    first = tokens.timestamp_begin
+    return [i for i in ids if i < first]
 
 
 def has_timestamps(ids: Sequence[int], tokens: SpecialTokens) -> bool:
@@ -46,8 +44,29 @@ def has_timestamps(ids: Sequence[int], tokens: SpecialTokens) -> bool:
 
 def plain_text(ids: Sequence[int], tokens: SpecialTokens, tokenizer: Tokenizer) -> str:
     """Return the text of a sequence, without prompt, prefix, timestamps and end."""
-    words = without_timestamps(text_ids(ids, tokens), tokens)
-    return tokenizer.decode(words, skip_special_tokens=True).strip()
+    return plain_texts([ids], tokens, tokenizer)[0]
+
+
+def plain_texts(
+    sequences: Iterable[Sequence[int]], tokens: SpecialTokens, tokenizer: Tokenizer
+) -> list[str]:
+    """Return the text of each sequence; many at once are decoded sooner than one by one."""
+    words = [without_timestamps(text_ids(ids, tokens), tokens) for ids in sequences]
+    # Transformers' own `batch_decode` takes five times as long for the same texts.
+    texts = tokenizer.backend_tokenizer.decode_batch(words, skip_special_tokens=True)
+    return [text.strip() for text in texts]
+
+
+def listed_ids(text: str, tokens: SpecialTokens) -> list[int] | None:
+    """Return the token ids of a text that lists them, such as `[50258, 50266, 9991, 50257]`.
+
+    Such lists come from a CSV file, or from other tools. A text in brackets that names none of
+    Whisper's control ids is speech (`[42]`), for which None is returned.
+    """
+    if not _ID_LIST.fullmatch(text):
+        return None
+    ids = [int(number) for number in _NUMBER.findall(text)]
+    return ids if tokens.control_ids.intersection(ids) else None
 
 
 @dataclass(frozen=True)
@@ -64,6 +83,8 @@ class LabelRule:
         timestamp_probability: share of rows with timestamps that keep them.
         condition_on_prev_probability: share of rows with a previous window that get it as a prompt.
         seed: of the draws.
+        max_label_length: ids of a whole sequence, prompt included; a prompt is shortened to fit.
+            None: as many as the positions take.
     """
 
     tokens: SpecialTokens
@@ -74,14 +95,18 @@ class LabelRule:
     timestamp_probability: float
     condition_on_prev_probability: float
     seed: int
+    max_label_length: int | None = None
 
     def body(self, transcript: str | Sequence[int]) -> list[int]:
         """Return the ids of a transcript's text and timestamps.
 
-        A transcript in words may hold timestamps as Whisper writes them, such as `<|0.00|>`.
+        A transcript in words may hold timestamps as Whisper writes them, such as `<|0.00|>`; one
+        that lists token ids is read as those.
         """
         if isinstance(transcript, str):
-            transcript = self.tokenizer.encode(transcript, add_special_tokens=False)
+            transcript = listed_ids(transcript, self.tokens) or self.tokenizer.encode(
+                transcript, add_special_tokens=False
+            )
         return text_ids(transcript, self.tokens)
 
     def __call__(
@@ -102,9 +127,9 @@ class LabelRule:
             truncated: the transcript was cut at a maximum length, so that no end is learnt from it.
             epoch: of training; each one draws anew.
         """
-        draw = random.Random(f"{self.seed} {epoch} {row_id}")
-        keep_timestamps = draw.random() < self.timestamp_probability
-        conditioned = draw.random() < self.condition_on_prev_probability
+        for_timestamps, for_prompt = _draws(f"{self.seed} {epoch} {row_id}")
+        keep_timestamps = for_timestamps < self.timestamp_probability
+        conditioned = for_prompt < self.condition_on_prev_probability
         body = self.body(transcript)
         timestamps = keep_timestamps and has_timestamps(body, self.tokens)
         prompt = text_ids(previous, self.tokens) if previous and conditioned else []
@@ -116,10 +141,22 @@ class LabelRule:
         return [*self._fitting_prompt(prompt, len(text)), *text]
 
     def _fitting_prompt(self, prompt: list[int], num_text: int) -> list[int]:
-        # Whisper gives half of its positions to the prompt; the last label is not fed back.
-        most = min(self.max_positions // 2 - 1, self.max_positions + 1 - num_text - 1)
+        longest = self.max_positions + 1  # the last label is not fed back
+        if self.max_label_length is not None:
+            longest = min(longest, self.max_label_length)
+        # Whisper gives half of its positions to the prompt.
+        most = min(longest // 2 - 1, longest - num_text - 1)
         kept = prompt[-most:] if most > 0 else []
         return [self.tokens.start_of_prev, *kept] if kept else []
+
+
+def _draws(key: str) -> tuple[float, float]:
+    """Return two numbers of [0, 1) that look random and follow from the key.
+
+    A generator of the module `random` takes five times as long to be seeded.
+    """
+    first, second = struct.unpack("<QQ", blake2b(key.encode(), digest_size=16).digest())
+    return (first >> 11) / 2**53, (second >> 11) / 2**53  # as many bits as a float holds
 
 
 def num_text_labels(labels: Sequence[int], tokens: SpecialTokens) -> int:
@@ -166,4 +203,7 @@ def previous_windows(
 
 
 def _start_of_transcript(sequence: Sequence[int], tokens: SpecialTokens) -> int | None:
-    return next((i for i, t in enumerate(sequence) if t == tokens.start_of_transcript), None)
+    try:
+        return sequence.index(tokens.start_of_transcript)
+    except ValueError:
+        return None

@@ -16,6 +16,9 @@ from typing import Any, cast
 from distillery.text.tokens import language_code
 
 VARIANTS = ("auto", "basic", "marks")
+# What kotoba-whisper's filter compares by; its published error rates are without spaces again.
+KOTOBA_FILTER = "kotoba"
+FILTER_VARIANTS = (*VARIANTS, KOTOBA_FILTER)
 
 # Scripts written without spaces between words: where a space falls is the writer's whim.
 UNSPACED_LANGUAGES = frozenset({"ja", "km", "lo", "my", "th", "yue", "zh"})
@@ -36,7 +39,7 @@ JAPANESE_WORDS_HINT = (
 )
 
 _MARKUP = re.compile(r"<\|[^<>|]*\|>")
-_SPACES = re.compile("[\\s\u200b]+")  # U+200B parts the words of Khmer and Burmese, unseen
+ZERO_WIDTH_SPACE = "\u200b"  # parts the words of Khmer and Burmese, unseen
 
 
 @dataclass(frozen=True)
@@ -88,24 +91,26 @@ def normalizer_for(
         english_spelling: British to American spellings (the tokenizer's `normalizer.json`), for
             English only; without them the id says so.
         variant: "auto" follows the language, "basic" forces Whisper's basic rules, "marks" forces
-            them with combining marks kept.
+            them with combining marks kept, "kotoba" is what the filter of kotoba-whisper compares
+            by: basic rules (English ones for English) that leave spaces in every script, so that
+            the comma of `今日は、雨です`, which becomes a space, makes it two words.
 
     Raises:
         ValueError: for a language or a variant that does not exist.
     """
-    if variant not in VARIANTS:
+    if variant not in FILTER_VARIANTS:
         raise ValueError(
-            f"normalizer variant must be one of {', '.join(VARIANTS)}, got {variant!r}"
+            f"normalizer variant must be one of {', '.join(FILTER_VARIANTS)}, got {variant!r}"
         )
     code = None if language is None else language_code(language)
-    if variant == "auto" and code == "en":
+    if variant in ("auto", KOTOBA_FILTER) and code == "en":
         return _english_normalizer(english_spelling or {})
     keeps_marks = variant == "auto" and (code is None or code in MARKED_LANGUAGES)
     if variant == "marks" or keeps_marks:
         plain = Normalizer("marks-kept", (_basic_rules(keep_marks=True),))
     else:
         plain = Normalizer("whisper-basic", (_basic_rules(),))
-    if code in UNSPACED_LANGUAGES:
+    if code in UNSPACED_LANGUAGES and variant != KOTOBA_FILTER:
         return Normalizer(
             f"{plain.id}+no-spaces", (*plain.steps, _remove_spaces), (_remove_spaces,)
         )
@@ -140,8 +145,7 @@ def _basic_rules(keep_marks: bool = False) -> Callable[[str], str]:
     from transformers.models.whisper.english_normalizer import BasicTextNormalizer
 
     rules: Any = BasicTextNormalizer()  # type: ignore[no-untyped-call]
-    if keep_marks:
-        rules.clean = _remove_symbols_keep_marks
+    rules.clean = _remove_symbols_keep_marks if keep_marks else _remove_symbols
     return cast(Callable[[str], str], rules)
 
 
@@ -154,7 +158,24 @@ def _english_normalizer(spelling: Mapping[str, str]) -> Normalizer:
 
 
 def _remove_spaces(text: str) -> str:
-    return _SPACES.sub("", text)
+    return "".join(text.replace(ZERO_WIDTH_SPACE, "").split())
+
+
+class _SymbolSpaces(dict[int, str]):
+    """For `str.translate`: a space for each symbol, punctuation and mark, found once."""
+
+    def __missing__(self, code: int) -> str:
+        character = chr(code)
+        self[code] = " " if unicodedata.category(character)[0] in "MSP" else character
+        return self[code]
+
+
+_SYMBOL_SPACES = _SymbolSpaces()
+
+
+def _remove_symbols(s: str) -> str:
+    """Replace symbols, punctuation and marks with spaces, as Whisper's rule does, but sooner."""
+    return unicodedata.normalize("NFKC", s).translate(_SYMBOL_SPACES)
 
 
 def _remove_symbols_keep_marks(s: str) -> str:

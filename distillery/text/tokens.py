@@ -7,6 +7,7 @@ table of languages is imported where it is looked up, so that flags can name tas
 
 import re
 from dataclasses import dataclass
+from functools import cache, cached_property
 from typing import Protocol
 
 TRANSCRIBE = "transcribe"
@@ -34,6 +35,19 @@ class Tokenizer(Protocol):
         decode_with_timestamps: bool = False,
     ) -> str:
         """Return the text of token ids, with timestamps as `<|0.00|>` where they are asked for."""
+
+    @property
+    def backend_tokenizer(self) -> "BackendTokenizer":
+        """The tokenizer without Python around it."""
+
+
+class BackendTokenizer(Protocol):
+    """What this package needs of a tokenizer of the package `tokenizers`."""
+
+    def decode_batch(
+        self, sequences: list[list[int]], skip_special_tokens: bool = True
+    ) -> list[str]:
+        """Return the texts of several sequences of token ids."""
 
 
 @dataclass(frozen=True)
@@ -101,6 +115,21 @@ class SpecialTokens:
         """Whether the decoder's prefix names a language and a task."""
         return bool(self.languages)
 
+    @cached_property
+    def control_ids(self) -> frozenset[int]:
+        """Ids of prompt, prefix and end, which are neither text nor timestamps."""
+        return frozenset(
+            {
+                self.start_of_transcript,
+                self.start_of_prev,
+                self.end_of_text,
+                self.no_timestamps,
+                self.transcribe,
+                self.translate,
+                *self.languages.values(),
+            }
+        )
+
     def is_timestamp(self, token_id: int) -> bool:
         """Tell whether an id is one of the timestamps."""
         return token_id >= self.timestamp_begin
@@ -147,6 +176,7 @@ def split_at_timestamps(text: str) -> list[tuple[float, str]]:
     return [(float(time), spoken) for time, spoken in zip(parts[::2], parts[1::2], strict=True)]
 
 
+@cache
 def language_code(language: str) -> str:
     """Return the code of a language given as a code or an English name, in any case.
 

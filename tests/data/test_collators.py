@@ -142,11 +142,22 @@ def test_stored_features_give_the_batch_of_the_audio(collate, log_mel):
     halves = [stored(name, log_mel, lambda frames: frames.astype(np.float16)) for name in "ab"]
     found = collate(halves).input_features
     torch.testing.assert_close(found, direct.input_features, rtol=0, atol=5e-4)
+    in_bytes = [{**one, "input_features": as_bytes(one["input_features"])} for one in halves]
+    assert torch.equal(collate(in_bytes).input_features, found)
 
 
-@pytest.mark.parametrize("shape", [(128, 50), (80, 201), (80, 0), (80,), (0,)])
-def test_stored_features_of_another_model_are_reported(collate, shape):
-    other = {"id": "other", "input_features": np.zeros(shape, np.float16), "labels": LONG}
+def as_bytes(features):
+    """Features as filtering stores them."""
+    return [mel_bin.tobytes() for mel_bin in features]
+
+
+@pytest.mark.parametrize(
+    ("kind", "shape"),
+    [(kind, shape) for kind in (np.asarray, as_bytes) for shape in [(128, 50), (80, 201), (80, 0)]]
+    + [(np.asarray, (80,)), (np.asarray, (0,))],
+)
+def test_stored_features_of_another_model_are_reported(collate, kind, shape):
+    other = {"id": "other", "input_features": kind(np.zeros(shape, np.float16)), "labels": LONG}
     batch = collate([other, row("a")])
     assert batch.ids == ["a"]
     assert f"shape {shape}, made for another model" in batch.bad[0][1]

@@ -1,9 +1,13 @@
+import csv
 import dataclasses
 
+import jiwer
 import pytest
+from tiny import SHARED
+from transformers.models.whisper.english_normalizer import BasicTextNormalizer
 
 from distillery.data import filters
-from distillery.data.filters import FilterReason, TranscriptFilter
+from distillery.data.filters import FilterReason, TranscriptFilter, is_all_capitals
 from distillery.text.compression import compression_ratio
 from distillery.text.normalizers import Normalizer, normalizer_for
 
@@ -111,7 +115,14 @@ def test_a_stored_compression_ratio_is_read_and_not_computed_again(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "limits", [{"wer_threshold": 1.0}, {"cer_threshold": 1.0}, {"max_compression_ratio": 2.4}]
+    "limits",
+    [
+        {"wer_threshold": 1.0},
+        {"cer_threshold": 1.0},
+        {"max_compression_ratio": 2.4},
+        {"drop_all_capitals": True},
+        {"scores_all": True},
+    ],
 )
 def test_which_limits_read_the_text(limits):
     assert TranscriptFilter(ENGLISH, **limits).reads_text
@@ -152,6 +163,113 @@ def test_memory_keeps_normalisers_apart():
     assert reason(plain, **row) == "error_rate"
 
 
+# What kotoba-whisper's filter makes of Japanese pairs at its threshold of 10 %. Its normaliser puts
+# a space in place of punctuation, so that a comma which only one side has cuts a word in two.
+KOTOBA_VERDICTS = [
+    ("今日は雨です。", "今日は雨です。", True),
+    ("今日は雨です。", "今日は雨です", True),
+    ("「今日は雨です」", "今日は雨です。", True),
+    ("１０時です", "10時です。", True),
+    ("ＮＨＫです", "nhkです", True),
+    ("今日は(笑)雨です", "今日は雨です", True),
+    ("今日は、雨です。", "今日は、雨です。", True),
+    ("今日は、雨です。", "今日は 雨です。", True),
+    ("今日は、雨です。", "今日は雨です。", False),  # WER 100
+    ("今日は雨です。", "今日は、雨です。", False),  # WER 200
+    ("今日は雨です。明日も", "今日は雨です明日も", False),
+    ("今日は雨です", "今日は雪です", False),
+    (
+        "一、二、三、四、五、六、七、八、九、十",
+        "一、二、三、四、五、六、七、八、九、王",
+        False,
+    ),  # 10
+    ("一、二、三、四、五、六、七、八、九、十、百", "一 二 三 四 五 六 七 八 九 十 千", True),  # 9.1
+    ("今日は雨です", "", False),
+    ("今日は雨です", "。", False),
+    ("", "", False),
+    ("。", "。", False),
+    ("。", "", False),
+    ("", "今日は雨です", False),
+    (None, "今日は雨です", False),
+]
+
+
+def kotoba_keeps(reference, transcript, threshold=10.0):
+    """The rule of its script, in words of our own, with the libraries that it is made of."""
+    normalizer = BasicTextNormalizer()
+    if reference is None or not normalizer(reference).strip():
+        return False  # there, no rate can be computed
+    rate = jiwer.wer(normalizer(reference), normalizer(transcript))
+    return 100 * rate < threshold
+
+
+def as_kotoba(threshold=10.0):
+    normalizer = normalizer_for("ja", variant="kotoba")
+    return TranscriptFilter(normalizer, wer_threshold=threshold, strict=True)
+
+
+@pytest.mark.parametrize(("reference", "transcript", "is_kept"), KOTOBA_VERDICTS)
+def test_verdicts_of_kotoba_whispers_filter(reference, transcript, is_kept):
+    assert kotoba_keeps(reference, transcript) is is_kept
+    found = as_kotoba().reason({"text": reference}, transcript, 9)
+    assert (found is None) is is_kept
+
+
+@pytest.mark.skipif(not SHARED.exists(), reason="../shared is absent: it has the predictions")
+@pytest.mark.parametrize("threshold", [10.0, 100.0])
+def test_kotobas_verdicts_on_real_predictions(threshold):
+    ours = as_kotoba(threshold)
+    for path in sorted((SHARED / "data" / "kotoba_predictions").glob("*.csv")):
+        with path.open(encoding="utf-8", newline="") as file:
+            for row in csv.DictReader(file):
+                reference, prediction = row["reference_raw"], row["prediction_raw"]
+                kept = ours.reason({"text": reference}, prediction, 9) is None
+                assert kept == kotoba_keeps(reference, prediction, threshold), row["id"]
+
+
+def test_strict_limits_drop_what_is_just_at_them():
+    row = {"transcript": "a b c d e f g h i x"}  # WER 10, CER 5.3
+    for limits, strict_reason in [
+        ({"wer_threshold": 10.0}, "error_rate"),
+        ({"cer_threshold": 100 / 19}, "error_rate"),
+        ({"min_duration_s": 3.0}, "too_short"),
+        ({"max_duration_s": 3.0}, "too_long"),
+        ({"max_label_length": 12}, None),  # there, too, the longest that passes
+    ]:
+        assert reason(TranscriptFilter(ENGLISH, **limits), **row) is None
+        assert reason(TranscriptFilter(ENGLISH, **limits, strict=True), **row) == strict_reason
+
+
+def test_strict_limits_drop_silence_that_is_labelled_as_silence():
+    for text, transcript in [("", ""), ("!?", "!"), ("", "?")]:
+        kept = TranscriptFilter(ENGLISH, wer_threshold=10.0)
+        assert reason(kept, text=text, transcript=transcript) is None
+        strict = TranscriptFilter(ENGLISH, wer_threshold=10.0, strict=True)
+        assert reason(strict, text=text, transcript=transcript) == "empty_reference"
+
+
+def test_all_capitals():
+    for text in ("HELLO THERE", "I'M 30, OK?", "ПРИВЕТ"):
+        assert is_all_capitals(text)
+    for text in ("", "...", "30", "Hello", "HELLO there", "今日は", "NHKです", "नमस्ते"):
+        assert not is_all_capitals(text)
+    shouted = {"transcript": "<|0.00|> A B C D E F G H I J<|1.00|>"}
+    assert reason(TranscriptFilter(ENGLISH, drop_all_capitals=True), **shouted) == "all_capitals"
+    assert reason(TranscriptFilter(ENGLISH, wer_threshold=0.0), **shouted) is None
+
+
+def test_a_verdict_has_the_rates_of_what_was_compared():
+    row = {**ROW, "text": "a b c d"}
+    for limits in ({"wer_threshold": 10.0}, {"cer_threshold": 50.0}, {"scores_all": True}):
+        verdict = TranscriptFilter(ENGLISH, **limits).verdict(row, "a b c x", 9)
+        assert (verdict.wer, verdict.cer) == pytest.approx((25.0, 100 / 7))
+        assert (verdict.reason is None) is ("wer_threshold" not in limits)
+    for change in ({"truncated": True}, {"text": None}, {"text": "!"}):
+        limits = TranscriptFilter(ENGLISH, scores_all=True)
+        verdict = limits.verdict({**row, **change}, "a b c x", 9)
+        assert verdict.wer is verdict.cer is None
+
+
 def test_filter_is_frozen():
     with pytest.raises(dataclasses.FrozenInstanceError):
         TranscriptFilter(ENGLISH).wer_threshold = 5.0
@@ -159,7 +277,7 @@ def test_filter_is_frozen():
 
 def test_reasons_are_distinct_strings():
     reasons = [value for name, value in vars(FilterReason).items() if name.isupper()]
-    assert len(reasons) == len(set(reasons)) == 9
+    assert len(reasons) == len(set(reasons)) == 11
     assert all(isinstance(value, str) for value in reasons)
 
 

@@ -193,6 +193,63 @@ def test_the_output_is_named_after_the_threshold(tmp_path, rows, teacher, flags,
     assert "right" in kept(tmp_path / f"labels{suffix}")
 
 
+KOTOBA = ["--normalizer", "kotoba", "--strict_limits", "--wer_threshold", 10]
+
+
+def test_kotobas_filter_compares_with_spaces(tmp_path, rows, teacher, processor):
+    def spoken(name, text, transcript, **changes):
+        ids = processor.tokenizer.encode(transcript, add_special_tokens=False)
+        changed = {schema.ID: name, schema.TEXT: text, schema.WHISPER_TRANSCRIPT: ids, **changes}
+        return {**rows[0], **changed}
+
+    folder = write_labelled(
+        tmp_path / "labels",
+        [
+            spoken("same", "ねこ、みずをのむ。", "ねこ、みずをのむ"),
+            spoken("comma", "ねこ、みずをのむ。", "ねこみずをのむ。"),
+            spoken("silence", "", ""),
+            spoken("at-the-limit", "いぬ", "いぬ", **{schema.DURATION: 3.0}),
+        ],
+        teacher,
+    )
+    run(SCRIPT, "-d", folder, "--wer_threshold", 10, "-o", tmp_path / "ours")
+    assert kept(tmp_path / "ours") == ["same", "comma", "silence", "at-the-limit"]
+    limits = ["--min_duration_in_seconds", 0, "--max_duration_in_seconds", 3]
+    run(SCRIPT, "-d", folder, *KOTOBA, *limits, "-o", tmp_path / "theirs")
+    assert kept(tmp_path / "theirs") == ["same"]
+    assert dropped(tmp_path / "theirs") == {"error_rate": 1, "empty_reference": 1, "too_long": 1}
+    assert record(tmp_path / "theirs")["normalizer"] == "whisper-basic"
+
+
+def test_capitals_and_missing_transcripts_are_counted(tmp_path, rows, teacher, processor):
+    shouted = processor.tokenizer.encode("NEKO", add_special_tokens=False)
+    odd = [
+        {**rows[0], schema.ID: "shouted", schema.WHISPER_TRANSCRIPT: shouted},
+        {**rows[0], schema.ID: "null", schema.WHISPER_TRANSCRIPT: None},
+    ]
+    folder = write_labelled(tmp_path / "labels", [rows[0], *odd], teacher)
+    run(SCRIPT, "-d", folder, "--drop_all_capitals", "-o", tmp_path / "out")
+    assert kept(tmp_path / "out") == ["right"]
+    assert dropped(tmp_path / "out") == {"all_capitals": 1, "no_transcript": 1}
+
+
+def test_labels_with_their_prompts_keep_to_the_maximum(tmp_path, labelled, processor):
+    flags = ["-d", labelled, "--condition_on_prev_probability", 1, "--keep_truncated"]
+    run(SCRIPT, *flags, "-o", tmp_path / "whole")
+    run(SCRIPT, *flags, "--max_label_length", 24, "-o", tmp_path / "short")
+    whole, short = (
+        {row["id"]: row["labels"] for row in split_rows(tmp_path / name)}
+        for name in ("whole", "short")
+    )
+    fitting = [name for name in whole if num_text_labels(whole[name], processor.tokens) <= 24]
+    assert list(short) == fitting  # a prompt is shortened, and no row dropped for it
+    assert max(map(len, short.values())) == 24
+    assert sum(len(whole[name]) > 24 for name in fitting) > 1
+    for name, labels in short.items():
+        num_text = num_text_labels(labels, processor.tokens)
+        assert labels[-num_text:] == whole[name][-num_text:]
+
+
 # --- what is written -----------------------------------------------------------------------------
 
 
@@ -266,7 +323,7 @@ def test_vectorized_rows_hold_the_features_of_their_audio(tmp_path, labelled, pr
     for row in found:
         assert "audio" not in row
         wave = decode_audio(audio[row["id"]], 16_000)
-        frames = np.array(row["input_features"])
+        frames = np.array([np.frombuffer(bin_, np.float16) for bin_ in row["input_features"]])
         assert frames.shape == (80, (len(wave) + 400) // 160)
         wanted = processor.log_mel.real_frames(wave).numpy()
         assert np.abs(frames - wanted).max() < 1e-3  # float16
@@ -347,6 +404,85 @@ def test_streaming_equals_reading_from_disk(tmp_path, labelled):
     run(SCRIPT, *flags, "-o", tmp_path / "disk")
     run(SCRIPT, *flags, "--streaming", "-o", tmp_path / "stream")
     assert split_rows(tmp_path / "stream") == split_rows(tmp_path / "disk")
+
+
+# --- rejected rows, and the report ----------------------------------------------------------------
+
+
+REJECTED = ["wrong", "cut", "short", "long", "wordy", "unsure", "loop", "no-reference"]
+REJECTED += ["empty-reference", "empty-transcript"]
+
+
+def test_rejected_rows_are_a_dataset_of_their_own(tmp_path, labelled, rows):
+    flags = ["-d", labelled, "--cer_threshold", 12.5, *LIMITS, "--keep_rejected"]
+    run(SCRIPT, *flags, "--rows_per_shard", 4, "-o", tmp_path)
+    found = split_rows(tmp_path / "rejected")
+    assert [row["id"] for row in found] == REJECTED
+    assert [*kept(tmp_path), *REJECTED] != [row["id"] for row in rows]  # but the same rows
+    assert {*kept(tmp_path), *REJECTED} == {row["id"] for row in rows}
+    counts = {reason: 0 for reason in dropped(tmp_path)}
+    audio = {row["id"]: row["audio"] for row in rows}
+    for row in found:
+        counts[row["filter_reason"]] += 1
+        assert row["audio"] == audio[row["id"]]
+        assert "labels" not in row
+    assert counts == dropped(tmp_path)
+    rates = {row["id"]: (row["filter_wer"], row["filter_cer"]) for row in found}
+    assert rates["wrong"] == pytest.approx((100.0, 100.0))
+    assert rates["short"] == (None, None)  # it was never compared
+
+    # Both load as users load them, each by its folder.
+    assert len(loaded(tmp_path / "rejected", split="train")) == len(REJECTED)
+    assert list(loaded(tmp_path)) == ["train"]
+    assert len(loaded(tmp_path, split="train")) == 4
+    # What was rejected may be given another chance, and the reason of then is no column twice.
+    again = ["-d", tmp_path / "rejected", "--keep_rejected", "-o", tmp_path.parent / "again"]
+    record_of = ["-m", record(labelled)["arguments"]["model_name_or_path"], "-l", "ja"]
+    run(SCRIPT, *again, *record_of)
+    assert [row["id"] for row in split_rows(tmp_path.parent / "again" / "rejected")] == [
+        "cut",
+        "wordy",
+    ]
+
+
+def test_rejected_rows_survive_a_kill(tmp_path, labelled):
+    flags = ["-d", labelled, "--cer_threshold", 12.5, "--rows_per_shard", 4, "--keep_rejected"]
+    run(SCRIPT, *flags, "-o", tmp_path / "whole")
+    wanted = split_rows(tmp_path / "whole" / "rejected")
+    report = (tmp_path / "whole" / "filter_report.md").read_text("utf-8")
+    for call in (13, 40, 44):  # in the second shard, in the last one, and while all is published
+        out = tmp_path / f"killed-{call}"
+        kill(SCRIPT, "distillery.storage.files:sync", call, *flags, "-o", out)
+        run(SCRIPT, *flags, "-o", out)
+        assert split_rows(out) == split_rows(tmp_path / "whole")
+        assert split_rows(out / "rejected") == wanted
+        assert (out / "filter_report.md").read_text("utf-8") == report
+        assert not list(out.rglob(".filtered"))
+    run(SCRIPT, *flags[:-1], "-o", out, "--overwrite_output_dir")
+    assert not list(out.rglob("rejected/**/*.parquet"))  # another run's
+
+
+def test_the_report_tells_hours_reasons_and_examples(tmp_path, labelled, rows):
+    run(SCRIPT, "-d", labelled, "--cer_threshold", 12.5, *LIMITS, "-o", tmp_path)
+    report = (tmp_path / "filter_report.md").read_text("utf-8")
+    assert "--cer_threshold 12.5" in report and "`whisper-basic+no-spaces`" in report
+    seconds = sum(row["duration"] for row in rows)
+    assert f"| in | 14 | {seconds / 3600:.2f} | 100.0 % |" in report
+    assert f"| kept | 4 | {2 / 3600:.2f} | {100 * 2 / seconds:.1f} % |" in report
+    for reason, count in {**REASONS, "error_rate": 1}.items():
+        assert f"| {reason} | {count} |" in report
+    worst, best = report.split("## Worst that were kept")[1].split("## Best that were dropped")
+    assert "`one-of-eight`: WER 100.0 %, CER 12.5 %" in worst
+    assert "`right`" not in worst  # nothing is wrong in it
+    assert "REF: ねこがみずをのむ\n    HYP: ねこがみずをのま" in worst
+    assert "`wrong`: WER 100.0 %" in best and "`empty-transcript`" in best
+    assert (tmp_path / "filter_report.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_report_tells_why_no_row_passes(tmp_path, labelled):
+    with pytest.raises(ValueError, match="no row passes"):
+        run(SCRIPT, "-d", labelled, "--min_duration_in_seconds", 9, "-o", tmp_path)
+    assert "| kept | 0 |" in (tmp_path / "filter_report.md").read_text("utf-8")
 
 
 # --- several datasets, bad input -----------------------------------------------------------------

@@ -10,6 +10,7 @@ from distillery.text.labels import (
     has_timestamps,
     num_text_labels,
     plain_text,
+    plain_texts,
     previous_windows,
     text_ids,
     without_timestamps,
@@ -159,6 +160,19 @@ def test_prompt_gives_way_to_the_text(rule, num_words, prompt):
     assert labels == [*([PREV, *prompt] if prompt else []), *PLAIN_PREFIX, *words, EOT]
 
 
+def test_a_whole_sequence_keeps_to_the_maximum_label_length(rule):
+    previous, words = list(range(100, 150)), [10, 11, 12]
+    whole = rule("a", words, previous)
+    for longest in range(9, len(whole) + 1):
+        labels = replace(rule, max_label_length=longest)("a", words, previous)
+        assert len(labels) <= longest
+        assert labels[-8:] == whole[-8:] == [*PLAIN_PREFIX, *words, EOT]  # never the text
+    # Two ids of prompt are left beside <|startofprev|>, and half of the length at most.
+    assert replace(rule, max_label_length=11)("a", words, previous)[:3] == [PREV, 148, 149]
+    assert len(replace(rule, max_label_length=40)("a", words, previous)) == 8 + 20
+    assert rule("a", words, previous) == replace(rule, max_label_length=97)("a", words, previous)
+
+
 def test_prompt_fills_the_positions_exactly(rule, tokens):
     rule = replace(rule, max_positions=12)
     inputs, _targets = decoder_inputs_and_targets(rule("a", [10, 11, 12], [9] * 50), tokens)
@@ -189,6 +203,37 @@ def test_string_transcripts(rule, tokenizer):
     assert rule("a", "<|0.00|>ねこ<|1.00|>") == [*PREFIX, BEGIN, *words, T1, EOT]
     whole = "<|startoftranscript|><|ja|><|transcribe|><|0.00|>ねこ<|1.00|><|endoftext|>"
     assert rule("a", whole) == [*PREFIX, BEGIN, *words, T1, EOT]
+
+
+@pytest.mark.parametrize(
+    "listed",
+    ["[301, 309, 402, 406, 10, 11, 300]", "[301 309 402 406 10\n 11 300]", " [10,11,300] "],
+)
+def test_ids_that_are_listed_as_text(rule, listed):
+    assert rule("a", listed) == [*PLAIN_PREFIX, 10, 11, EOT]
+
+
+@pytest.mark.parametrize("spoken", ["[10, 11]", "[301, 10, x]", "[]", "[ねこ]", "301, 10", "[301"])
+def test_text_in_brackets_is_speech(rule, tokenizer, spoken):
+    words = tokenizer.encode(spoken, add_special_tokens=False)
+    assert rule("a", spoken) == [*PLAIN_PREFIX, *words, EOT]
+
+
+def test_texts_of_many_are_those_of_each(tokens, tokenizer):
+    words = tokenizer.encode("ねこがみずをのむ。", add_special_tokens=False)
+    sequences = [
+        [*PREFIX, BEGIN, *words, T1, EOT],
+        [PREV, *words, *PLAIN_PREFIX, *words[:3], EOT],
+        words[:4],  # the last character may be cut in the middle of its bytes
+        [*PLAIN_PREFIX, EOT],
+        [],
+    ]
+    texts = plain_texts(sequences, tokens, tokenizer)
+    assert texts[0] == "ねこがみずをのむ。"
+    assert texts == [plain_text(ids, tokens, tokenizer) for ids in sequences]
+    for ids, text in zip(sequences, texts, strict=True):
+        body = without_timestamps(text_ids(ids, tokens), tokens)
+        assert text == tokenizer.decode(body, skip_special_tokens=True).strip()
 
 
 def test_english_only_labels(tokenizer):

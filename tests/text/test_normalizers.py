@@ -1,7 +1,9 @@
 import pickle
+import random
 import sys
 
 import pytest
+from transformers.models.whisper.english_normalizer import BasicTextNormalizer
 
 from distillery.text.normalizers import japanese_words, normalizer_for, raw_text
 
@@ -20,6 +22,26 @@ def test_japanese():
     assert japanese("<|0.00|>あさ。<|1.20|>") == "あさ"
     assert japanese("。。。") == ""
     assert japanese("") == ""
+
+
+def test_kotobas_filter_leaves_spaces():
+    kotoba = normalizer_for("ja", variant="kotoba")
+    assert kotoba.id == "whisper-basic"  # without "+no-spaces"
+    assert kotoba("今日は、雨です。") == "今日は 雨です"
+    assert kotoba("ＮＨＫ の 朝") == "nhk の 朝"
+    assert normalizer_for("hi", variant="kotoba").id == "whisper-basic"  # marks become spaces
+    english = normalizer_for("en", variant="kotoba")
+    assert english("Colour, twenty!") == normalizer_for("en")("Colour, twenty!")
+
+
+def test_basic_rules_are_those_of_transformers():
+    theirs = BasicTextNormalizer()
+    plain = normalizer_for("de", variant="basic")
+    draw = random.Random(0)
+    texts = ["".join(chr(draw.randrange(0x3100)) for _ in range(40)) for _ in range(500)]
+    texts += ["".join(chr(draw.randrange(0x20000, 0x110000)) for _ in range(40)) for _ in range(99)]
+    for text in [*texts, "[a] (b) <c> Ä ﬁ ｶﾞ か゛ 1½ €5 a\u0301 ☃ ½"]:
+        assert plain(text) == theirs(text).strip()
 
 
 def test_other_scripts_without_spaces():
@@ -135,7 +157,7 @@ def test_wrong_language(language):
 
 
 def test_wrong_variant():
-    with pytest.raises(ValueError, match="auto, basic, marks, got 'plain'"):
+    with pytest.raises(ValueError, match="auto, basic, marks, kotoba, got 'plain'"):
         normalizer_for("ja", variant="plain")
 
 

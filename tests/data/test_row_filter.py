@@ -1,0 +1,60 @@
+import pyarrow as pa
+import pytest
+from datasets import Dataset, Features, Value
+
+from distillery.data import column_types, hub_layout, row_filter, schema
+from distillery.data.filters import Verdict
+from distillery.data.row_filter import JudgedRow, rejected
+
+COLUMNS = Features(
+    {schema.ID: Value("string"), schema.AUDIO: column_types.AUDIO_TYPE, "note": Value("string")}
+)
+REASON = "too_short"
+
+
+def chunk_of(num_rows, audio=None):
+    rows = [
+        {
+            schema.ID: f"{i}",
+            schema.AUDIO: audio or {"bytes": bytes([i]) * 1000, "path": f"some/folder/{i}.flac"},
+            "note": f"note {i}",
+        }
+        for i in range(num_rows)
+    ]
+    return Dataset(pa.Table.from_pylist(rows, schema=COLUMNS.arrow_schema))
+
+
+def judged(num_rows, dropped):
+    return [
+        JudgedRow(f"{i}", None, "", 1.0, [i], Verdict(REASON if i in dropped else None))
+        for i in range(num_rows)
+    ]
+
+
+@pytest.mark.parametrize("table_bytes", [1, 2500, 1 << 20])
+def test_rows_of_a_chunk_come_in_tables_of_bounded_size(monkeypatch, table_bytes):
+    monkeypatch.setattr(row_filter, "TABLE_BYTES", table_bytes)
+    tables = list(rejected(chunk_of(20), judged(20, {0, 2, 3, 19})))
+    found = [row for table in tables for row in table.to_pylist()]
+    assert [row[schema.ID] for row in found] == ["0", "2", "3", "19"]
+    assert [row["note"] for row in found] == ["note 0", "note 2", "note 3", "note 19"]
+    assert found[2][schema.AUDIO] == {"bytes": b"\3" * 1000, "path": "3.flac"}
+    assert {row[schema.FILTER_REASON] for row in found} == {REASON}
+    most = {1: 1, 2500: 2, 1 << 20: 4}[table_bytes]
+    assert max(table.num_rows for table in tables) == most
+
+
+def test_audio_in_files_is_read_in(tmp_path):
+    path = tmp_path / "clip.flac"
+    path.write_bytes(b"sound")
+    audio = {"bytes": None, "path": str(path)}
+    (table,) = rejected(chunk_of(2, audio), judged(2, {1}))
+    assert table[schema.AUDIO].to_pylist() == [{"bytes": b"sound", "path": "clip.flac"}]
+
+
+@pytest.mark.parametrize("path", ["clip.flac", "/a/b/clip.flac", "a/odd\nname/clip.flac", None])
+def test_a_column_of_audio_is_embedded_as_each_row_is(path):
+    row = {schema.AUDIO: {"bytes": b"sound", "path": path}}
+    table = pa.Table.from_pylist([row, row], schema=Features(audio=COLUMNS["audio"]).arrow_schema)
+    embedded = hub_layout.embedded_audio(table[schema.AUDIO])
+    assert embedded.to_pylist() == [hub_layout.embed_audio(row)] * 2
