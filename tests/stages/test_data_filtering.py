@@ -450,14 +450,27 @@ def test_rejected_rows_survive_a_kill(tmp_path, labelled):
     run(SCRIPT, *flags, "-o", tmp_path / "whole")
     wanted = split_rows(tmp_path / "whole" / "rejected")
     report = (tmp_path / "whole" / "filter_report.md").read_text("utf-8")
-    for call in (13, 40, 44):  # in the second shard, in the last one, and while all is published
+    for call in (
+        13,
+        33,
+        37,
+    ):  # in the second shard; rejected rows are published; all is, but the record
         out = tmp_path / f"killed-{call}"
         kill(SCRIPT, "distillery.storage.files:sync", call, *flags, "-o", out)
         run(SCRIPT, *flags, "-o", out)
         assert split_rows(out) == split_rows(tmp_path / "whole")
         assert split_rows(out / "rejected") == wanted
         assert (out / "filter_report.md").read_text("utf-8") == report
-        assert not list(out.rglob(".filtered"))
+
+    # A file of theirs that is gone is made again, and the others are left as they are.
+    file = "rejected/default/train-00001-of-00004.parquet"
+    before = snapshot(out)
+    (out / file).unlink()
+    run(SCRIPT, *flags, "-o", out)
+    assert split_rows(out / "rejected") == wanted
+    others = {name for name in before if name.endswith(".parquet") and "00001-of" not in name}
+    assert len(others) == 6
+    assert {name: snapshot(out)[name] for name in others} == {name: before[name] for name in others}
     run(SCRIPT, *flags[:-1], "-o", out, "--overwrite_output_dir")
     assert not list(out.rglob("rejected/**/*.parquet"))  # another run's
 
