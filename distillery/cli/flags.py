@@ -174,7 +174,7 @@ def _show_error(
     remedy = _remedy(error)
     if (is_told or remedy) and TRACEBACK not in os.environ:
         message = f"{str(error) or 'out of memory'}{remedy}"
-        sys.stderr.write(f"{script.name}: {message}\n(set {TRACEBACK}=1 to see where)\n")
+        text = f"{script.name}: {message}\n(set {TRACEBACK}=1 to see where)\n"
     else:
         text = "".join(traceback.format_exception(kind, error, trace))
     sys.stderr.write(printable(text, keep="\n\t"))

@@ -42,7 +42,6 @@ LABELLING = {
     **_PREPROCESSING,
     **_DTYPE,
     **_WANDB,
-    "concatenate_audio": "clips are not joined: each row is labelled by itself",
     "max_duration_in_seconds": "longer clips are dropped by run_data_filtering.py",
     "private_dataset": _HUB_PRIVATE,
     "hub_private_repo": _HUB_PRIVATE,
