@@ -76,8 +76,11 @@ def filtering(folder: Path, size: int) -> Command:
     step = labelling(folder, size)
     run(step.script, *step.flags, "-o", folder / "labelled")
     flags = ["-d", folder / "labelled", "--rows_per_shard", 3, "--cer_threshold", 1000]
-    phases = {"_filter_split": WORKING, "write_sealed": SAVING, "_finish": PUBLISHING}
-    phases = {f"run_data_filtering:{name}": phase for name, phase in phases.items()}
+    phases = {
+        "run_data_filtering:_filter_split": WORKING,
+        "distillery.data.filter_shards:write_sealed": SAVING,
+        "run_data_filtering:_finish": PUBLISHING,
+    }
     return Command("run_data_filtering.py", flags, phases)
 
 
