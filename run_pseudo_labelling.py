@@ -335,7 +335,7 @@ def _label(
         is_done = partial(_is_done, split, progress)
         packing = split.writer.packing
         queue = ShardQueue(split.rows, flags["rows_per_shard"], share, is_done, packing is None)
-        assembly = ShardAssembly(split.writer, queue.chunks)
+        assembly = ShardAssembly(split.writer, queue)
         sizes = flags["per_device_eval_batch_size"], flags["dataloader_num_workers"]
         clips = (
             batches(queue, labeller.teacher.log_mel, *sizes)

@@ -62,7 +62,8 @@ class Command:
 def labelling(folder: Path, size: int) -> Command:
     """Label clips in shards of three."""
     teacher = talkative_model_folder(folder / "teacher")
-    clips = tone_manifest(folder / "clips" / "clips.jsonl", size)
+    # Of one speaker: each shard begins with the window before it.
+    clips = tone_manifest(folder / "clips" / "clips.jsonl", size, num_speakers=1)
     flags = ["-m", teacher, "-d", clips, "-l", "ja", "--return_timestamps"]
     flags += ["--max_label_length", 24, "--rows_per_shard", 3, "-b", 2]
     phases = {"_label": WORKING, "_finish": PUBLISHING}

@@ -42,6 +42,7 @@ class ShardQueue(Sampler[Clip]):
     Attributes:
         num_shards: of the split; None until a stream was read to its end.
         chunks: the rows of each shard that has begun and was not yet forgotten.
+        followers: those of them whose first clip has a window before it, which comes along.
     """
 
     def __init__(
@@ -64,6 +65,7 @@ class ShardQueue(Sampler[Clip]):
         self.rows = rows
         self.num_shards: int | None = None
         self.chunks: dict[int, Any] = {}
+        self.followers: set[int] = set()
         self._size, self._share, self._is_done = size, share, is_done
         self._with_context = with_context
         names = [n for n in (schema.RECORDING_ID, schema.SPEAKER_ID) if n in rows.column_names]
@@ -78,6 +80,7 @@ class ShardQueue(Sampler[Clip]):
             if self._share.has(shard) and not self._is_done(shard, chunk):
                 self.chunks[shard] = chunk
                 if before is not None and self._with_context and self._follows(before, rows[0]):
+                    self.followers.add(shard)
                     yield Clip(shard, CONTEXT, before)
                 for position, row in enumerate(rows):
                     yield Clip(shard, position, row)

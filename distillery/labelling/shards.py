@@ -21,6 +21,7 @@ from distillery.data.collators import CLIP_STATE, PROBLEM, REASON
 from distillery.data.hub_layout import SplitFiles
 from distillery.data.packed_windows import WindowPacking, fill_of_rows, with_audio
 from distillery.data.packing import Fill
+from distillery.labelling.clips import ShardQueue
 from distillery.labelling.transcripts import Transcripts
 from distillery.storage.ledger import Ledger
 from distillery.storage.names import printable
@@ -218,19 +219,21 @@ def _digest_of_ids(chunk: Any) -> str:
 class ShardAssembly:
     """Gathers labelled rows, which may come in any order, and writes each shard that is whole."""
 
-    def __init__(self, writer: ShardWriter, chunks: dict[int, Any]) -> None:
+    def __init__(self, writer: ShardWriter, queue: ShardQueue) -> None:
         """Begin without a row.
 
         Args:
             writer: of the split.
-            chunks: the rows of each shard that was begun; those of a written shard are removed.
+            queue: that the clips come from; what it keeps of a written shard is removed.
         """
-        self._writer, self._chunks = writer, chunks
+        self._writer, self._queue = writer, queue
         self._labelled: dict[int, dict[int, Row]] = {}
         self._before: dict[int, Row] = {}
 
     def add(self, shard: int, position: int, row: Row) -> Ledger | None:
         """Take a labelled row; return the account of its shard if that is whole now.
+
+        The window before the first may come out last.
 
         Args:
             shard: number of the shard.
@@ -242,8 +245,12 @@ class ShardAssembly:
             self._before[shard] = row
         else:
             labelled[position] = row
-        if sum(map(self._writer.num_clips, labelled.values())) < len(self._chunks[shard]):
+        chunk = self._queue.chunks[shard]
+        num_clips = sum(map(self._writer.num_clips, labelled.values()))
+        lacks_context = shard in self._queue.followers and shard not in self._before
+        if num_clips < len(chunk) or lacks_context:
             return None
-        chunk, rows = self._chunks.pop(shard), self._labelled.pop(shard)
-        in_order = [rows[position] for position in sorted(rows)]
+        del self._queue.chunks[shard], self._labelled[shard]
+        self._queue.followers.discard(shard)
+        in_order = [labelled[place] for place in sorted(labelled)]
         return self._writer.write(shard, chunk, in_order, self._before.pop(shard, None))

@@ -89,6 +89,15 @@ def read_json(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
+def is_json(path: Path) -> bool:
+    """Tell whether a file holds JSON."""
+    try:
+        read_json(path)
+    except ValueError:  # bad JSON, or bytes that are no text
+        return False
+    return True
+
+
 def sha256(path: Path) -> str:
     """Return the SHA-256 checksum of a file, in hexadecimal."""
     digest = hashlib.sha256()

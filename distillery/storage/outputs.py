@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from distillery.storage.files import RUN_RECORD, read_json, replacing, sha256, sync
+from distillery.storage.files import RUN_RECORD, is_json, read_json, replacing, sha256, sync
 
 logger = logging.getLogger(__name__)
 
@@ -292,6 +292,8 @@ class Outputs:
             return None if path.suffix in LOGS else "it is missing"
         if path.suffix in (*LOGS, *TEXTS) or any(entry.size is None for entry in entries):
             return None
+        if path.suffix == ".json" and is_json(path):
+            return None  # settings of a model, which a user may edit; one that is cut is no JSON
         size = path.stat().st_size
         if size not in {entry.size for entry in entries}:
             return f"it has {size:,} bytes; {entries[-1].size:,} were written"

@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import pyarrow.parquet as pq
 import pytest
 import tiny
@@ -151,15 +153,16 @@ def test_a_shard_is_known_under_its_name_in_the_dataset(writer):
     assert all(writer.account_of(shard) for shard in range(3))
 
 
-def test_rows_may_come_in_any_order(writer):
+def test_rows_may_come_in_any_order_and_the_window_before_them_last(writer):
     chunks = {shard: [source(row[schema.ID]) for row in CHUNK] for shard in range(2)}
-    assembly = ShardAssembly(writer, chunks)
-    assert assembly.add(1, -1, label("b", "いぬ")) is None
+    queue = SimpleNamespace(chunks=chunks, followers={1})
+    assembly = ShardAssembly(writer, queue)
     for position in (3, 0, 2):
         assert assembly.add(0, position, CHUNK[position]) is None
         assert assembly.add(1, position, CHUNK[position]) is None
-    assert assembly.add(1, 1, CHUNK[1]) == Ledger(4, 3, quarantined={schema.AUDIO: 1})
-    assert list(chunks) == [0]
+    assert assembly.add(1, 1, CHUNK[1]) is None
+    assert assembly.add(1, -1, label("b", "いぬ")) == Ledger(4, 3, quarantined={schema.AUDIO: 1})
+    assert (list(chunks), queue.followers) == ([0], set())
     assert assembly.add(0, 1, CHUNK[1]) == Ledger(4, 3, quarantined={schema.AUDIO: 1})
     assert [row[schema.ID] for row in rows_of(writer, 0)] == ["c", "e", "f"]
     assert rows_of(writer, 1)[0][schema.CONDITION_ON_PREV] == body("いぬ")

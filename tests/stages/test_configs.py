@@ -192,7 +192,7 @@ def test_a_dry_run_tells_what_a_killed_labelling_has_done(inside, tmp_path, caps
     def killed(*_):
         raise Killed
 
-    monkeypatch.setattr(load_script(LABELLING), "_write_dataset", killed)
+    monkeypatch.setattr(load_script(LABELLING), "_finish", killed)
     with pytest.raises(Killed):
         run(LABELLING, *words_of(LABELLING), "-o", tmp_path / "labelled")
     told = foretold(capsys, LABELLING, "-o", tmp_path / "labelled")

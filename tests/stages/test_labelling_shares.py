@@ -13,18 +13,18 @@ from distillery.storage.ownership import FolderInUseError
 SCRIPT = "run_pseudo_labelling.py"
 NUM_CLIPS = 10
 
-# Labels in a process that is slower than the others: a pause for each batch.
+# Labels in a process that is slower than the others: a pause for each shard.
 SLOWLY = f"""
 import os, sys, time
 sys.path[:0] = [{str(REPOSITORY)!r}, {str(REPOSITORY / "tests")!r}]
 from stage_runs import run
-from distillery.whisper import windows
-transcribe = windows.transcribe_windows
-def slowly(*args, **options):
+from distillery.labelling.shards import ShardWriter
+write = ShardWriter.write
+def slowly(*args):
     if os.environ.get("RANK", "0") == "0":
-        time.sleep(1)
-    return transcribe(*args, **options)
-windows.transcribe_windows = slowly
+        time.sleep(2)
+    return write(*args)
+ShardWriter.write = slowly
 run({SCRIPT!r}, *sys.argv[1:])
 """
 
@@ -66,7 +66,7 @@ def assert_same(folder: Path, other: Path) -> None:
 def test_a_process_that_is_done_early_leaves_and_takes_no_other_down(
     tmp_path, flags, labelled, slow_script
 ):
-    # The slow process has six clips, one second each, and the other gives up after three.
+    # The slow process has three shards, two seconds each, and the other gives up after three.
     out = tmp_path / "out"
     launch(str(slow_script), *flags, "-o", out, "--ddp_timeout", 3, processes=2)
     assert_same(out, labelled)

@@ -63,7 +63,7 @@ def test_a_run_whose_disk_was_full_goes_on_from_the_checkpoint_before(runs, tmp_
     save = torch.save
 
     def full(state, path):
-        if path.parent.name.startswith("checkpoint-4"):
+        if path.parent.name.startswith(".checkpoint-4."):
             path.write_bytes(b"half")
             raise OSError(errno.ENOSPC, "No space left on device")
         save(state, path)

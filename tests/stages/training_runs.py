@@ -1,5 +1,6 @@
 """What the tests of the two training stages share: tiny inputs, runs, and ways to be killed."""
 
+import faulthandler
 import importlib
 import itertools
 import json
@@ -182,6 +183,7 @@ def _fork(env: dict[str, str], *args: object) -> Any:
 def _in_fork(env: dict[str, str], *args: Any) -> None:
     os.environ.update(env)
     AcceleratorState._reset_state(reset_partial_state=True)
+    faulthandler.dump_traceback_later(50)  # says where it hangs, if it does
     run_with_fault(*args)
 
 

@@ -233,3 +233,13 @@ def test_a_list_of_thousands_is_read_and_written_at_once(outputs, tmp_path):
     assert list(outputs.written()) == names
     (journal,) = (tmp_path / JOURNALS).iterdir()
     assert journal.stat().st_size < 200 * len(names)
+
+
+def test_settings_may_be_edited_and_are_damaged_only_where_they_are_no_json(tmp_path):
+    outputs = Outputs(tmp_path)
+    with outputs.replacing(tmp_path / "config.json") as temporary:
+        temporary.write_text('{"dropout": 0.0}\n')
+    (tmp_path / "config.json").write_text('{"dropout": 0.1, "mask_time_prob": 0.05}\n')
+    assert outputs.damage() == outputs.damage(verify=True) == {}
+    (tmp_path / "config.json").write_text('{"dropout": 0')
+    assert "config.json" in outputs.damage()
