@@ -205,7 +205,7 @@ def main(
     results = stages.evaluate(accelerator, run, candidate.whisper, splits, plans, transcribe)
     if accelerator.is_main_process:
         stages.report(accelerator, results)
-        stages.write_page(args)
+        stages.write_page(args, run)
         made = f"metric.*.jsonl, predictions and their segments; results: {len(results)}"
         log_end(run, made, f"python score_predictions.py -o {args.output_dir}")
     accelerator.end_training()

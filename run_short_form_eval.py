@@ -188,7 +188,7 @@ def main(
         if short_args.pretty_table:
             shown = tables.error_tables(results.read_folder(args.output_dir))
             sys.stdout.write(f"\n{shown}" if made else shown)
-        stages.write_page(args)
+        stages.write_page(args, run)
         if made:
             summary = f"metric.*.jsonl and predictions; results: {len(made)}"
             log_end(run, summary, f"python score_predictions.py -o {args.output_dir}")

@@ -189,7 +189,7 @@ def main(
         for result in results[length_s]:
             append_row(path, result.to_row())
     all_results = [result for length_s in lengths_s for result in results[length_s]]
-    _leave(run, accelerator, path, all_results, is_new=bool(missing_s))
+    _leave(run, accelerator, path, all_results, is_new=run.outputs.is_pending)
     log_end(run, "speed.jsonl, speed.csv and speed.png")
     accelerator.end_training()
 

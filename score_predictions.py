@@ -107,7 +107,7 @@ def main(args: PredictionsArguments, scoring_args: ScoringArguments) -> None:
         scoring = scoring_of(scoring_args, verify=args.verify)
         score_files(run, files, language, args.task, scoring, args.punctuator)
     sys.stdout.write(tables.error_tables(results.read_folder(scoring_args.output_dir)))
-    write_page(scoring_args)
+    write_page(scoring_args, run)
     if files:
         log_end(run, f"metric.*.jsonl and predictions; files: {len(files)}")
 

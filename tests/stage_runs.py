@@ -19,6 +19,7 @@ from command_lines import parsed
 from datasets import load_dataset
 from tiny import load_script, tiny_model_folder
 
+from distillery.storage.ownership import LOCK
 from distillery.whisper import checkpoint
 
 
@@ -99,11 +100,14 @@ def wrap(target: str, wrapper: Callable[[Any], Any]) -> Any:
 
 
 def snapshot(folder: Path) -> dict[str, tuple[int, int]]:
-    """Return inode and time of change of each file: equal where nothing was written."""
+    """Return inode and time of change of each file: equal where nothing was written.
+
+    A lock says nothing: in this process it is let go only when Python forgets the run.
+    """
     return {
         str(path.relative_to(folder)): (path.stat().st_ino, path.stat().st_mtime_ns)
         for path in sorted(folder.rglob("*"))
-        if path.is_file()
+        if path.is_file() and not path.name.startswith(LOCK)
     }
 
 

@@ -19,7 +19,7 @@ from distillery.evaluation.evaluations import Candidate, Evaluation, Scoring, Tr
 from distillery.evaluation.predictions_files import PredictionsFile
 from distillery.evaluation.report import gather, write_report
 from distillery.evaluation.results import Result, read_foreign_predictions
-from distillery.storage.outputs import Outputs, Written
+from distillery.storage.outputs import Written
 from distillery.storage.runs import Run
 from distillery.whisper import checkpoint
 from distillery.whisper.checkpoint import Whisper
@@ -151,12 +151,13 @@ def evaluate(
                     run.write_config()
                     count = whisper.num_parameters
                     results.append(evaluation.conclude(transcriptions, wall_s, count))
-                    run.share()
             elif accelerator.is_main_process:
                 name = Path(evaluation.identity["model"]).name
                 earlier_path = evaluation.metrics_path
                 logger.info("%s on %s was evaluated before: %s", name, spec, earlier_path)
                 results.append(evaluation.complete(earlier))
+    if accelerator.is_main_process and run.outputs.is_pending:
+        run.share()
     return results
 
 
@@ -202,11 +203,12 @@ def report(accelerator: Accelerator, results: Sequence[Result]) -> None:
         accelerator.log({f"{result.form}/{name}": v for name, v in figures.items()}, step=step)
 
 
-def write_page(args: ScoringArguments) -> None:
+def write_page(args: ScoringArguments, run: Run) -> None:
     """Write the page of --html, if it was asked for."""
     if args.html is not None:
         folder, path = Path(args.output_dir), Path(args.html)
         write_report(path, gather(folder))
         if path.is_relative_to(folder):
-            Outputs(folder).add({path: Written.of(path)})
+            run.outputs.add({path: Written.of(path)})
+            run.share()
         logger.info("report: %s", args.html)

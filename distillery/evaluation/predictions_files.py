@@ -98,10 +98,11 @@ def score_files(
             transcriptions = _transcriptions(file.path, postprocess)
             run.write_config()
             results.append(evaluation.conclude(transcriptions, None, None))
-            run.share()
         else:
             logger.info("%s was scored before: %s", file.path, evaluation.metrics_path)
             results.append(evaluation.complete(earlier))
+    if run.outputs.is_pending:
+        run.share()
     return results
 
 

@@ -200,14 +200,14 @@ class Outputs:
             if self._is_file(name)
         }
 
-    def forget_journals(self, *, of_others: bool = True) -> None:
-        """Remove the journals of a finished run, whose record has the list.
+    @property
+    def is_pending(self) -> bool:
+        """Whether files were listed since the record was written, by a killed run maybe."""
+        return any((self.folder / JOURNALS).glob("*.journal"))
 
-        Args:
-            of_others: and not only this process's.
-        """
-        journals = (self.folder / JOURNALS).glob("*.journal") if of_others else [self._journal]
-        for path in journals:
+    def forget_journals(self) -> None:
+        """Remove the journals of a finished run, whose record has the list."""
+        for path in (self.folder / JOURNALS).glob("*.journal"):
             path.unlink(missing_ok=True)
         prune(self.folder / JOURNALS, self.folder)
 

@@ -7,8 +7,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
-
 from distillery.storage.files import RUN_RECORD, read_json, remove_leftovers, write_json
 from distillery.storage.outputs import (
     FILES,
@@ -21,8 +19,6 @@ from distillery.storage.outputs import (
 from distillery.storage.ownership import LOCK, refuse_overlap
 from distillery.storage.provenance import code_commit, versions
 
-RECORD_LOCK = ".run.lock"  # held while the record of a shared folder is read and written
-RECORD_LOCK_TIMEOUT_S = 60  # that takes milliseconds: whoever holds it longer is stuck
 CONFIG = "config.yaml"  # what a stage leaves beside its output, to be run again
 STARTED, COMPLETE = "started", "complete"
 OTHER_FOLDER = "name another folder, or start over with --overwrite_output_dir"
@@ -114,14 +110,13 @@ class Run:
         self.outputs.refuse_foreign(self.folder / CONFIG)
 
     def share(self) -> None:
-        """Write the record of a folder that other runs add files to, maybe right now.
+        """Write the record of a folder that other runs add files to, one after the other.
 
-        It has the flags of the last one, and lists the files of all.
+        It has the flags of the last one, and lists the files of all, killed ones too.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(self.folder / RECORD_LOCK, timeout=RECORD_LOCK_TIMEOUT_S):
-            self.write(COMPLETE, shared=True)
-            self.outputs.forget_journals(of_others=False)
+        self.write(COMPLETE, shared=True)
+        self.outputs.forget_journals()
 
     def was_completed(self) -> bool:
         """Tell whether the folder holds this run and nothing is left to do."""

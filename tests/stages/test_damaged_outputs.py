@@ -17,6 +17,7 @@ from tiny import tone_manifest
 from training_runs import FINETUNING, manifest, model_folder
 
 from distillery.labelling.labeller import Labeller
+from distillery.storage.runs import Run
 
 LABELLING, FILTERING = "run_pseudo_labelling.py", "run_data_filtering.py"
 INIT = "create_student_model.py"
@@ -324,6 +325,28 @@ def test_evaluations_share_a_folder_and_list_their_files(evaluated):
     assert set(record(folder)["files"]) == files - {"run.json"}
     kinds = {name.split(".")[-1] for name in files}
     assert kinds == {"csv", "html", "json", "jsonl", "txt", "yaml"}
+
+
+def test_what_a_killed_evaluation_wrote_is_listed_by_the_next_start(
+    evaluated, tmp_path, monkeypatch
+):
+    def killed(_run):
+        raise KeyboardInterrupt
+
+    arguments = [*evaluated[1], "-o", tmp_path / "eval"]
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Run, "share", killed)
+        run(SHORT_FORM, *arguments)
+    before = snapshot(tmp_path / "eval")
+    assert not (tmp_path / "eval" / "run.json").exists()
+    run(SHORT_FORM, *arguments)
+    files = set(record(tmp_path / "eval")["files"])
+    assert any(name.startswith("predictions/") for name in files) and "config.yaml" in files
+    again = {name for name in changed(before, tmp_path / "eval") if not name.startswith(".written")}
+    assert again == {"run.json"}
+    before = snapshot(tmp_path / "eval")
+    run(SHORT_FORM, *arguments)
+    assert snapshot(tmp_path / "eval") == before
 
 
 @pytest.mark.parametrize(("damage", "flags"), [(cut, []), (flip, ["--verify"])])
