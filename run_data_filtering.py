@@ -92,6 +92,7 @@ class FilterArguments:
         "Checkpoint whose tokenizer and features are used; default: the one that labelled the "
         "dataset, by its run.json, else openai/whisper-large-v3.",
         "-m",
+        "--model",
         is_input=True,
     )
     language: str | None = flag(None, "Language; default: as the dataset was labelled.", "-l")

@@ -133,6 +133,7 @@ from distillery.evaluation.speed_results import (
     speed_table,
     write_csv,
 )
+from distillery.storage.ledger import allowance, most_bad
 from distillery.storage.outputs import Written
 from distillery.storage.provenance import code_commit, versions
 from distillery.storage.runs import Run
@@ -239,16 +240,18 @@ def _sound(data_args: DataArguments, rate: int, longest_s: float) -> Sound:
         return Sound(speed.synthetic_sound(max(60.0, longest_s), rate), rate, 0)
     clips, num_bad, num_samples = [], 0, 0
     for clip in _clips(data_args, rate):
-        num_bad += clip is None
-        if clip is not None:
+        if clip is None:
+            num_bad += 1
+        else:
             clips.append(clip)
             num_samples += len(clip)
         if num_samples >= max(MOST_SOUND_S, longest_s) * rate:
             break
-    if not clips or num_bad > data_args.max_bad_fraction * (len(clips) + num_bad):
+    num_clips, allowed = len(clips) + num_bad, data_args.max_bad_fraction
+    if not clips or num_bad > most_bad(num_clips, allowed):
         raise ValueError(
-            f"--dataset_name {data_args.dataset_name}: {num_bad} of {len(clips) + num_bad} clips "
-            f"cannot be used; --max_bad_fraction {data_args.max_bad_fraction:g} allows no more"
+            f"{data_args.dataset_name}: {num_bad} of {num_clips} clips cannot be used; that is "
+            f"more than {allowance(allowed)}"
         )
     if num_samples < longest_s * rate:
         logger.warning("the datasets hold %.0f s: longer recordings repeat", num_samples / rate)
