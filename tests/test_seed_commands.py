@@ -13,7 +13,7 @@ from seed_commands import DISTIL_WHISPER, KOTOBA, KOTOBA_EVALUATION, LOCAL_FILES
 
 from distillery.cli.flags import flags_of
 from distillery.cli.parser import StageParser
-from distillery.cli.seed_flags import SEED_FLAGS
+from distillery.cli.seed_flags import OTHER_MEANINGS, SEED_FLAGS
 
 ALIASES = {
     "-d": "dataset_name",
@@ -67,6 +67,39 @@ def test_every_stage_of_the_seeds_has_a_table_of_their_flags():
     assert {f"{stage}.py" for stage in SEED_FLAGS} == set(SCRIPTS) - {
         *("reazonspeech_manual_downloader.py", "score_predictions.py")
     }
+
+
+# Of their scripts for labelling and filtering, the bilingual ones too: all that were once refused,
+# ignored or read otherwise here.
+THEIRS = {
+    "run_pseudo_labelling": """
+        concatenate_audio max_duration_in_seconds preprocessing_only preprocessing_batch_size
+        private_dataset overwrite_cache config_name tokenizer_name feature_extractor_name
+        processor_name use_fast_tokenizer subfolder token hub_token gradient_accumulation_steps
+        num_chunks text_column_name language task preprocessing_num_workers logging_steps report_to
+        wandb_project dtype return_timestamps max_label_length""",
+    "run_data_filtering": """
+        split model skip_filtering skip_logmel is_english_model preprocessing_batch_size
+        task_filtering language_filtering text_column_prediction text_column_label logging_steps
+        report_to dataloader_num_workers wer_threshold max_label_length min_duration_in_seconds
+        max_duration_in_seconds""",
+}
+OF_ONE_MEANING = {"split", "model"}  # other spellings of ours
+
+
+@pytest.mark.parametrize("stage", THEIRS)
+def test_every_flag_of_theirs_is_taken_or_answered_and_listed(stage):
+    taken = {name.lstrip("-").replace("-", "_") for name in spellings(f"{stage}.py")}
+    for name in THEIRS[stage].split():
+        assert (name in SEED_FLAGS[stage]) != (name in taken), name
+        assert name in SEED_FLAGS[stage].keys() | OTHER_MEANINGS[stage].keys() | OF_ONE_MEANING
+
+
+@pytest.mark.parametrize("stage", OTHER_MEANINGS)
+def test_every_flag_of_another_meaning_exists(stage):
+    known = spellings(f"{stage}.py")
+    for name, here in OTHER_MEANINGS[stage].items():
+        assert {f"--{name}", *re.findall(r"--[a-z_]+", here)} <= known.keys(), name
 
 
 @pytest.mark.parametrize("stage", SEED_FLAGS)
