@@ -130,7 +130,7 @@ if __name__ == "__main__":
 
 import logging
 import shlex
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -162,7 +162,13 @@ from distillery.data.specs import DatasetSpec
 from distillery.labelling.bad_clips import REMEDY, BadClips
 from distillery.labelling.clips import ShardQueue, batches, packed_batches
 from distillery.labelling.labeller import Labeller, Prompts
-from distillery.labelling.shards import Account, ShardAssembly, ShardWriter, dataset_features
+from distillery.labelling.shards import (
+    Account,
+    ShardAssembly,
+    ShardWriter,
+    dataset_features,
+    warn_of_empty_transcripts,
+)
 from distillery.labelling.transcripts import Transcripts
 from distillery.storage.ledger import Ledger
 from distillery.storage.publication import public_names
@@ -177,7 +183,6 @@ logger = logging.getLogger(__name__)
 # hold the account, stay, so that a damaged file can be made again alone.
 WORK_FOLDER = ".labels"
 FINISHING = ".finishing.lock"
-MANY_EMPTY = 0.02  # of the transcripts: more are a sign of a wrong flag
 PROMPT_COLUMNS = ("language_column_name", "task_column_name")
 
 
@@ -446,7 +451,7 @@ def _finish(
             f"no clip is left: {ledger}; see --min_duration_in_seconds and "
             "--max_duration_in_seconds"
         )
-    _warn_of_empty_transcripts(accounts.values())
+    warn_of_empty_transcripts(accounts.values())
     specs = list(accounts)
     for split in splits:
         split.writer.publish()
@@ -465,17 +470,6 @@ def _finish(
     next_command = f"python run_data_filtering.py {hub_layout.flags_naming(run.folder, specs)}"
     next_command += f" -o {shlex.quote(f'{run.folder}-filtered')}"
     log_end(run, f"{ledger.num_out:,} labelled clips; rows: {ledger}", next_command)
-
-
-def _warn_of_empty_transcripts(accounts: Collection[Account]) -> None:
-    num_empty = sum(account.num_empty for account in accounts)
-    num_rows = sum(account.num_rows for account in accounts)
-    if num_empty > MANY_EMPTY * num_rows:
-        logger.warning(
-            "%d of %d transcripts are empty: listen to some of these clips. If they hold speech, "
-            "--language or --task is likely to be wrong, or the sampling rate that they name",
-            *(num_empty, num_rows),
-        )
 
 
 def _scores(spec: DatasetSpec, account: Account) -> dict[str, Any] | None:

@@ -5,7 +5,7 @@ names. Audio is embedded when the shard is written.
 """
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from hashlib import blake2b
@@ -32,6 +32,7 @@ from distillery.text.error_rates import Totals
 logger = logging.getLogger(__name__)
 
 EDITS, WINDOWS, NUM_EMPTY = "edits", "windows", "num_empty"  # notes in a seal: see `Account`
+MANY_EMPTY = 0.02  # of the transcripts: more are a sign of a wrong flag
 IDS = "ids"  # a digest of the ids of its rows
 
 Row: TypeAlias = Mapping[str, Any]
@@ -67,6 +68,18 @@ class Account:
     def num_rows(self) -> int:
         """Rows of the labelled split: clips, or windows of them."""
         return self.ledger.num_out if self.windows is None else self.windows.num_windows
+
+
+def warn_of_empty_transcripts(accounts: Collection[Account]) -> None:
+    """Log that many transcripts of a dataset are empty, and what is likely to be wrong."""
+    num_empty = sum(account.num_empty for account in accounts)
+    num_rows = sum(account.num_rows for account in accounts)
+    if num_empty > MANY_EMPTY * num_rows:
+        logger.warning(
+            "%d of %d transcripts are empty: listen to some of these clips. If they hold speech, "
+            "--language or --task is likely to be wrong, or the sampling rate in their headers",
+            *(num_empty, num_rows),
+        )
 
 
 @dataclass(frozen=True)
