@@ -92,6 +92,7 @@ class FilterArguments:
         "Checkpoint whose tokenizer and features are used; default: the one that labelled the "
         "dataset, by its run.json, else openai/whisper-large-v3.",
         "-m",
+        "--model",
         is_input=True,
     )
     language: str | None = flag(None, "Language; default: as the dataset was labelled.", "-l")
@@ -197,7 +198,7 @@ def main(
         row_filter = _row_filter(filter_args, specs[0], run_args.seed)
         start_trackers(accelerator, run, run_args.wandb_project)
         log_start(run, accelerator, None, None, describe_splits(splits))
-        num_workers = run_args.preprocessing_num_workers
+        num_workers = max(run_args.preprocessing_num_workers, run_args.dataloader_num_workers)
         accounts = {
             spec: _filter_split(run, spec, rows, row_filter, filter_args, num_workers)
             for spec, rows in splits.items()
@@ -344,7 +345,10 @@ def _report(
 
 
 def _finish(
-    run: Run, ledgers: dict[DatasetSpec, Ledger], max_bad_fraction: float, row_filter: RowFilter
+    run: Run,
+    ledgers: dict[DatasetSpec, Ledger],
+    max_bad_fraction: float | None,
+    row_filter: RowFilter,
 ) -> None:
     """Check the account, publish the shards, and write card and record."""
     ledger = sum(ledgers.values(), Ledger())

@@ -41,6 +41,12 @@ class LabellingArguments:
     max_label_length: int = flag(
         256, "Most ids of one transcript; a longer one is cut and flagged `truncated`."
     )
+    min_duration_in_seconds: float | None = flag(None, "Drop shorter clips.")
+    max_duration_in_seconds: float | None = flag(
+        None,
+        "Drop longer clips. Without it, those that are longer than the model's window are "
+        "quarantined, and count for --max_bad_fraction.",
+    )
     decode_token_ids: bool = flag(
         True,
         "Store text instead of token ids. Ids keep exactly what the teacher wrote, as a model for "
@@ -84,6 +90,8 @@ class LabellingArguments:
         problems = [
             *at_least(self, "per_device_eval_batch_size", 1),
             *at_least(self, "max_label_length", 8),
+            *at_least(self, "min_duration_in_seconds", 0),
+            *at_least(self, "max_duration_in_seconds", self.min_duration_in_seconds or 0),
             *at_least(self, "rows_per_shard", 1),
             *at_least(self, "shard_index", 0),
             *at_least(self, "num_shards", 1),
@@ -145,15 +153,22 @@ from distillery.cli.runtime import (
 )
 from distillery.cli.speech_progress import SpeechProgress
 from distillery.data import column_types, hub_layout, packed_windows, schema, sources
-from distillery.data.collators import TOO_LONG
+from distillery.data.collators import TOO_LONG, DurationLimits
 from distillery.data.hub_layout import SplitFiles
 from distillery.data.packed_windows import WindowPacking
 from distillery.data.packing import PACKERS
 from distillery.data.sources import describe_splits, load_splits
 from distillery.data.specs import DatasetSpec
+from distillery.labelling.bad_clips import REMEDY, BadClips
 from distillery.labelling.clips import ShardQueue, batches, packed_batches
 from distillery.labelling.labeller import Labeller, Prompts
-from distillery.labelling.shards import Account, ShardAssembly, ShardWriter, dataset_features
+from distillery.labelling.shards import (
+    Account,
+    ShardAssembly,
+    ShardWriter,
+    dataset_features,
+    warn_of_empty_transcripts,
+)
 from distillery.labelling.transcripts import Transcripts
 from distillery.storage.ledger import Ledger
 from distillery.storage.publication import public_names
@@ -169,8 +184,6 @@ logger = logging.getLogger(__name__)
 WORK_FOLDER = ".labels"
 FINISHING = ".finishing.lock"
 PROMPT_COLUMNS = ("language_column_name", "task_column_name")
-RETRY = "start again with --retry_quarantined"
-MANY_BAD = 100  # with fewer bad clips a run goes on to its end, and names them all
 
 
 def main(
@@ -247,6 +260,7 @@ def _forecast(
     decoding: Decoding,
 ) -> list[forecast.Line]:
     """Say what this run would do and take."""
+    _duration_limits(run.arguments, teacher.log_mel.window_s)
     batch_size = run.arguments["per_device_eval_batch_size"]
     speech = [forecast.survey(spec, schema.AUDIO, "--audio_column_name") for spec in specs]
     hub_layout.refuse_same_split_twice([dataset.spec for dataset in speech])
@@ -330,17 +344,18 @@ def _label(
 ) -> None:
     """Label a share of every split, less the shards that are sealed already."""
     flags = run.arguments
-    bad_clips = _BadClips(flags["max_bad_fraction"], _num_rows(splits))
+    bad_clips = BadClips(flags["max_bad_fraction"], _num_rows(splits))
+    limits = _duration_limits(flags, labeller.teacher.log_mel.window_s)
     for split in splits:
         is_done = partial(_is_done, split, progress)
         packing = split.writer.packing
         queue = ShardQueue(split.rows, flags["rows_per_shard"], share, is_done, packing is None)
         assembly = ShardAssembly(split.writer, queue)
-        sizes = flags["per_device_eval_batch_size"], flags["dataloader_num_workers"]
+        reading = flags["per_device_eval_batch_size"], _num_workers(flags), limits
         clips = (
-            batches(queue, labeller.teacher.log_mel, *sizes)
+            batches(queue, labeller.teacher.log_mel, *reading)
             if packing is None
-            else packed_batches(queue, packing, *sizes)
+            else packed_batches(queue, packing, *reading)
         )
         for clip in labeller.label(clips):
             if not clip.is_context:
@@ -349,6 +364,22 @@ def _label(
             bad_clips.add(assembly.add(*clip))
         split.num_shards = queue.num_shards
     progress.close()
+
+
+def _duration_limits(flags: Mapping[str, Any], window_s: float) -> DurationLimits:
+    longest_s = flags["max_duration_in_seconds"]
+    if longest_s is not None and longest_s > window_s:
+        raise ValueError(
+            f"--max_duration_in_seconds {longest_s:g} is longer than the model's window of "
+            f"{window_s:g} s: give that, or less; --segment vad cuts long recordings"
+        )
+    return DurationLimits(flags["min_duration_in_seconds"], longest_s)
+
+
+def _num_workers(flags: Mapping[str, Any]) -> int:
+    """Return how many processes decode; one preprocessing worker is this process."""
+    others = flags["preprocessing_num_workers"]
+    return int(flags["dataloader_num_workers"] or (others if others > 1 else 0))
 
 
 def _progress(
@@ -387,36 +418,11 @@ def _num_clips(splits: list[_Split], size: int, share: Share) -> int | None:
     )
 
 
-class _BadClips:
-    """Ends a run that cannot succeed any more, long before its last clip."""
-
-    def __init__(self, max_bad_fraction: float, num_rows: int | None) -> None:
-        self.max_bad_fraction, self.num_rows = max_bad_fraction, num_rows
-        self.ledger = Ledger()
-
-    def add(self, shard: Ledger | None) -> None:
-        """Count the clips of a shard that was written.
-
-        Raises:
-            ValueError: so many are bad that the run will fail, even if all others are good; where
-                the number of rows is not known, that ten times as many are bad as are allowed.
-        """
-        self.ledger += shard or Ledger()
-        bad = self.ledger.quarantined
-        if shard is None or bad.total() < MANY_BAD:
-            return
-        if self.num_rows is None:
-            self.ledger.check(10 * self.max_bad_fraction, RETRY)
-        else:
-            expected = Ledger(self.num_rows, self.num_rows - bad.total(), quarantined=bad)
-            expected.check(self.max_bad_fraction, RETRY)
-
-
 # --- the dataset, once all shards are there -------------------------------------------------------
 
 
 def _finish_if_all_sealed(
-    run: Run, splits: list[_Split], teacher: checkpoint.Whisper, max_bad_fraction: float
+    run: Run, splits: list[_Split], teacher: checkpoint.Whisper, max_bad_fraction: float | None
 ) -> bool:
     """Complete the dataset if this process is the last to end; tell whether it did."""
     if not all(split.is_sealed for split in splits):
@@ -432,14 +438,20 @@ def _finish_if_all_sealed(
 
 
 def _finish(
-    run: Run, splits: list[_Split], teacher: checkpoint.Whisper, max_bad_fraction: float
+    run: Run, splits: list[_Split], teacher: checkpoint.Whisper, max_bad_fraction: float | None
 ) -> None:
     """Check the account, name the files, and write card and record."""
     accounts = {split.spec: split.writer.account() for split in splits}
     ledger = sum((account.ledger for account in accounts.values()), Ledger())
     if ledger.quarantined[TOO_LONG]:
         logger.warning("recordings longer than the model's window are cut by --segment vad")
-    ledger.check(max_bad_fraction, RETRY)
+    ledger.check(max_bad_fraction, REMEDY)
+    if ledger.dropped and not ledger.num_out:
+        raise ValueError(
+            f"no clip is left: {ledger}; see --min_duration_in_seconds and "
+            "--max_duration_in_seconds"
+        )
+    warn_of_empty_transcripts(accounts.values())
     specs = list(accounts)
     for split in splits:
         split.writer.publish()

@@ -133,6 +133,7 @@ from distillery.evaluation.speed_results import (
     speed_table,
     write_csv,
 )
+from distillery.storage.ledger import allowance, most_bad
 from distillery.storage.outputs import Written
 from distillery.storage.provenance import code_commit, versions
 from distillery.storage.runs import Run
@@ -233,9 +234,7 @@ def _of_exact_length(whisper: Whisper, decoding: Decoding, num_tokens: int) -> D
 def _sound(data_args: DataArguments, rate: int, longest_s: float) -> Sound:
     """Return the clips of the datasets end to end, or synthetic sound."""
     if data_args.dataset_name is None:
-        logger.warning(
-            "no --dataset_name: the sound is synthetic, and its transcripts mean nothing"
-        )
+        logger.warning("no --dataset_name: synthetic sound, whose transcripts mean nothing")
         return Sound(speed.synthetic_sound(max(60.0, longest_s), rate), rate, 0)
     clips, num_bad, num_samples = [], 0, 0
     for clip in _clips(data_args, rate):
@@ -245,10 +244,11 @@ def _sound(data_args: DataArguments, rate: int, longest_s: float) -> Sound:
             num_samples += len(clip)
         if num_samples >= max(MOST_SOUND_S, longest_s) * rate:
             break
-    if not clips or num_bad > data_args.max_bad_fraction * (len(clips) + num_bad):
+    num_clips, allowed = len(clips) + num_bad, data_args.max_bad_fraction
+    if not clips or num_bad > most_bad(num_clips, allowed):
         raise ValueError(
-            f"--dataset_name {data_args.dataset_name}: {num_bad} of {len(clips) + num_bad} clips "
-            f"cannot be used; --max_bad_fraction {data_args.max_bad_fraction:g} allows no more"
+            f"--dataset_name {data_args.dataset_name}: {num_bad} of {num_clips} clips cannot be "
+            f"used; that is more than {allowance(allowed)}"
         )
     if num_samples < longest_s * rate:
         logger.warning("the datasets hold %.0f s: longer recordings repeat", num_samples / rate)

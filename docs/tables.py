@@ -26,7 +26,7 @@ ROOMS += ("cli",)
 
 sys.path.insert(0, str(REPOSITORY))  # the stages work from a bare clone
 
-from distillery.cli.seed_flags import SEED_FLAGS  # noqa: E402 (after the path)
+from distillery.cli.seed_flags import OTHER_MEANINGS, SEED_FLAGS  # noqa: E402 (after the path)
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
@@ -85,14 +85,16 @@ def _markdown(text: str) -> str:
 
 
 def seed_flag_tables() -> Iterator[str]:
-    """Yield the lines of a table for each stage: flags of the ancestors that it does not take."""
+    """Yield the lines of a table for each stage: flags of the ancestors that differ here."""
     for stage, answers in SEED_FLAGS.items():
         yield f"### `{stage}.py`\n"
-        yield "| flag | instead |"
-        yield "|---|---|"
-        for name, answer in sorted(answers.items()):
+        yield "| flag | taken | here |"
+        yield "|---|---|---|"
+        rows = {name: ("no", answer) for name, answer in answers.items()}
+        rows |= {name: ("yes", here) for name, here in OTHER_MEANINGS.get(stage, {}).items()}
+        for name, (is_taken, here) in sorted(rows.items()):
             dashes = "--" if len(name) > 1 else "-"
-            yield f"| `{dashes}{name}` | {_markdown(answer)} |"
+            yield f"| `{dashes}{name}` | {is_taken} | {_markdown(here)} |"
         yield ""
 
 

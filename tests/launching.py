@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
 from tiny import REPOSITORY
 
@@ -25,6 +26,7 @@ def launch(
     processes: int = 0,
     check: bool = True,
     env: Mapping[str, str] | None = None,
+    cwd: Path = REPOSITORY,
 ) -> subprocess.CompletedProcess[str]:
     """Run a script of the repository to its end; its output is `.stdout`, errors and log included.
 
@@ -35,13 +37,14 @@ def launch(
             `accelerate launch`.
         check: fail, with what it printed, where it exits with an error.
         env: more environment variables.
+        cwd: where it is started.
     """
     done = subprocess.run(
         command(script, *args, processes=processes),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        cwd=REPOSITORY,
+        cwd=cwd,
         env=environment(env),
         timeout=TIMEOUT_S,
     )

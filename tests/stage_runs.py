@@ -23,13 +23,13 @@ from distillery.storage.ownership import LOCK
 from distillery.whisper import checkpoint
 
 
-def talkative_model_folder(path: Path, seed: int = 3) -> Path:
+def talkative_model_folder(path: Path, seed: int = 3, **size: int) -> Path:
     """Save a random model whose transcripts differ from clip to clip; some end, some are cut.
 
     Weights of the usual size would say the same to any sound, and an error in which label belongs
-    to which clip would not show.
+    to which clip would not show. `size` is that of `tiny_model_folder`.
     """
-    tiny_model_folder(path)
+    tiny_model_folder(path, **size)
     model = checkpoint.load(str(path))
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():

@@ -10,7 +10,7 @@ from command_lines import SCRIPTS, commands_in, groups_of, parsed, text_of
 from tiny import REPOSITORY
 
 from distillery.cli.parser import StageParser
-from distillery.cli.seed_flags import SEED_FLAGS
+from distillery.cli.seed_flags import OTHER_MEANINGS, SEED_FLAGS
 
 PIPELINE = "scripts/push_pipeline.py"
 PAGES = [str(path.relative_to(REPOSITORY)) for path in sorted(REPOSITORY.glob("docs/**/*.md"))]
@@ -121,12 +121,14 @@ def test_each_stage_has_a_page_with_all_of_its_flags(script):
     assert f"]({Path(page).name})" in text_of("docs/stages/index.md")
 
 
-def test_every_flag_of_the_ancestors_that_is_not_taken_is_listed_with_its_answer():
+def test_every_flag_of_the_ancestors_that_differs_is_listed_with_its_answer():
     shown = filled("docs/differences.md")
     assert "<!--" not in shown
     for stage, answers in SEED_FLAGS.items():
         rows = shown.split(f"### `{stage}.py`", 1)[1].split("\n###", 1)[0]
-        assert [name for name in answers if f"-{name}` | " not in rows] == []
+        assert [name for name in answers if f"-{name}` | no | " not in rows] == []
+        others = OTHER_MEANINGS.get(stage, {})
+        assert [name for name in others if f"-{name}` | yes | " not in rows] == []
 
 
 def test_the_readme_lists_every_stage():

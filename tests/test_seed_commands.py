@@ -9,103 +9,11 @@ from pathlib import Path
 import pytest
 import tiny
 from command_lines import SCRIPTS, complaints, groups_of, parsed
+from seed_commands import DISTIL_WHISPER, KOTOBA, KOTOBA_EVALUATION, LOCAL_FILES
 
 from distillery.cli.flags import flags_of
 from distillery.cli.parser import StageParser
-from distillery.cli.seed_flags import SEED_FLAGS
-
-KOTOBA = {
-    "run_pseudo_labelling.py": """
-        --model_name_or_path openai/whisper-large-v3
-        --dataset_name /work/reazonspeech_manual_dataloader.py
-        --dataset_config_name tiny --dataset_split_name train
-        --text_column_name transcription --id_column_name name
-        --per_device_eval_batch_size 4 --dataloader_num_workers 32 --preprocessing_num_workers 32
-        --logging_steps 100 --max_label_length 128 --language ja --return_timestamps
-        --attn_type flash_attn --generation_num_beams 1 --decode_token_ids False
-        --overwrite_output_dir --output_dir output --wandb_project wandb
-        --hub_model_id my-org/my-dataset""",
-    "run_data_filtering.py": """
-        -d my-org/my-dataset --dataset_config_name tiny --wer_threshold 10
-        --text_column_name transcription --preprocessing_num_workers 64 --max_label_length 128""",
-    "create_student_model.py": """
-        --teacher_checkpoint openai/whisper-large-v3 --encoder_layers 32 --decoder_layers 2
-        --save_dir my-org/my-model-init""",
-    "run_distillation.py": """
-        --model_name_or_path my-org/my-model-init
-        --teacher_model_name_or_path openai/whisper-large-v3
-        --train_dataset_name my-org/my-dataset.wer_10.0.vectorized
-        --train_dataset_config_name tiny --language ja --max_label_length 128
-        --train_split_name train --save_steps 2500 --warmup_steps 50 --learning_rate 0.0001
-        --lr_scheduler_type constant_with_warmup --logging_steps 50 --save_total_limit 1
-        --per_device_train_batch_size 16 --gradient_accumulation_steps 2
-        --preprocessing_num_workers 64 --dataloader_num_workers 1 --dtype bfloat16 --output_dir ./
-        --wandb_project wandb --gradient_checkpointing --freeze_encoder --push_to_hub --do_train
-        --overwrite_output_dir --num_train_epochs 8""",
-    "run_short_form_eval.py": "-m my-org/my-model -d japanese-asr/ja_asr.reazonspeech_test",
-}
-
-# The flags of its evaluation script, all of them.
-KOTOBA_EVALUATION = {
-    "run_short_form_eval.py": """
-        -m my-org/my-model -d japanese-asr/a+japanese-asr/b -l ja -t transcribe -b 16 -c 15 -a sdpa
-        -o eval --dataset-split test --dataset-config default --column-audio sound
-        --column-text transcription --pretty-table"""
-}
-
-DISTIL_WHISPER = {
-    "run_pseudo_labelling.py": """
-        --model_name_or_path openai/whisper-large-v2
-        --dataset_name mozilla-foundation/common_voice_13_0 --dataset_config_name hi
-        --dataset_split_name train+validation+test --text_column_name sentence
-        --id_column_name path --output_dir ./common_voice_13_0_hi_pseudo_labelled
-        --wandb_project distil-whisper-labelling --per_device_eval_batch_size 64 --dtype bfloat16
-        --dataloader_num_workers 16 --preprocessing_num_workers 16 --logging_steps 500
-        --max_label_length 128 --report_to wandb --language hi --task transcribe
-        --return_timestamps --attn_type flash_attn --streaming False --generation_num_beams 1
-        --decode_token_ids False --push_to_hub""",
-    "create_student_model.py": """
-        --teacher_checkpoint openai/whisper-large-v2 --encoder_layers 32 --decoder_layers 2
-        --save_dir ./distil-large-v2-init""",
-    "run_distillation.py": """
-        --model_name_or_path ./distil-large-v2-init
-        --teacher_model_name_or_path openai/whisper-large-v2
-        --train_dataset_name ../cv_13_0_hi_pseudo_labelled+../cv_13_0_hi_pseudo_labelled
-        --train_dataset_config_name hi+hi --train_split_name train+validation
-        --text_column_name sentence+sentence --train_dataset_samples 10+5
-        --eval_dataset_name ../cv_13_0_hi_pseudo_labelled --eval_dataset_config_name hi
-        --eval_split_name test --eval_text_column_name sentence --eval_steps 1000
-        --save_steps 1000 --warmup_steps 50 --learning_rate 0.0001
-        --lr_scheduler_type constant_with_warmup --logging_steps 25 --save_total_limit 1
-        --max_steps 5000 --wer_threshold 10 --per_device_train_batch_size 64
-        --per_device_eval_batch_size 64 --dataloader_num_workers 16
-        --preprocessing_num_workers 16 --ddp_timeout 7200 --dtype bfloat16 --output_dir ./
-        --do_train --do_eval --gradient_checkpointing --overwrite_output_dir
-        --predict_with_generate --freeze_encoder --streaming False --push_to_hub""",
-    "run_short_form_eval.py": """
-        --model_name_or_path ./ --dataset_name ../cv_13_0_hi_pseudo_labelled+google/fleurs
-        --dataset_config_name hi+hi_in --dataset_split_name test+test
-        --text_column_name sentence+transcription --output_dir ./
-        --per_device_eval_batch_size 64 --dtype bfloat16 --dataloader_num_workers 16
-        --report_to wandb --generation_max_length 128 --language hi --attn_type flash_attn
-        --streaming""",
-    "run_long_form_eval.py": """
-        --model_name_or_path openai/whisper-large-v2 --dataset_name distil-whisper/tedlium-long-form
-        --dataset_config_name all --dataset_split_name validation --text_column_name text
-        --output_dir ./ --per_device_eval_batch_size 64 --chunk_length_s 30 --language en
-        --return_timestamps --dtype bfloat16 --report_to wandb --streaming""",
-}
-
-# Plain files instead of the Hub, for the same two stages.
-LOCAL_FILES = {
-    "run_distillation.py": DISTIL_WHISPER["run_distillation.py"]
-    .replace("../cv_13_0_hi_pseudo_labelled+../cv_13_0_hi_pseudo_labelled", "datasets/train.json")
-    .replace("hi+hi", "zh")
-    .replace("train+validation", "train")
-    .replace("sentence+sentence", "sentence")
-    .replace("10+5", "10")
-    .replace("../cv_13_0_hi_pseudo_labelled", "datasets/dev.json"),
-}
+from distillery.cli.seed_flags import OTHER_MEANINGS, SEED_FLAGS
 
 ALIASES = {
     "-d": "dataset_name",
@@ -159,6 +67,39 @@ def test_every_stage_of_the_seeds_has_a_table_of_their_flags():
     assert {f"{stage}.py" for stage in SEED_FLAGS} == set(SCRIPTS) - {
         *("reazonspeech_manual_downloader.py", "score_predictions.py")
     }
+
+
+# Of their scripts for labelling and filtering, the bilingual ones too: all that were once refused,
+# ignored or read otherwise here.
+THEIRS = {
+    "run_pseudo_labelling": """
+        concatenate_audio max_duration_in_seconds preprocessing_only preprocessing_batch_size
+        private_dataset overwrite_cache config_name tokenizer_name feature_extractor_name
+        processor_name use_fast_tokenizer subfolder token hub_token gradient_accumulation_steps
+        num_chunks text_column_name language task preprocessing_num_workers logging_steps report_to
+        wandb_project dtype return_timestamps max_label_length""",
+    "run_data_filtering": """
+        split model skip_filtering skip_logmel is_english_model preprocessing_batch_size
+        task_filtering language_filtering text_column_prediction text_column_label logging_steps
+        report_to dataloader_num_workers wer_threshold max_label_length min_duration_in_seconds
+        max_duration_in_seconds""",
+}
+OF_ONE_MEANING = {"split", "model"}  # other spellings of ours
+
+
+@pytest.mark.parametrize("stage", THEIRS)
+def test_every_flag_of_theirs_is_taken_or_answered_and_listed(stage):
+    taken = {name.lstrip("-").replace("-", "_") for name in spellings(f"{stage}.py")}
+    for name in THEIRS[stage].split():
+        assert (name in SEED_FLAGS[stage]) != (name in taken), name
+        assert name in SEED_FLAGS[stage].keys() | OTHER_MEANINGS[stage].keys() | OF_ONE_MEANING
+
+
+@pytest.mark.parametrize("stage", OTHER_MEANINGS)
+def test_every_flag_of_another_meaning_exists(stage):
+    known = spellings(f"{stage}.py")
+    for name, here in OTHER_MEANINGS[stage].items():
+        assert {f"--{name}", *re.findall(r"--[a-z_]+", here)} <= known.keys(), name
 
 
 @pytest.mark.parametrize("stage", SEED_FLAGS)

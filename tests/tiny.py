@@ -62,13 +62,15 @@ def tiny_model_folder(
     decoder_layers: int = 4,
     d_model: int = 32,
     window_s: int = 4,
+    max_target_positions: int = 96,
     seed: int = 0,
     tokenizer: WhisperTokenizer | None = None,
 ) -> Path:
     """Save a Whisper checkpoint with random weights and return its folder."""
     tokenizer = tokenizer or tiny_tokenizer()
     script = load_script("scripts/demo/make_teacher.py")
-    size = script.Size(encoder_layers, decoder_layers, d_model, window_s)
+    layers = encoder_layers, decoder_layers
+    size = script.Size(*layers, d_model, window_s, max_target_positions=max_target_positions)
     model = script.new_model(tokenizer, size, init_std=0.02, seed=seed)
     extractor = WhisperFeatureExtractor(feature_size=80, chunk_length=window_s)
     checkpoint.save(model, tokenizer, extractor, path)

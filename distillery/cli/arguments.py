@@ -22,6 +22,7 @@ from distillery.cli.flags import (
 from distillery.data import schema
 from distillery.data.schema import REFERENCE_NAMES
 from distillery.data.specs import CUES, MODES, DatasetSpec, broadcast_specs
+from distillery.storage.ledger import FEW_ROWS, USUAL_BAD_FRACTION
 from distillery.text.tokens import TASKS, language_code
 from distillery.whisper.compute import ATTENTIONS, AUTO, DTYPES, resolved_dtype
 
@@ -54,13 +55,26 @@ class OutputArguments:
         resumable=True,
     )
     hub_public: bool = flag(False, "Make the uploaded repository public.", resumable=True)
+    hub_private_repo: bool | None = flag(
+        None,
+        "Keep the uploaded repository private: so it is unless --hub_public is given.",
+        "--private_dataset",
+        resumable=True,
+    )
 
     def problems(self) -> list[str]:
         """Return what is wrong with the values."""
+        problems = []
         path = self.output_dir and Path(self.output_dir)
         if path and path.exists() and not path.is_dir():
-            return [f"--output_dir {self.output_dir} is a file: name a folder"]
-        return []
+            problems.append(f"--output_dir {self.output_dir} is a file: name a folder")
+        if self.hub_private_repo is False:
+            problems.append(
+                "--hub_private_repo (--private_dataset) False: to publish, give --hub_public"
+            )
+        if self.hub_private_repo and self.hub_public:
+            problems.append("--hub_private_repo and --hub_public: give one of them")
+        return problems
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,10 +104,11 @@ class ReadingArguments:
     segment_max_s: float = flag(
         30.0, "Longest clip that is cut, in seconds: no more than the model's window."
     )
-    max_bad_fraction: float = flag(
-        0.001,
+    max_bad_fraction: float | None = flag(
+        None,
         "Fail where more than this share of the clips cannot be decoded, or of the rows of a "
-        "manifest cannot be used.",
+        f"manifest cannot be used; default: {USUAL_BAD_FRACTION:g}, or up to {FEW_ROWS} that are "
+        "no more than a fifth of all.",
         resumable=True,
     )
 
@@ -141,6 +156,7 @@ class DataArguments(ReadingArguments):
         "Split or splits, joined with '+'; default: the only one, of Common Voice's layout "
         "'validated'.",
         "--dataset-split",
+        "--split",
     )
     text_column_name: str | None = flag(
         None,
@@ -232,8 +248,8 @@ class DecodingArguments:
     def problems(self) -> list[str]:
         """Return what is wrong with the values."""
         return [
-            *known_language(self.language),
-            *one_of(self, "task", TASKS),
+            *(one_value(self, "language") or known_language(self.language)),
+            *(one_value(self, "task") or one_of(self, "task", TASKS)),
             *at_least(self, "generation_num_beams", 1),
         ]
 
@@ -248,7 +264,10 @@ class RunArguments:
         0, "Processes that decode audio for each launched process.", resumable=True
     )
     preprocessing_num_workers: int = flag(
-        1, "Processes for work that needs no model.", resumable=True
+        1,
+        "Processes for work that needs no model; labelling decodes audio in them where "
+        "--dataloader_num_workers is not given.",
+        resumable=True,
     )
     report_to: str | None = flag(
         None, f"Trackers, joined with '+': {', '.join(TRACKERS)}; default: none.", resumable=True
@@ -280,6 +299,14 @@ class RunArguments:
 def _tracker_problems(report_to: str | None) -> list[str]:
     unknown = [name for name in plus_list(report_to) if name not in TRACKERS]
     return [f"--report_to must be of {', '.join(TRACKERS)}; got {name!r}" for name in unknown]
+
+
+def one_value(group: Any, name: str) -> list[str]:
+    """Return a message if a flag has several values, as in kotoba-whisper's bilingual scripts."""
+    value = getattr(group, name)
+    if "," not in (value or ""):
+        return []
+    return [f"--{name} takes one value, got {value!r}: run the stage once for each"]
 
 
 def known_language(language: str | None) -> list[str]:

@@ -76,7 +76,7 @@ def _load(model_args: ModelArguments, accelerator: Accelerator, outline: bool) -
 
 
 def scoring_of(
-    args: ScoringArguments, max_bad_fraction: float = 0.0, *, verify: bool = False
+    args: ScoringArguments, max_bad_fraction: float | None = 0.0, *, verify: bool = False
 ) -> Scoring:
     """Return how the flags want transcripts to be scored."""
     folder = Path(args.output_dir)

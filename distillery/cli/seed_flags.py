@@ -1,9 +1,10 @@
-"""Flags of distil-whisper's and kotoba-whisper's scripts that have another name here, or none.
+"""Flags of distil-whisper's and kotoba-whisper's scripts that are something else here, or nothing.
 
-By stage and name: what a message says behind the flag, once somebody types it.
+`SEED_FLAGS` has those that are not taken, by stage and name: what a message says behind the flag,
+once somebody types it. `OTHER_MEANINGS` has those that are taken, but do or default to something
+else than there. The documents list both.
 """
 
-_HUB_PRIVATE = "uploads are private unless --hub_public is given: leave it out"
 _HUB = {
     "token": "log in with `hf auth login`, or set HF_TOKEN",
     "hub_token": "log in with `hf auth login`, or set HF_TOKEN",
@@ -42,9 +43,6 @@ LABELLING = {
     **_PREPROCESSING,
     **_DTYPE,
     **_WANDB,
-    "max_duration_in_seconds": "longer clips are dropped by run_data_filtering.py",
-    "private_dataset": _HUB_PRIVATE,
-    "hub_private_repo": _HUB_PRIVATE,
     "gradient_accumulation_steps": "nothing is trained here: leave it out",
     "num_chunks": "rows are written in shards, and a killed run goes on: see --rows_per_shard",
 }
@@ -53,8 +51,6 @@ FILTERING = {
     **_HUB,
     **_MODEL_PARTS,
     **_PREPROCESSING,
-    "split": "use --dataset_split_name",
-    "model": "use --model_name_or_path",
     "skip_filtering": "nothing is compared without --wer_threshold and --cer_threshold",
     "skip_logmel": "features are stored with --vectorize only",
     "is_english_model": "the model says it itself: --model_name_or_path",
@@ -103,7 +99,6 @@ TRAINING = {
     "eval_strategy": "use --do_eval and --eval_steps",
     "evaluation_strategy": "use --do_eval and --eval_steps",
     "save_strategy": "a checkpoint is saved after every --save_steps updates: leave it out",
-    "hub_private_repo": _HUB_PRIVATE,
 }
 
 EVALUATION = {
@@ -161,4 +156,48 @@ SEED_FLAGS = {
     "run_short_form_eval": SHORT_FORM,
     "run_long_form_eval": LONG_FORM,
     "run_speed_eval": SPEED,
+}
+
+_ONE = "one, not several with commas as in the bilingual scripts: run the stage once for each"
+_AT_LIMIT = "what is just at it is kept, unless --strict_limits (there: dropped)"
+_TAKEN_BY_ALL = {
+    "private_dataset": "True changes nothing, because repositories are private unless --hub_public "
+    "is given (there: public); False is refused",
+    "report_to": "no tracker unless given, several joined with '+'",
+    "wandb_project": "the stage's name unless given; holds for every tracker, and switches none on",
+}
+
+OTHER_MEANINGS = {
+    "run_pseudo_labelling": {
+        **_TAKEN_BY_ALL,
+        "concatenate_audio": "off (there: on): rows are then windows, with a pause between clips. "
+        "Clips are not sorted: neighbours of one recording and speaker share a window",
+        "dataset_split_name": "the only split (there: train+validation+test)",
+        "dtype": "`auto` (there: float32, of kotoba-whisper bfloat16): bfloat16 on a GPU that has "
+        "it, else float32",
+        "language": f"detected where it is not given; {_ONE}, or name a column: "
+        "--language_column_name",
+        "task": f"{_ONE}, or name a column: --task_column_name",
+        "text_column_name": f"the first usual name there is (there: `text`); {_ONE}",
+        "logging_steps": "after so many batches a line, and figures for the trackers; transcripts "
+        "are in the dataset alone",
+        "max_duration_in_seconds": "none (there: 30); without it, what is longer than the model's "
+        "window is quarantined",
+        "max_label_length": "256, as in distil-whisper (kotoba-whisper: 128)",
+        "preprocessing_num_workers": "decode audio where --dataloader_num_workers is not given",
+        "return_timestamps": "off, as in distil-whisper (kotoba-whisper: on)",
+    },
+    "run_data_filtering": {
+        **_TAKEN_BY_ALL,
+        "dataset_split_name": "the only split (there: train)",
+        "language": "as the dataset was labelled (there: ja)",
+        "model_name_or_path": "the model that labelled the dataset, where it lies in a folder with "
+        "its record, else openai/whisper-large-v3 (there always)",
+        "wer_threshold": f"none (there: 10); {_AT_LIMIT}",
+        "max_label_length": "448 (there: 128)",
+        "min_duration_in_seconds": f"none (there: 0); {_AT_LIMIT}",
+        "max_duration_in_seconds": f"none (there: 30); {_AT_LIMIT}",
+        "dataloader_num_workers": "the same as --preprocessing_num_workers; the larger one holds",
+        "logging_steps": "changes nothing: progress is a bar, or a line every 30 s",
+    },
 }

@@ -106,8 +106,7 @@ class SpeechCollator:
 class Windows:
     """Clips to be transcribed.
 
-    `rows` are all rows without their audio, with its `CLIP_STATE`, their real duration, and with
-    `PROBLEM` saying why a clip cannot be used, else None; then `REASON` is what it is counted as.
+    `rows` are all rows as `decode_clip` returns them.
     `features`, float32 (clips, mels, frames), belong to the rows without a problem, in that order,
     and are None if there is none. `long` holds the clips, by id, that are to be decoded in chunks
     instead; they have no features. `waveforms`, float32 (samples,), belong to the rows with
@@ -121,13 +120,63 @@ class Windows:
 
 
 PROBLEM = "problem"
-REASON, TOO_LONG = "reason", "too_long"
+REASON, TOO_SHORT, TOO_LONG = "reason", "too_short", "too_long"
+IS_DROPPED = "is_dropped"
 CLIP_STATE = "clip_state"
 
 
-def reason_of(error: AudioError) -> str:
-    """Return what a clip is counted as that cannot be used."""
-    return TOO_LONG if isinstance(error, TooLongError) else schema.AUDIO
+@dataclass(frozen=True)
+class DurationLimits:
+    """Durations of the clips that are wanted, in seconds: a limit still passes, None is none."""
+
+    min_s: float | None = None
+    max_s: float | None = None
+
+    def fault(self, duration_s: float) -> tuple[str, str] | None:
+        """Return the reason why a clip is not wanted, and its problem; None if it is wanted."""
+        if self.min_s is not None and duration_s < self.min_s:
+            return TOO_SHORT, f"lasts {duration_s:.2f} s, shorter than {self.min_s:g} s"
+        if self.max_s is not None and duration_s > self.max_s:
+            return TOO_LONG, f"lasts {duration_s:.2f} s, longer than {self.max_s:g} s"
+        return None
+
+
+ANY_DURATION = DurationLimits()
+
+
+def decode_clip(
+    row: Mapping[str, Any],
+    sampling_rate: int,
+    longest_s: float | None,
+    limits: DurationLimits = ANY_DURATION,
+) -> tuple[dict[str, Any], Waveform | None]:
+    """Decode a row's clip.
+
+    Args:
+        row: with `audio`.
+        sampling_rate: of the samples.
+        longest_s: what is longer cannot be used; None takes any length.
+        limits: what is outside is dropped; `max_s` is no more than `longest_s`.
+
+    Returns:
+        The row without its audio, with its `CLIP_STATE`, its real duration, and with `PROBLEM`
+        saying why the clip is not taken, else None; then `REASON` is what it is counted as, among
+        the dropped ones if it `IS_DROPPED`. And the samples, float32 (samples,), of a clip that is
+        taken.
+    """
+    slim = {name: value for name, value in row.items() if name != schema.AUDIO}
+    slim[CLIP_STATE] = clip_state(row[schema.AUDIO])  # before it is read
+    try:
+        wave = decode_audio(row[schema.AUDIO], sampling_rate, longest_s)
+    except AudioError as error:
+        is_long = isinstance(error, TooLongError)
+        reason = TOO_LONG if is_long else schema.AUDIO
+        is_dropped = is_long and limits.max_s is not None
+        return {**slim, PROBLEM: str(error), REASON: reason, IS_DROPPED: is_dropped}, None
+    slim[schema.DURATION] = len(wave) / sampling_rate
+    if fault := limits.fault(slim[schema.DURATION]):
+        return {**slim, REASON: fault[0], PROBLEM: fault[1], IS_DROPPED: True}, None
+    return {**slim, PROBLEM: None}, wave
 
 
 @dataclass(frozen=True)
@@ -140,22 +189,18 @@ class WindowCollator:
     log_mel: LogMel
     chunk_length_s: float | None = None
     keep_waveforms: bool = False
+    limits: DurationLimits = ANY_DURATION
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> Windows:
         """Turn rows with `audio` into windows."""
         kept, features, long, waveforms = [], [], {}, []
         longest_s = self.log_mel.window_s if self.chunk_length_s is None else None
         for row in rows:
-            slim = {name: value for name, value in row.items() if name != schema.AUDIO}
-            slim[CLIP_STATE] = clip_state(row[schema.AUDIO])  # before it is read
-            try:
-                wave = decode_audio(row[schema.AUDIO], self.log_mel.sampling_rate, longest_s)
-            except AudioError as error:
-                kept.append({**slim, PROBLEM: str(error), REASON: reason_of(error)})
+            slim, wave = decode_clip(row, self.log_mel.sampling_rate, longest_s, self.limits)
+            kept.append(slim)
+            if wave is None:
                 continue
-            duration = len(wave) / self.log_mel.sampling_rate
-            kept.append({**slim, schema.DURATION: duration, PROBLEM: None})
-            if self.chunk_length_s is not None and duration > self.chunk_length_s:
+            if self.chunk_length_s is not None and slim[schema.DURATION] > self.chunk_length_s:
                 long[row[schema.ID]] = wave
             else:
                 features.append(self.log_mel.pad(self.log_mel.real_frames(wave)))

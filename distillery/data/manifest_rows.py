@@ -36,7 +36,8 @@ class RowCheck:
         path: of the manifest.
         audio_column: the column that names each row's file.
         id_column: the column that names each row; None where there is none.
-        max_bad_fraction: the share of rows that may be unusable. With 0, the first one is an error.
+        max_bad_fraction: the share of rows that may be unusable; see `ledger.most_bad`. With 0, the
+            first one is an error.
         kinds: types of columns, as the rows before have shown them.
         is_settled: no other columns and types than those of `kinds` may come.
         account: of the rows; what is quarantined is counted by column.
@@ -45,7 +46,7 @@ class RowCheck:
     path: Path
     audio_column: str
     id_column: str | None
-    max_bad_fraction: float
+    max_bad_fraction: float | None
     kinds: dict[str, pa.DataType] = field(default_factory=dict)
     is_settled: bool = False
     account: Ledger = field(default_factory=Ledger)
@@ -85,7 +86,7 @@ class RowCheck:
         return fault is None
 
     def _refuse(self, line: int, column: str, problem: str) -> None:
-        if not self.max_bad_fraction:
+        if self.max_bad_fraction == 0:
             raise ValueError(f"{self.path}, line {line}: {problem}")
         self.account.quarantine(column, f"{self.path.name}:{line}")
         count = self.account.quarantined[column]

@@ -53,7 +53,7 @@ class Manifest:
     path: Path
     split: str | None = None
     id_column: str = schema.ID
-    max_bad_fraction: float = 0.0
+    max_bad_fraction: float | None = 0.0
 
     @property
     def columns(self) -> list[str]:

@@ -16,8 +16,15 @@ import numpy as np
 from distillery.audio.decoding import AudioError, Waveform, decode_audio, encode_flac
 from distillery.audio.log_mel import LogMel
 from distillery.data import schema
-from distillery.data.clip_states import clip_state, refuse_changed
-from distillery.data.collators import CLIP_STATE, PROBLEM, REASON, Windows, reason_of
+from distillery.data.clip_states import refuse_changed
+from distillery.data.collators import (
+    ANY_DURATION,
+    CLIP_STATE,
+    PROBLEM,
+    DurationLimits,
+    Windows,
+    decode_clip,
+)
 from distillery.data.hub_layout import embed_audio
 from distillery.data.packing import PAUSE_S, Fill, Layout, Packer, Part, Utterance, Window
 from distillery.text.packed_labels import Span
@@ -33,7 +40,7 @@ class Clips:
     """Decoded rows.
 
     `usable` are rows without their audio and with their real duration, and their samples, float32
-    (samples,); `bad` are the others, in which `PROBLEM` names why they cannot be used.
+    (samples,); `bad` are the others, in which `PROBLEM` names why they are not taken.
     """
 
     usable: list[Clip]
@@ -44,25 +51,23 @@ class Clips:
 class ClipCollator:
     """Decode clips of at most one window each, at the model's sampling rate.
 
-    What is longer than the window is refused, as it is where nothing is packed.
+    What is longer than the window is refused, as it is where nothing is packed; what is outside
+    of `limits` is dropped.
     """
 
     sampling_rate: int
     window_s: float
+    limits: DurationLimits = ANY_DURATION
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> Clips:
         """Decode rows with `audio`."""
         clips = Clips([], [])
         for row in rows:
-            slim = {name: value for name, value in row.items() if name != schema.AUDIO}
-            slim[CLIP_STATE] = clip_state(row[schema.AUDIO])  # before it is read
-            try:
-                wave = decode_audio(row[schema.AUDIO], self.sampling_rate, self.window_s)
-            except AudioError as error:
-                clips.bad.append({**slim, PROBLEM: str(error), REASON: reason_of(error)})
+            slim, wave = decode_clip(row, self.sampling_rate, self.window_s, self.limits)
+            if wave is None:
+                clips.bad.append(slim)
             else:
-                duration = len(wave) / self.sampling_rate
-                clips.usable.append(({**slim, schema.DURATION: duration, PROBLEM: None}, wave))
+                clips.usable.append((slim, wave))
         return clips
 
 

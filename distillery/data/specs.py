@@ -34,7 +34,7 @@ class DatasetSpec:
     max_rows: int | None = None
     segment: str = CUES
     segment_max_s: float = 30.0
-    max_bad_fraction: float = 0.0
+    max_bad_fraction: float | None = 0.0
 
     def __str__(self) -> str:
         parts = [self.name, self.config, self.split]

@@ -15,6 +15,7 @@ from distillery.evaluation import comparison, results
 from distillery.evaluation.report import worst
 from distillery.evaluation.results import Prediction, Result
 from distillery.storage.files import write_json
+from distillery.storage.ledger import allowance, most_bad
 from distillery.storage.outputs import Outputs, Written
 from distillery.storage.provenance import code_commit, versions
 from distillery.text.bootstrap import rate_intervals
@@ -73,14 +74,14 @@ class Scoring:
         folder: of metrics and predictions.
         normalizer: a variant, as in `normalizer_for`.
         with_words: also score Japanese texts by the words that MeCab finds.
-        max_bad_fraction: share of the clips that may be unusable.
+        max_bad_fraction: share of the clips that may be unusable; see `ledger.most_bad`.
         verify: compare the checksums of earlier predictions, and not only their sizes.
     """
 
     folder: Path
     normalizer: str = "auto"
     with_words: bool = False
-    max_bad_fraction: float = 0.0
+    max_bad_fraction: float | None = 0.0
     verify: bool = False
 
     def check_words(self, language: str | None, task: str) -> None:
@@ -296,7 +297,7 @@ def _japanese_word_figures(predictions: Sequence[Prediction]) -> dict[str, Any]:
 def _check_complete(
     transcriptions: list[Transcription],
     good: list[Transcription],
-    max_bad_fraction: float,
+    max_bad_fraction: float | None,
     name: str,
 ) -> None:
     if not good:
@@ -306,10 +307,10 @@ def _check_complete(
     if len({row.id for row in transcriptions}) != len(transcriptions):
         raise ValueError(f"{name}: ids are not unique; name another column with --id_column_name")
     bad = len(transcriptions) - len(good)
-    if bad > max_bad_fraction * len(transcriptions):
+    if bad > most_bad(len(transcriptions), max_bad_fraction):
         raise ValueError(
             f"{name}: {bad} of {len(transcriptions)} clips cannot be used; that is more than "
-            f"--max_bad_fraction {max_bad_fraction:g} allows"
+            f"{allowance(max_bad_fraction)}"
         )
 
 

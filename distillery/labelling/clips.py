@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Sampler
 
 from distillery.audio.log_mel import LogMel
 from distillery.data import schema, sources
-from distillery.data.collators import WindowCollator, Windows
+from distillery.data.collators import ANY_DURATION, DurationLimits, WindowCollator, Windows
 from distillery.data.packed_windows import ClipCollator, Clips, WindowPacking
 from distillery.storage.shares import Share
 
@@ -140,7 +140,11 @@ class _PartsOfWindows:
 
 
 def batches(
-    queue: ShardQueue, log_mel: LogMel, batch_size: int, num_workers: int
+    queue: ShardQueue,
+    log_mel: LogMel,
+    batch_size: int,
+    num_workers: int,
+    limits: DurationLimits = ANY_DURATION,
 ) -> Iterator[ClipBatch]:
     """Yield a split's clips, decoded, each in a window of its own.
 
@@ -151,19 +155,25 @@ def batches(
         log_mel: of the model.
         batch_size: clips.
         num_workers: processes that decode, for as long as the split lasts; 0 decodes in this one.
+        limits: what is outside is dropped.
     """
-    return iter(_loader(queue, _WindowsOfClips(WindowCollator(log_mel)), batch_size, num_workers))
+    collate = _WindowsOfClips(WindowCollator(log_mel, limits=limits))
+    return iter(_loader(queue, collate, batch_size, num_workers))
 
 
 def packed_batches(
-    queue: ShardQueue, packing: WindowPacking, batch_size: int, num_workers: int
+    queue: ShardQueue,
+    packing: WindowPacking,
+    batch_size: int,
+    num_workers: int,
+    limits: DurationLimits = ANY_DURATION,
 ) -> Iterator[ClipBatch]:
     """Yield a split's clips, decoded and packed into windows, which are numbered in their shard.
 
     Arguments are those of `batches`; the clips of each shard are packed for themselves.
     """
     log_mel = packing.log_mel
-    collate = _PartsOfWindows(ClipCollator(log_mel.sampling_rate, log_mel.window_s))
+    collate = _PartsOfWindows(ClipCollator(log_mel.sampling_rate, log_mel.window_s, limits))
     loader = _loader(queue, collate, batch_size, num_workers)
     numbered = (clip for batch in loader for clip in batch)
     for shard, clips in groupby(numbered, key=itemgetter(0)):

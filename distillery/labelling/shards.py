@@ -5,7 +5,7 @@ names. Audio is embedded when the shard is written.
 """
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from hashlib import blake2b
@@ -17,7 +17,7 @@ from datasets import Dataset, Features
 
 from distillery.data import column_types, hub_layout, schema
 from distillery.data.clip_states import refuse_changed
-from distillery.data.collators import CLIP_STATE, PROBLEM, REASON
+from distillery.data.collators import CLIP_STATE, IS_DROPPED, PROBLEM, REASON
 from distillery.data.hub_layout import SplitFiles
 from distillery.data.packed_windows import WindowPacking, fill_of_rows, with_audio
 from distillery.data.packing import Fill
@@ -31,7 +31,8 @@ from distillery.text.error_rates import Totals
 
 logger = logging.getLogger(__name__)
 
-EDITS, WINDOWS = "edits", "windows"  # notes in a shard's seal: see `Account`
+EDITS, WINDOWS, NUM_EMPTY = "edits", "windows", "num_empty"  # notes in a seal: see `Account`
+MANY_EMPTY = 0.02  # of the transcripts: more are a sign of a wrong flag
 IDS = "ids"  # a digest of the ids of its rows
 
 Row: TypeAlias = Mapping[str, Any]
@@ -55,11 +56,30 @@ class Account:
         ledger: of its clips.
         edits: between references and transcripts; None where there are no references.
         windows: how full they are; None where clips are not packed.
+        num_empty: rows that the teacher wrote nothing of.
     """
 
     ledger: Ledger
     edits: Totals | None
     windows: Fill | None
+    num_empty: int = 0
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of the labelled split: clips, or windows of them."""
+        return self.ledger.num_out if self.windows is None else self.windows.num_windows
+
+
+def warn_of_empty_transcripts(accounts: Collection[Account]) -> None:
+    """Log that many transcripts of a dataset are empty, and what is likely to be wrong."""
+    num_empty = sum(account.num_empty for account in accounts)
+    num_rows = sum(account.num_rows for account in accounts)
+    if num_empty > MANY_EMPTY * num_rows:
+        logger.warning(
+            "%d of %d transcripts are empty: listen to some of these clips. If they hold speech, "
+            "--language or --task is likely to be wrong, or the sampling rate in their headers",
+            *(num_empty, num_rows),
+        )
 
 
 @dataclass(frozen=True)
@@ -111,6 +131,7 @@ class ShardWriter:
             sum((seal.ledger for seal in seals), Ledger()),
             sum(edits[1:], edits[0]) if edits else None,
             sum(windows[1:], windows[0]) if windows else None,
+            sum(seal.notes.get(NUM_EMPTY, 0) for seal in seals),
         )
 
     def publish(self) -> None:
@@ -121,9 +142,10 @@ class ShardWriter:
         """
         account = self.account()
         num_rows = hub_layout.num_rows(self.files.publish())
-        wanted = account.ledger.num_out if account.windows is None else account.windows.num_windows
-        if num_rows != wanted:
-            raise AssertionError(f"{num_rows} rows lie in the files, {wanted} were labelled")
+        if num_rows != account.num_rows:
+            raise AssertionError(
+                f"{num_rows} rows lie in the files, {account.num_rows} were labelled"
+            )
 
     def num_clips(self, row: Row) -> int:
         """Return how many clips a labelled row stands for: those of a window, or one."""
@@ -148,7 +170,9 @@ class ShardWriter:
         usable = [row for row in labelled if not row[PROBLEM]]
         ledger = Ledger(num_in=len(chunk), num_out=sum(map(self.num_clips, usable)))
         for row in labelled:
-            if row[PROBLEM]:
+            if row.get(IS_DROPPED):
+                ledger.dropped[row[REASON]] += self.num_clips(row)
+            elif row[PROBLEM]:
                 ledger.quarantined[row[REASON]] += self.num_clips(row)
                 # Other processes than the main one are heard only from this level on.
                 logger.error("clip %s %s", printable(row[schema.ID]), printable(row[PROBLEM]))
@@ -166,7 +190,9 @@ class ShardWriter:
     def _notes(self, labelled: Sequence[Row]) -> dict[str, Any]:
         """Return what else the seal says of usable rows."""
         edits = self.transcripts.edits(labelled)
-        notes = {EDITS: asdict(edits)} if edits else {}
+        notes: dict[str, Any] = {NUM_EMPTY: sum(map(self.transcripts.is_empty, labelled))}
+        if edits:
+            notes[EDITS] = asdict(edits)
         if self.packing is not None:
             notes[WINDOWS] = asdict(fill_of_rows(labelled, self.packing.log_mel.window_s))
         return notes

@@ -31,6 +31,10 @@ class Transcripts:
         """Return the ids of a row's text and timestamps."""
         return labels.text_ids(row[schema.WHISPER_TRANSCRIPT], self.tokens)
 
+    def is_empty(self, row: Mapping[str, Any]) -> bool:
+        """Tell whether a row's transcript has no text."""
+        return not labels.without_timestamps(self.text_ids(row), self.tokens)
+
     def columns(self, row: Mapping[str, Any], context: list[int] | None) -> dict[str, Any]:
         """Return a row with the columns of the contract.
 

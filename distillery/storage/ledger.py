@@ -9,6 +9,33 @@ from distillery.storage.names import printable
 
 MOST_NAMED = 5  # places of one reason, in a line of the log
 
+# What may be unusable where nobody says otherwise: a share, or a few rows of a small set.
+USUAL_BAD_FRACTION = 0.001
+FEW_ROWS, FEW_FRACTION = 3, 0.2
+
+
+def most_bad(num_rows: int, max_bad_fraction: float | None) -> float:
+    """Return how many rows may be unusable.
+
+    Args:
+        num_rows: all of them.
+        max_bad_fraction: the share that is allowed. None allows `USUAL_BAD_FRACTION`, or else
+            `FEW_ROWS` as long as these are no more than `FEW_FRACTION` of all.
+    """
+    if max_bad_fraction is not None:
+        return max_bad_fraction * num_rows
+    return max(USUAL_BAD_FRACTION * num_rows, min(FEW_ROWS, FEW_FRACTION * num_rows))
+
+
+def allowance(max_bad_fraction: float | None) -> str:
+    """Return the flag that was exceeded, in the words of a message."""
+    if max_bad_fraction is not None:
+        return f"--max_bad_fraction {max_bad_fraction:g} allows"
+    return (
+        f"--max_bad_fraction {USUAL_BAD_FRACTION:g} allows (where it is not given, {FEW_ROWS} pass "
+        "too that are no more than a fifth of all)"
+    )
+
 
 @dataclass
 class Ledger:
@@ -55,26 +82,28 @@ class Ledger:
         return self.num_in == self.num_out + gone
 
     def check(
-        self, max_bad_fraction: float, remedy: str = "start over with --overwrite_output_dir"
+        self,
+        max_bad_fraction: float | None,
+        remedy: str = "start over with --overwrite_output_dir",
     ) -> None:
         """Raise unless the account balances and few enough rows were unusable.
 
         Args:
-            max_bad_fraction: share of the rows that may be quarantined.
+            max_bad_fraction: share of the rows that may be quarantined; see `most_bad`.
             remedy: what to do once they are mended.
 
         Raises:
             AssertionError: rows were lost or doubled: a fault of the stage itself.
-            ValueError: more than `max_bad_fraction` of the rows are quarantined.
+            ValueError: more rows are quarantined than that.
         """
         if not self.balances:
             raise AssertionError(f"the ledger does not balance: {self}")
         bad = self.quarantined.total()
-        if bad > max_bad_fraction * self.num_in:
+        if bad > most_bad(self.num_in, max_bad_fraction):
             raise ValueError(
                 f"{bad} of {self.num_in} rows cannot be used{self._reasons(self.quarantined)}; "
-                f"that is more than --max_bad_fraction {max_bad_fraction:g} allows; allow more, or "
-                f"mend them and {remedy}"
+                f"that is more than {allowance(max_bad_fraction)}; allow more, or mend them and "
+                f"{remedy}"
             )
 
     def check_written(self, num_rows: int) -> None:

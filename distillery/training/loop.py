@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 
 from distillery.data.collators import Batch
+from distillery.storage.ledger import allowance, most_bad
 from distillery.storage.progress import ProgressBar
 from distillery.storage.stops import StopRequest
 from distillery.training.optim import make_optimizer, make_schedule
@@ -118,7 +119,7 @@ def updates(
     data: TrainingData,
     progress: Progress,
     stop: StopRequest,
-    max_bad_fraction: float = 1.0,
+    max_bad_fraction: float | None = 1.0,
 ) -> Generator[Update, None, None]:
     """Make the updates that are left, one when the one before has been dealt with.
 
@@ -276,34 +277,34 @@ def log_bad_clips(reports: Sequence[str]) -> None:
 
 
 def bad_clips_problem(
-    progress: Progress, data: TrainingData, max_bad_fraction: float
+    progress: Progress, data: TrainingData, max_bad_fraction: float | None
 ) -> str | None:
     """Return what is wrong if there are too many bad clips; None if there are not.
 
-    There are too many if they are more than the allowed share of all clips that will be trained on,
-    or more than `FAR_PAST` times that share of those met so far, and at least `MIN_BAD_CLIPS`.
+    There are too many if they are more than is allowed of all clips that will be trained on, or
+    more than `FAR_PAST` times what is allowed of those met so far, and at least `MIN_BAD_CLIPS`.
 
     Args:
         progress: of the run.
         data: what it trains on.
-        max_bad_fraction: the share that is allowed.
+        max_bad_fraction: the share that is allowed; see `ledger.most_bad`.
     """
     num_bad = len(progress.bad_clips)
     if not num_bad:
         return None
     num_clips = data.num_clips()
     num_met = min(progress.step * data.plan.global_size, num_clips)
-    is_far_past = num_bad > FAR_PAST * max_bad_fraction * num_met
-    if num_bad > max_bad_fraction * num_clips:
+    is_far_past = num_bad > FAR_PAST * most_bad(num_met, max_bad_fraction)
+    if num_bad > most_bad(num_clips, max_bad_fraction):
         share = f"{num_bad} of {num_clips} clips"
     elif is_far_past and num_bad >= MIN_BAD_CLIPS:
         share = f"{num_bad} of the first {num_met} clips"
     else:
         return None
     return (
-        f"{share} could not be decoded; that is more than --max_bad_fraction "
-        f"{max_bad_fraction:g} allows; allow more to go on with what was trained, which is saved, "
-        "or mend them and start over with --overwrite_output_dir"
+        f"{share} could not be decoded; that is more than {allowance(max_bad_fraction)}; allow "
+        "more to go on with what was trained, which is saved, or mend them and start over with "
+        "--overwrite_output_dir"
     )
 
 

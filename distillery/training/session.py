@@ -25,7 +25,8 @@ class Session:
         losses: logs them.
         saver: saves checkpoints.
         evaluator: evaluates, and keeps the best model.
-        max_bad_fraction: share of the clips that may turn out to be unusable.
+        max_bad_fraction: share of the clips that may turn out to be unusable; see
+            `ledger.most_bad`.
     """
 
     trainer: Trainer
@@ -34,7 +35,7 @@ class Session:
     losses: LossMonitor
     saver: CheckpointSaver
     evaluator: Evaluator
-    max_bad_fraction: float
+    max_bad_fraction: float | None
 
     @contextmanager
     def updates(self, stop: StopRequest) -> Iterator[Generator[Update, None, None]]:

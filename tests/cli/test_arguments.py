@@ -68,6 +68,10 @@ def test_streaming(words, wanted):
         (ModelArguments, "-m a -a flash", "--attn_type must be one of eager, sdpa"),
         (DecodingArguments, "-l klingon", "--language: Whisper has no language 'klingon'"),
         (DecodingArguments, "-t sing", "--task must be one of transcribe, translate"),
+        (DecodingArguments, "-l en,ja", "--language takes one value, got 'en,ja': run the stage"),
+        (DecodingArguments, "-t transcribe,translate", "--task takes one value, got 'transcribe,"),
+        (OutputArguments, "-o a --private_dataset False", "False: to publish, give --hub_public"),
+        (OutputArguments, "-o a --hub_private_repo --hub_public", "give one of them"),
         (DecodingArguments, "--num_beams 0", "--generation_num_beams must be >= 1"),
         (RunArguments, "--seed -1", "--seed must be >= 0"),
         (TrainDataArguments, "-d a+b --train_dataset_samples 1+x", "--train_dataset_samples"),
@@ -95,8 +99,8 @@ def test_datasets_are_joined_with_plus():
     words = "-d a+b --dataset_config_name x --dataset_split_name train+test --max_samples 3"
     (args,) = parse((DataArguments,), [*words.split(), "--text_column_name", "t+u"])
     assert args.specs() == [
-        DatasetSpec("a", "x", "train", text_column="t", max_rows=3, max_bad_fraction=0.001),
-        DatasetSpec("b", "x", "test", text_column="u", max_rows=3, max_bad_fraction=0.001),
+        DatasetSpec("a", "x", "train", text_column="t", max_rows=3, max_bad_fraction=None),
+        DatasetSpec("b", "x", "test", text_column="u", max_rows=3, max_bad_fraction=None),
     ]
 
 
@@ -105,7 +109,7 @@ def test_training_sets_have_weights_and_evaluation_sets_their_own_columns():
     (args,) = parse((TrainDataArguments,), [*words.split(), "--eval_text_column_name", "u"])
     assert [spec.samples for spec in args.train_specs()] == [10.0, 5.5]
     assert [spec.text_column for spec in args.train_specs()] == ["t", "t"]
-    assert args.eval_specs() == [DatasetSpec("e", text_column="u", max_bad_fraction=0.001)]
+    assert args.eval_specs() == [DatasetSpec("e", text_column="u", max_bad_fraction=None)]
     assert parse((TrainDataArguments,), ["-d", "a"])[0].eval_specs() == []
 
 

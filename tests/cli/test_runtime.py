@@ -36,6 +36,7 @@ RESUMABLE = [
     "dry_run",
     "gradient_accumulation_steps",  # of a batch's parts, only the product counts
     "hub_model_id",
+    "hub_private_repo",
     "hub_public",
     "logging_steps",
     "max_bad_fraction",

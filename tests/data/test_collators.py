@@ -10,7 +10,15 @@ from torch.utils.data._utils.pin_memory import pin_memory
 from transformers import WhisperFeatureExtractor
 
 from distillery.audio.log_mel import LogMel
-from distillery.data.collators import PROBLEM, SpeechCollator, WindowCollator
+from distillery.data.collators import (
+    IS_DROPPED,
+    PROBLEM,
+    REASON,
+    TOO_SHORT,
+    DurationLimits,
+    SpeechCollator,
+    WindowCollator,
+)
 from distillery.text.labels import IGNORED
 from distillery.text.tokens import SpecialTokens
 
@@ -192,6 +200,19 @@ def test_windows_keep_their_sound_where_asked(log_mel):
     kept = WindowCollator(log_mel, keep_waveforms=True)(rows).waveforms
     assert [len(wave) for wave in kept] == [RATE, RATE // 2]
     np.testing.assert_array_equal(kept[1], wave_of("b", 0.5))
+
+
+@pytest.mark.parametrize("seconds", [WINDOW_S + 1, WINDOW_S + 100])
+def test_windows_of_durations_that_are_wanted(log_mel, seconds):
+    rows = [row("a", seconds=0.5), row("b", seconds=0.49), row("c", seconds=1.5)]
+    rows += [row("d", seconds=1.51), row("e", seconds=seconds), BAD]
+    windows = WindowCollator(log_mel, limits=DurationLimits(0.5, 1.5))(rows)
+    found = {one["id"]: (one.get(REASON), one.get(IS_DROPPED, False)) for one in windows.rows}
+    assert found == {
+        **{"a": (None, False), "b": (TOO_SHORT, True), "c": (None, False)},
+        **{"d": ("too_long", True), "e": ("too_long", True), "bad": ("audio", False)},
+    }
+    assert len(windows.features) == 2
 
 
 def test_windows_do_not_change_with_a_bad_neighbour(log_mel):

@@ -201,6 +201,10 @@ def test_a_model_without_a_fault_has_no_worst_utterances(tmp_path):
 
 def test_bad_clips_up_to_the_limit_pass(tmp_path):
     evaluation_of(tmp_path, max_bad=0.2).conclude([*TRANSCRIBED, BAD], 2.0, 7)
+    evaluation_of(tmp_path / "a", max_bad=None).conclude([*TRANSCRIBED, BAD], 2.0, 7)
+    with pytest.raises(ValueError, match=r"2 of 5 .*--max_bad_fraction 0\.001 allows"):
+        two = [replace(BAD, id="other"), BAD]
+        evaluation_of(tmp_path / "b", max_bad=None).conclude([*TRANSCRIBED[1:], *two], 2.0, 7)
     with pytest.raises(ValueError) as error:
         evaluation_of(tmp_path / "b", max_bad=0.19).conclude([*TRANSCRIBED, BAD], 2.0, 7)
     assert str(error.value) == (

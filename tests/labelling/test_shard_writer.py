@@ -1,3 +1,4 @@
+from collections import Counter
 from types import SimpleNamespace
 
 import pyarrow.parquet as pq
@@ -6,7 +7,7 @@ import tiny
 
 from distillery.data import schema
 from distillery.data.clip_states import clip_state
-from distillery.data.collators import CLIP_STATE, PROBLEM, REASON
+from distillery.data.collators import CLIP_STATE, IS_DROPPED, PROBLEM, REASON, TOO_SHORT
 from distillery.data.hub_layout import SplitFiles
 from distillery.labelling.shards import Account, ShardAssembly, ShardWriter, dataset_features
 from distillery.labelling.transcripts import Transcripts
@@ -106,6 +107,23 @@ def test_the_account_and_the_scores_of_all_shards(writer):
     assert account.ledger == Ledger(4, 3, quarantined={schema.AUDIO: 1})
     assert account.edits.scores() == score(["ねこ", "いぬ"], ["ねこ", "いね"], NORMALIZER)
     assert writer.num_sealed() == 4
+
+
+def test_transcripts_without_a_word_are_counted(writer):
+    times = [TOKENS.timestamp(0), TOKENS.timestamp(1)]
+    silent = {**label("b", "ねこ"), schema.WHISPER_TRANSCRIPT: [*PREFIX, *times]}
+    write(writer, 0, [label("a", "ねこ"), silent, label("c")])
+    write(writer, 1, [{**label("d", "ねこ"), schema.WHISPER_TRANSCRIPT: PREFIX}])
+    account = writer.account()
+    assert (account.num_empty, account.num_rows) == (2, 3)
+
+
+def test_clips_that_are_not_wanted_are_dropped_and_no_fault(writer, caplog):
+    dropped = {**label("b"), REASON: TOO_SHORT, IS_DROPPED: True}
+    ledger = write(writer, 0, [label("a", "ねこ"), dropped, label("c")])
+    assert ledger == Ledger(3, 1, Counter(too_short=1), Counter(audio=1))
+    assert [row[schema.ID] for row in rows_of(writer, 0)] == ["a"]
+    assert [record.getMessage() for record in caplog.records] == ["clip c cannot be decoded"]
 
 
 def test_without_references_there_are_no_scores(writer):

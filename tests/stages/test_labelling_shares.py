@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 from launching import command, environment, launch, wait_until
 from stage_runs import assert_same_labels, record, run, talkative_model_folder, write_manifest
-from tiny import REPOSITORY, load_script, tone_manifest
+from tiny import REPOSITORY, tone_manifest
 
+from distillery.labelling import bad_clips
 from distillery.storage.ownership import FolderInUseError
 
 SCRIPT = "run_pseudo_labelling.py"
@@ -113,7 +114,7 @@ def test_overwriting_is_refused_where_others_may_be_at_work(tmp_path, flags):
 
 @pytest.mark.parametrize("more", [[], ["--streaming", "--max_bad_fraction", 0.05]])
 def test_a_hopeless_run_ends_within_its_first_shards(tmp_path, flags, capsys, monkeypatch, more):
-    monkeypatch.setattr(load_script(SCRIPT), "MANY_BAD", 4)
+    monkeypatch.setattr(bad_clips, "MANY_BAD", 4)
     entries = [{"id": str(index), "audio": f"{index}.flac"} for index in range(NUM_CLIPS)]
     missing = write_manifest(tmp_path / "missing.jsonl", entries)
     arguments = [*flags, "-d", missing, "--max_bad_fraction", 0.3, *more, "-o", tmp_path / "out"]

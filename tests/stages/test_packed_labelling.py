@@ -153,6 +153,21 @@ def test_clips_of_nobody_and_those_that_must_not_be_packed_stand_alone(flags, ta
     assert transcripts[0] == transcripts[1]
 
 
+def test_clips_of_unwanted_durations_are_in_no_window(packed, flags, talks, tmp_path):
+    limits = ["--min_duration_in_seconds", 0.4, "--max_duration_in_seconds", 0.45]
+    run(SCRIPT, *flags, *limits, "-o", tmp_path)
+    durations = {entry["id"]: entry["duration"] for entry in read_manifest(talks)}
+    wanted = [name for name, duration in durations.items() if 0.4 <= duration <= 0.45]
+    assert 0 < len(wanted) < NUM_CLIPS
+    assert [name for ids in segment_ids(tmp_path) for name in ids] == wanted
+    ledger = record(tmp_path)["ledger"]
+    assert ledger["dropped"] == {
+        "too_short": sum(duration < 0.4 for duration in durations.values()),
+        "too_long": sum(duration > 0.45 for duration in durations.values()),
+    }
+    assert (ledger["out"], ledger["quarantined"]) == (len(wanted), {})
+
+
 def test_a_bad_clip_is_counted_and_leaves_the_windows_of_the_others(packed, flags, talks, tmp_path):
     entries = read_manifest(talks)
     (talks.parent / "noise.flac").write_bytes(b"no sound at all")

@@ -34,6 +34,7 @@ from tiny import (
 )
 
 from distillery.data import schema
+from distillery.labelling import clips
 from distillery.labelling.shards import ShardWriter
 from distillery.storage.outputs import Outputs
 from distillery.text import labels
@@ -612,6 +613,64 @@ def test_a_dataset_without_one_good_clip(tmp_path, flags, manifest):
     bad = write_manifest(manifest.parent / "bad.jsonl", [{"id": "x", "audio": "noise.flac"}])
     with pytest.raises(ValueError, match="1 of 1 rows cannot be used"):
         run(SCRIPT, *flags, "-d", bad, "-o", tmp_path)
+
+
+def test_clips_of_unwanted_durations_are_dropped(tmp_path, flags, broken, labelled):
+    entries = read_manifest(broken)
+    lengths = sorted(entry["duration"] for entry in entries if "duration" in entry)
+    limits = ["--min_duration_in_seconds", lengths[2], "--max_duration_in_seconds", lengths[-2]]
+    # Two cannot be decoded; the one that is longer than the window is longer than asked for.
+    run(SCRIPT, *flags, "-d", broken, *limits, "-o", tmp_path)
+    undisturbed = by_id(split_rows(labelled))
+    wanted = [e["id"] for e in entries if lengths[2] <= e.get("duration", 0) <= lengths[-2]]
+    rows = split_rows(tmp_path)
+    assert [row["id"] for row in rows] == wanted
+    for row in rows:
+        assert row["whisper_transcript"] == undisturbed[row["id"]]["whisper_transcript"]
+    short, long = (sum(x < lengths[2] for x in lengths), sum(x > lengths[-2] for x in lengths))
+    assert record(tmp_path)["ledger"]["dropped"] == {"too_short": short, "too_long": long + 1}
+    assert record(tmp_path)["ledger"]["quarantined"] == {"audio": 2}
+
+
+def test_durations_that_nothing_can_have_are_refused(tmp_path, flags):
+    for more in ([], ["--dry_run"]):
+        with pytest.raises(
+            ValueError, match=r"--max_duration_in_seconds 4\.5 is longer than the mod"
+        ):
+            run(SCRIPT, *flags, "--max_duration_in_seconds", 4.5, *more, "-o", tmp_path / "long")
+    with pytest.raises(ValueError, match=r"no clip is left: 10 in = 0 out \+ 10 dropped"):
+        run(SCRIPT, *flags, "--min_duration_in_seconds", 3, "-o", tmp_path / "none")
+
+
+def test_many_empty_transcripts_are_a_sign_of_a_wrong_flag(tmp_path, flags, capsys):
+    silent = talkative_model_folder(tmp_path / "silent", seed=2)
+    run(SCRIPT, *flags, "-m", silent, "-o", tmp_path / "out")
+    assert "10 of 10 transcripts are empty" in capsys.readouterr().err
+    run(SCRIPT, *flags, "-o", tmp_path / "words")
+    assert "transcripts are empty" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("workers", "wanted"),
+    [
+        ([], 0),
+        (["--preprocessing_num_workers", 1], 0),
+        (["--preprocessing_num_workers", 2], 2),
+        (["--preprocessing_num_workers", 2, "--dataloader_num_workers", 1], 1),
+    ],
+)
+def test_either_kind_of_workers_decodes(tmp_path, flags, labelled, monkeypatch, workers, wanted):
+    used = []
+    original = clips.DataLoader
+
+    def loader(*args, num_workers, **options):
+        used.append(num_workers)
+        return original(*args, num_workers=num_workers, **options)
+
+    monkeypatch.setattr(clips, "DataLoader", loader)
+    run(SCRIPT, *flags, *workers, "-o", tmp_path)
+    assert used == [wanted]
+    assert_same_labels(tmp_path, labelled)
 
 
 # --- other configurations in the same folder -----------------------------------------------------

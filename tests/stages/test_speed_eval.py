@@ -156,7 +156,7 @@ def test_sound_of_a_dataset_and_its_bad_clips(models, tmp_path, capsys, monkeypa
     entries = [good[0], {"id": "bad", "audio": "noise.flac"}, *good[1:]]
     broken = write_manifest(tmp_path / "broken.jsonl", entries)
     flags = ["-m", models[1], "-d", broken, *WORK, "--lengths_s", 1, "-o", tmp_path / "speed"]
-    with pytest.raises(ValueError, match=r"broken.jsonl: 1 of 4 clips cannot be used; --max_bad"):
+    with pytest.raises(ValueError, match=r"broken.jsonl: 1 of 4 clips cannot be used; .*--max_bad"):
         run(SCRIPT, *flags)
 
     heard = []

@@ -1,4 +1,5 @@
 import json
+from collections import Counter
 
 import pytest
 
@@ -203,6 +204,30 @@ def test_quarantine_past_the_limit_names_the_flag():
         "1 of 10 rows cannot be used (audio: 1); that is more than --max_bad_fraction 0.09 allows; "
         "allow more, or mend them and start over with --overwrite_output_dir"
     )
+
+
+@pytest.mark.parametrize(
+    ("num_rows", "most"),
+    [
+        (1, 0),
+        (3, 0),
+        (4, 0),
+        (5, 1),
+        (10, 2),
+        (15, 3),
+        (100, 3),
+        (3000, 3),
+        (4000, 4),
+        (10**6, 1000),
+    ],
+)
+def test_a_few_rows_of_a_small_set_pass_where_nothing_is_said(num_rows, most):
+    def ledger(bad):
+        return Ledger(num_rows, num_rows - bad, quarantined=Counter(audio=bad))
+
+    ledger(most).check(None)
+    with pytest.raises(ValueError, match=f"^{most + 1} of {num_rows} rows.*0.001 allows .where it"):
+        ledger(most + 1).check(None)
 
 
 def test_dropped_rows_are_no_bad_rows():

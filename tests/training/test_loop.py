@@ -248,6 +248,8 @@ def problem(num_bad, num_clips, allowed, step=1):
 def test_too_many_bad_clips_are_a_problem_as_soon_as_it_is_certain():
     assert problem(0, 0, 0.0) is None
     assert problem(2, 5, 0.4) is None
+    assert problem(2, 10, None) is None
+    assert "--max_bad_fraction 0.001" in problem(3, 10, None)
     said = problem(2, 5, 0.39)
     assert said.startswith("2 of 5 clips could not be decoded")
     assert "--max_bad_fraction 0.39" in said and "which is saved" in said
