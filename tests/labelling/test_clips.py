@@ -81,5 +81,5 @@ def test_batches_run_over_the_borders_of_shards(tmp_path, num_workers, is_stream
         list("01223"),
         list("456"),
     ]
-    assert [len(windows.features) for _, windows in loaded] == [5, 3]
+    assert [len(windows.waveforms) for _, windows in loaded] == [5, 3]
     assert isinstance(Clip(0, 0, 1).row, int)
