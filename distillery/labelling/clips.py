@@ -90,7 +90,7 @@ class ShardQueue(Sampler[Clip]):
         """
         if not isinstance(self.rows, Dataset):
             for _, chunk in sources.iterate_chunks(self.rows, self._size):
-                yield chunk, lambda chunk=chunk: chunk
+                yield chunk, partial(list, chunk)
             return
         for start in range(0, len(self.rows), self._size):
             numbers = range(start, min(start + self._size, len(self.rows)))
