@@ -130,7 +130,7 @@ if __name__ == "__main__":
 
 import logging
 import shlex
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -390,10 +390,10 @@ def _progress(
     return SpeechProgress(accelerator, "labelling", num_clips, clips_per_line)
 
 
-def _is_done(split: _Split, progress: SpeechProgress, shard: int, chunk: Any) -> bool:
+def _is_done(split: _Split, progress: SpeechProgress, shard: int, chunk: Callable[[], Any]) -> bool:
     ledger = split.writer.account_of(shard)
     if ledger is not None and split.writer.retry_quarantined:
-        split.writer.refuse_other_rows(shard, chunk)
+        split.writer.refuse_other_rows(shard, chunk())
     if ledger is not None:
         progress.skip(ledger.num_in)
     return ledger is not None

@@ -125,7 +125,6 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import field, replace
-from itertools import zip_longest
 from typing import Any
 
 from accelerate import Accelerator
@@ -288,8 +287,7 @@ class _Transcriber:
 
     def _batches(self, whisper: Whisper, rows: sources.Rows) -> Iterator[Windows]:
         """Yield this process's share of the batches: `count` processes take them in turn."""
-        keep_waveforms = self.postprocess.stable_ts
-        collate = WindowCollator(whisper.log_mel, self.chunk_length_s, keep_waveforms)
+        collate = WindowCollator(whisper.log_mel, self.chunk_length_s)
         size, count = self.batch_size, self.accelerator.num_processes
         share = self.accelerator.process_index
         if not isinstance(rows, sources.Dataset):
@@ -337,11 +335,12 @@ class _Transcriber:
         return {ids[number]: text_of(segments) for number, segments in numbered}
 
     def _windows(self, whisper: Whisper, decoding: Decoding, batch: Windows) -> Iterator[Any]:
-        """Yield the transcript, and the samples where they were kept, of the other clips."""
-        if batch.features is None:
+        """Yield the transcript and the samples of the other clips."""
+        if not batch.waveforms:
             return iter(())
-        features = batch.features.to(self.accelerator.device)
-        return zip_longest(transcribe_windows(whisper, features, decoding), batch.waveforms)
+        features = whisper.log_mel(batch.waveforms, self.accelerator.device)
+        transcripts = transcribe_windows(whisper, features, decoding)
+        return zip(transcripts, batch.waveforms, strict=True)
 
     def _report(self, row_id: str, problem: str) -> None:
         if row_id not in self.reported:

@@ -32,6 +32,9 @@ from distillery.whisper.decoding import Decoding
 from distillery.whisper.greedy import GreedyDecoder, Window, encode
 
 REFERENCE = "generate"
+TINY = {"d_model": 384, "encoder_layers": 4, "decoder_layers": 4}
+TINY |= {"encoder_attention_heads": 6, "decoder_attention_heads": 6}
+TINY |= {"encoder_ffn_dim": 1536, "decoder_ffn_dim": 1536}
 
 
 def main() -> None:
@@ -109,21 +112,23 @@ def tiny_whisper(name: str) -> Whisper:
     """Return a model in whisper-tiny's shape with random weights, which never ends."""
     tokenizer = WhisperTokenizer.from_pretrained(name)
     tokens = SpecialTokens.from_tokenizer(tokenizer, is_multilingual=True)
+    model = new_model(tokens, len(tokenizer), **TINY)
+    extractor = WhisperFeatureExtractor()
+    return Whisper(tokenizer, extractor, tokens, LogMel(extractor), 448, model)
+
+
+def new_model(tokens: SpecialTokens, num_ids: int, **shape: int) -> WhisperForConditionalGeneration:
+    """Return a model with random weights that never ends.
+
+    Args:
+        tokens: of its tokenizer.
+        num_ids: size of the vocabulary.
+        shape: settings of its configuration, such as `d_model`.
+    """
     ids = {"decoder_start_token_id": tokens.start_of_transcript, "eos_token_id": tokens.end_of_text}
     ids |= {"bos_token_id": tokens.end_of_text, "pad_token_id": tokens.end_of_text}
-    config = WhisperConfig(
-        vocab_size=len(tokenizer),
-        d_model=384,
-        encoder_layers=4,
-        decoder_layers=4,
-        encoder_attention_heads=6,
-        decoder_attention_heads=6,
-        encoder_ffn_dim=1536,
-        decoder_ffn_dim=1536,
-        init_std=0.1,
-        **ids,
-    )
     torch.manual_seed(0)
+    config = WhisperConfig(vocab_size=num_ids, init_std=0.1, **shape, **ids)
     model = WhisperForConditionalGeneration(config).eval()
     model.generation_config = GenerationConfig(
         is_multilingual=True,
@@ -132,11 +137,10 @@ def tiny_whisper(name: str) -> Whisper:
         no_timestamps_token_id=tokens.no_timestamps,
         max_initial_timestamp_index=50,
         suppress_tokens=[tokens.end_of_text],
-        max_length=448,
+        max_length=config.max_target_positions,
         **ids,
     )
-    extractor = WhisperFeatureExtractor()
-    return Whisper(tokenizer, extractor, tokens, LogMel(extractor), 448, model)
+    return model
 
 
 def parse_arguments() -> argparse.Namespace:

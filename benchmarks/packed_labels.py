@@ -85,9 +85,10 @@ def transcribed(
 ) -> list[tuple[dict, list[int]]]:
     """Return each usable row of a batch with what the teacher writes."""
     rows = [row for row in batch.rows if not row["problem"]]
-    if batch.features is None:
+    if not batch.waveforms:
         return []
-    transcripts = windows.transcribe_windows(teacher, batch.features, decoding)
+    features = teacher.log_mel(batch.waveforms)
+    transcripts = windows.transcribe_windows(teacher, features, decoding)
     return [
         (row, text_ids(transcript.ids, teacher.tokens))
         for row, transcript in zip(rows, transcripts, strict=True)

@@ -27,8 +27,9 @@ class LogMel:
         self.num_mels: int = extractor.feature_size
         self._hop: int = extractor.hop_length
         self._fft: int = extractor.n_fft
-        self._hann = torch.hann_window(self._fft)
-        self._filters = torch.from_numpy(np.asarray(extractor.mel_filters, dtype=np.float32))
+        filters = torch.from_numpy(np.asarray(extractor.mel_filters, dtype=np.float32))
+        # Transform window and filters, by device.
+        self._on = {torch.device("cpu"): (torch.hann_window(self._fft), filters)}
 
     @property
     def window_s(self) -> float:
@@ -40,25 +41,43 @@ class LogMel:
         """Bytes that the features of a second take as float16."""
         return 2 * self.num_mels * self.num_frames / self.window_s
 
-    def __call__(self, waveforms: Sequence[Waveform]) -> Tensor:
-        """Return float32 (batch, mels, frames of the window); longer clips are cut at its end."""
-        return torch.stack([self.pad(self.real_frames(wave)) for wave in waveforms])
+    def __call__(self, waveforms: Sequence[Waveform], device: torch.device | str = "cpu") -> Tensor:
+        """Return float32 (batch, mels, frames of the window); longer clips are cut at its end.
 
-    def real_frames(self, waveform: Waveform) -> Tensor:
-        """Return float32 (mels, frames that touch a real sample) of one clip."""
+        A GPU is given the real samples only, and is not waited for.
+
+        Args:
+            waveforms: of clips.
+            device: where the features are made, and are wanted.
+        """
+        return torch.stack([self.pad(self.real_frames(wave, device)) for wave in waveforms])
+
+    def real_frames(self, waveform: Waveform, device: torch.device | str = "cpu") -> Tensor:
+        """Return float32 (mels, frames that touch a real sample) of one clip, on a device."""
         samples = torch.from_numpy(waveform[: self.window_samples])
+        if torch.device(device).type == "cuda":
+            samples = samples.pin_memory()  # what is not pinned is copied while the program waits
+        samples = samples.to(device, non_blocking=True)
+        hann, filters = self._constants(samples.device)
         # One transform length of silence behind the clip: the frames that end in it are exact, and
         # the reflection at the end of the signal mirrors only silence.
         padded_length = min(samples.shape[0] + self._fft, self.window_samples)
         samples = functional.pad(samples, (0, padded_length - samples.shape[0]))
-        spectrum = torch.stft(samples, self._fft, self._hop, window=self._hann, return_complex=True)
+        spectrum = torch.stft(samples, self._fft, self._hop, window=hann, return_complex=True)
         power = spectrum[..., : padded_length // self._hop].abs() ** 2
-        log_mel = (self._filters.T @ power).clamp(min=1e-10).log10()
+        log_mel = (filters.T @ power).clamp(min=1e-10).log10()
         floor = log_mel.max() - 8.0
         return (torch.maximum(log_mel, floor) + 4.0) / 4.0
+
+    def _constants(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        if device not in self._on:
+            hann, filters = self._on[torch.device("cpu")]
+            self._on[device] = hann.to(device), filters.to(device)
+        return self._on[device]
 
     def pad(self, frames: Tensor) -> Tensor:
         """Fill (mels, real frames) up to the window with the value that silence has."""
         # The loudest frame is at `floor + 8`, and silence (log 1e-10) is raised to the floor.
-        silence = max((-10.0 + 4.0) / 4.0, float(frames.max()) - 2.0)
-        return functional.pad(frames, (0, self.num_frames - frames.shape[-1]), value=silence)
+        silence = (frames.max() - 2.0).clamp(min=(-10.0 + 4.0) / 4.0)
+        num_silent = self.num_frames - frames.shape[-1]
+        return torch.cat([frames, silence.expand(len(frames), num_silent)], dim=-1)

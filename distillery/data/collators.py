@@ -106,17 +106,14 @@ class SpeechCollator:
 class Windows:
     """Clips to be transcribed.
 
-    `rows` are all rows as `decode_clip` returns them.
-    `features`, float32 (clips, mels, frames), belong to the rows without a problem, in that order,
-    and are None if there is none. `long` holds the clips, by id, that are to be decoded in chunks
-    instead; they have no features. `waveforms`, float32 (samples,), belong to the rows with
-    features, and are there only if the collator was asked.
+    `rows` are all rows as `decode_clip` returns them. `long` holds the clips, by id, that are to be
+    decoded in chunks. `waveforms`, float32 (samples,), belong to all other rows without a problem,
+    in that order; features are made of them where the model is.
     """
 
     rows: list[dict[str, Any]]
-    features: Tensor | None
-    long: dict[str, Waveform]
     waveforms: list[Waveform]
+    long: dict[str, Waveform]
 
 
 PROBLEM = "problem"
@@ -181,28 +178,26 @@ def decode_clip(
 
 @dataclass(frozen=True)
 class WindowCollator:
-    """Decode and transform clips of at most one window each; no row is ever left out.
+    """Decode clips of at most one window of a model each; no row is ever left out.
 
-    With `chunk_length_s`, clips may be of any length; those that are longer are not transformed.
+    With `chunk_length_s`, clips may be of any length; those that are longer are set apart.
     """
 
     log_mel: LogMel
     chunk_length_s: float | None = None
-    keep_waveforms: bool = False
     limits: DurationLimits = ANY_DURATION
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> Windows:
         """Turn rows with `audio` into windows."""
-        kept, features, long, waveforms = [], [], {}, []
+        windows = Windows([], [], {})
         longest_s = self.log_mel.window_s if self.chunk_length_s is None else None
         for row in rows:
             slim, wave = decode_clip(row, self.log_mel.sampling_rate, longest_s, self.limits)
-            kept.append(slim)
+            windows.rows.append(slim)
             if wave is None:
                 continue
             if self.chunk_length_s is not None and slim[schema.DURATION] > self.chunk_length_s:
-                long[row[schema.ID]] = wave
+                windows.long[row[schema.ID]] = wave
             else:
-                features.append(self.log_mel.pad(self.log_mel.real_frames(wave)))
-                waveforms += [wave] if self.keep_waveforms else []
-        return Windows(kept, torch.stack(features) if features else None, long, waveforms)
+                windows.waveforms.append(wave)
+        return windows

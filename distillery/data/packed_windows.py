@@ -107,11 +107,10 @@ class WindowPacking:
         windows = self.pack(self._utterances(clips, bad), self.layout)
         while batch := list(islice(windows, size)):
             rows = [window_row(window, self.layout, self.columns) for window in batch]
-            features = self.log_mel([waveform(window) for window in batch])
-            yield Windows([*rows, *bad], features, {}, [])
+            yield Windows([*rows, *bad], [waveform(window) for window in batch], {})
             bad.clear()
         if bad:
-            yield Windows(bad, None, {}, [])
+            yield Windows(bad, [], {})
 
     def _utterances(
         self, clips: Iterable[Clips], bad: list[dict[str, Any]]

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby
 from operator import itemgetter
 from typing import Any, NamedTuple, TypeAlias
@@ -50,7 +51,7 @@ class ShardQueue(Sampler[Clip]):
         rows: sources.Rows,
         size: int,
         share: Share,
-        is_done: Callable[[int, Any], bool],
+        is_done: Callable[[int, Callable[[], Any]], bool],
         with_context: bool = True,
     ) -> None:
         """Read nothing yet.
@@ -59,7 +60,7 @@ class ShardQueue(Sampler[Clip]):
             rows: of the split.
             size: rows of a shard.
             share: whose shards are wanted.
-            is_done: tells of a shard and its rows that nothing is left to do for it.
+            is_done: tells of a shard, and of what returns its rows, that nothing is left to do.
             with_context: whether the clip before a shard's first is wanted.
         """
         self.rows = rows
@@ -74,11 +75,9 @@ class ShardQueue(Sampler[Clip]):
     def __iter__(self) -> Iterator[Clip]:
         """Yield clip after clip; within a shard in the order of the rows."""
         shard, before = -1, None
-        for shard, chunk in sources.iterate_chunks(self.rows, self._size):
-            start = shard * self._size
-            rows = range(start, start + len(chunk)) if isinstance(self.rows, Dataset) else chunk
+        for shard, (rows, chunk) in enumerate(self._shards()):
             if self._share.has(shard) and not self._is_done(shard, chunk):
-                self.chunks[shard] = chunk
+                self.chunks[shard] = chunk()
                 if before is not None and self._with_context and self._follows(before, rows[0]):
                     self.followers.add(shard)
                     yield Clip(shard, CONTEXT, before)
@@ -86,6 +85,19 @@ class ShardQueue(Sampler[Clip]):
                     yield Clip(shard, position, row)
             before = rows[-1]
         self.num_shards = shard + 1
+
+    def _shards(self) -> Iterator[tuple[Sequence[Any], Callable[[], Any]]]:
+        """Yield each shard's rows, by number where they have one, and what returns them.
+
+        To select rows of a dataset takes milliseconds; there may be many shards that are done.
+        """
+        if not isinstance(self.rows, Dataset):
+            for _, chunk in sources.iterate_chunks(self.rows, self._size):
+                yield chunk, partial(list, chunk)
+            return
+        for start in range(0, len(self.rows), self._size):
+            numbers = range(start, min(start + self._size, len(self.rows)))
+            yield numbers, partial(self.rows.select, numbers)
 
     def _follows(self, before: Any, row: Any) -> bool:
         first, second = self._place(before), self._place(row)

@@ -7,7 +7,6 @@ from itertools import groupby, islice
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
-from torch import Tensor
 
 from distillery.data import schema
 from distillery.data.collators import PROBLEM, REASON
@@ -104,12 +103,12 @@ class Labeller:
     def _windows(self, batches: Iterable[ClipBatch]) -> Iterator[Window[Place]]:
         """Yield the windows of usable clips, and set the others aside."""
         for places, batch in batches:
-            features: Iterator[Tensor] = iter([] if batch.features is None else batch.features)
+            waveforms = iter(batch.waveforms)
             for place, row in zip(places, batch.rows, strict=True):
                 if row[PROBLEM]:
                     self._bad.append(LabelledClip(*place, row))
                     continue
-                window = next(features)
+                waveform = next(waveforms)
                 try:
                     decoding = self._prompts.decoding_of(row)
                 except ValueError as error:
@@ -117,14 +116,14 @@ class Labeller:
                     self._bad.append(LabelledClip(*place, {**row, **problem}))
                     continue
                 self._rows[place] = {**row, schema.TASK: decoding.task}
-                yield Window(place, window, decoding)
+                (features,) = self.teacher.log_mel([waveform], self.teacher.model.device)
+                yield Window(place, features, decoding)
 
     def _search(self, windows: Iterable[Window[Place]]) -> Iterator[tuple[Place, Transcript]]:
         """Transcribe by beam search, in batches of windows that are decoded alike."""
         for decoding, alike in groupby(windows, key=lambda window: window.decoding):
             while batch := list(islice(alike, self._batch_size)):
                 features = torch.stack([window.features for window in batch])
-                features = features.to(self.teacher.model.device)
                 transcripts = transcribe_windows(self.teacher, features, decoding)
                 yield from zip((window.key for window in batch), transcripts, strict=True)
 

@@ -188,7 +188,7 @@ def _decode_with_fallback(
     """Return the transcript of each window, None where it has no speech, and its temperature."""
     if not windows:
         return []
-    features = whisper.log_mel(windows).to(whisper.model.device)
+    features = whisper.log_mel(windows, whisper.model.device)
     transcripts: dict[int, tuple[Transcript | None, float]] = {}
     pending = list(range(len(windows)))
     for temperature in temperatures:
@@ -263,7 +263,7 @@ def transcribe_in_chunks(
 
     chunks = cut_all()
     while batch := list(islice(chunks, batch_size)):
-        features = whisper.log_mel([chunk.samples for chunk in batch]).to(whisper.model.device)
+        features = whisper.log_mel([chunk.samples for chunk in batch], whisper.model.device)
         transcripts = transcribe_windows(whisper, features, decoding)
         for chunk, transcript in zip(batch, transcripts, strict=True):
             segments[chunk.number] += chunk.segments(whisper, transcript)

@@ -62,6 +62,51 @@ def test_a_batch_is_its_clips(extractor):
         assert torch.equal(row, log_mel([wave])[0])
 
 
+def test_a_named_device_makes_the_same_and_is_not_waited_for(extractor, monkeypatch):
+    log_mel = LogMel(extractor)
+    for name, wave in clips(extractor.n_samples).items():
+        direct = log_mel([wave])
+
+        def wait(*values):
+            raise AssertionError("a number was fetched from the device")
+
+        with monkeypatch.context() as patched:
+            for method in ("__float__", "item", "tolist", "numpy", "cpu"):
+                patched.setattr(torch.Tensor, method, wait)
+            found = log_mel([wave], torch.device("cpu"))
+        assert torch.equal(found, direct), name
+
+
+def test_the_padding_is_the_silence_that_was_computed_before(extractor):
+    log_mel = LogMel(extractor)
+    for name, wave in clips(extractor.n_samples).items():
+        frames = log_mel.real_frames(wave)
+        silence = max(-1.5, float(frames.max()) - 2.0)
+        width = log_mel.num_frames - frames.shape[-1]
+        expected = torch.nn.functional.pad(frames, (0, width), value=silence)
+        assert torch.equal(log_mel.pad(frames), expected), name
+
+
+def test_a_gpu_gets_pinned_samples_and_is_not_waited_for(extractor, monkeypatch):
+    """No GPU is at hand: what would be copied to one is caught on its way."""
+    pinned, copies = [], []
+    to = torch.Tensor.to
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: pinned.append(self) or self)
+
+    def caught(self, device, *, non_blocking):
+        copies.append((device, non_blocking))
+        return to(self, "cpu")
+
+    monkeypatch.setattr(torch.Tensor, "to", caught)
+    log_mel = LogMel(extractor)
+    wave = noise(RATE)
+    found = log_mel([wave], "cuda")
+    assert [len(samples) for samples in pinned] == [RATE]
+    assert copies == [("cuda", True)]
+    monkeypatch.undo()
+    assert torch.equal(found, log_mel([wave]))
+
+
 def test_sizes_come_from_the_extractor(extractor):
     log_mel = LogMel(extractor)
     assert log_mel.window_s == extractor.chunk_length

@@ -57,6 +57,20 @@ def test_only_what_is_left_of_a_share(is_stream):
     assert queue.num_shards == 3
 
 
+def test_rows_of_finished_shards_are_not_selected(monkeypatch):
+    """Selecting takes milliseconds: 20,000 finished shards would keep a start waiting."""
+    rows, selected = dataset(), []
+    select = Dataset.select
+
+    def selecting(self, indices, *values):
+        selected.append(list(indices))
+        return select(self, indices, *values)
+
+    monkeypatch.setattr(Dataset, "select", selecting)
+    assert len(list(queue_of(rows, done={0, 2}))) == 4
+    assert selected == [[3, 4, 5]]
+
+
 def test_shares_have_every_shard_once():
     count = 7
     shares = [Share(index, count) for index in range(count)]
@@ -81,5 +95,5 @@ def test_batches_run_over_the_borders_of_shards(tmp_path, num_workers, is_stream
         list("01223"),
         list("456"),
     ]
-    assert [len(windows.features) for _, windows in loaded] == [5, 3]
+    assert [len(windows.waveforms) for _, windows in loaded] == [5, 3]
     assert isinstance(Clip(0, 0, 1).row, int)

@@ -113,7 +113,7 @@ def test_predictions_and_rates_are_those_of_the_model(evaluated, model, manifest
     clips = list(load(DatasetSpec(str(manifest))))
     windows = WindowCollator(loaded.log_mel)(clips)
     written = transcribe_windows(
-        loaded, windows.features, Decoding("ja", "transcribe", False, 1, 24)
+        loaded, loaded.log_mel(windows.waveforms), Decoding("ja", "transcribe", False, 1, 24)
     )
     texts = [labels.plain_text(w.ids, loaded.tokens, loaded.tokenizer) for w in written]
     assert len(set(texts)) == NUM_CLIPS

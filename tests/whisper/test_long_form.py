@@ -42,7 +42,7 @@ class Windows:
         self.window_samples = round(window_s * RATE)
         self.batches = []
 
-    def __call__(self, waveforms):
+    def __call__(self, waveforms, device):
         assert all(0 < len(wave) <= self.window_samples for wave in waveforms)
         self.batches.append([wave.copy() for wave in waveforms])
         return torch.arange(len(waveforms))[:, None, None]
