@@ -205,7 +205,7 @@ def test_windows_of_durations_that_are_wanted(log_mel, seconds):
         **{"a": (None, False), "b": (TOO_SHORT, True), "c": (None, False)},
         **{"d": ("too_long", True), "e": ("too_long", True), "bad": ("audio", False)},
     }
-    assert len(windows.features) == 2
+    assert len(windows.waveforms) == 2
 
 
 def test_windows_do_not_change_with_a_bad_neighbour(log_mel):
