@@ -11,7 +11,7 @@ Needs no file: neither weights, nor a tokenizer, nor audio. It prints, as they c
 - RTFx (seconds of audio per second) of `generate` and of our search in bfloat16, eager and
   captured, for clips of about 6 s that are padded to 30 s, and for packed windows, with batches of
   64 to 256. Random weights never end, so every window has 3 ids for a second of its speech in all
-  programs. Log-mel windows lie in the computer's memory and are copied to the device;
+  programs. Samples lie in the computer's memory; log-mel features are made on the device;
 - windows a second of the distillation step: 32 encoder layers that teacher and student share, 2
   decoder layers, 128 labels each, all of which count.
 
@@ -23,7 +23,7 @@ import argparse
 import gc
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -31,11 +31,11 @@ import numpy as np
 import torch
 from decoding import TINY as SMALL
 from decoding import new_model
-from torch import Tensor
 from transformers import WhisperFeatureExtractor
 from transformers.models.whisper.tokenization_whisper import LANGUAGES
 from transformers.utils import logging as transformers_logging
 
+from distillery.audio.decoding import Waveform
 from distillery.audio.log_mel import LogMel
 from distillery.text.tokens import SpecialTokens
 from distillery.training.losses import LossWeights
@@ -49,7 +49,7 @@ IDS_PER_S = 3
 FLOORS = {"padded": 1350, "packed": 3240}  # RTFx on one H200; see `--help`
 TRAINING_FLOOR = 265  # windows a second
 NUM_TRAINING_IDS = 128
-DISTINCT_WINDOWS = 64  # that the features of all are made of: so many lie in memory
+SPEECH_S = 29.5  # in the fullest window
 
 # Ids of large-v3's tokenizer.
 END, START, NUM_IDS = 50257, 50258, 51866
@@ -69,9 +69,9 @@ TOY |= {"encoder_ffn_dim": 64, "decoder_ffn_dim": 64, "max_target_positions": 11
 
 @dataclass(frozen=True)
 class Speech:
-    """Windows to label: their features, and the seconds of speech in each."""
+    """Windows to label: their samples, and the seconds of speech in each."""
 
-    features: Sequence[Tensor]
+    waveforms: Sequence[Waveform]
     seconds: Sequence[float]
 
     @property
@@ -173,7 +173,7 @@ def labelling(whisper: Whisper, kind: str, program: str, batch_size: int, runs: 
     speech = windows(whisper, kind, 3 * batch_size if is_tiny else max(512, 2 * batch_size))
     if program == "generate":
         work = partial(generate, whisper, speech, batch_size, False)
-        first = Speech(speech.features[:batch_size], speech.seconds[:batch_size])
+        first = Speech(speech.waveforms[:batch_size], speech.seconds[:batch_size])
         generate(whisper, first, batch_size, False)
     else:
         decoder = GreedyDecoder[int](whisper, batch_size, captures=program == "captured")
@@ -199,7 +199,8 @@ def training(whisper: Whisper, batch_size: int) -> str:
     step = StudentStep(student, LossWeights())
     trained = [weight for weight in student.parameters() if weight.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-5, fused=device.type == "cuda")
-    features = torch.stack(windows(whisper, "packed", batch_size).features).to(device, model.dtype)
+    waveforms = windows(whisper, "packed", batch_size).waveforms
+    features = whisper.log_mel(waveforms, device).to(model.dtype)
     num_ids = min(NUM_TRAINING_IDS, whisper.max_label_length)
     ids = torch.randint(END, (batch_size, num_ids), device=device)
 
@@ -224,11 +225,11 @@ def generate(
 ) -> list[list[int]]:
     """Return ids by a loop over batches of transformers' `generate`."""
     written = []
-    for start in range(0, len(speech.features), batch_size):
+    for start in range(0, len(speech.waveforms), batch_size):
         lengths = speech.num_ids[start : start + batch_size]
-        features = torch.stack(list(speech.features[start : start + batch_size]))
+        waveforms = speech.waveforms[start : start + batch_size]
         rows = whisper.model.generate(
-            features.to(whisper.model.device, whisper.model.dtype),
+            whisper.log_mel(waveforms, whisper.model.device).to(whisper.model.dtype),
             language="en",
             task="transcribe",
             return_timestamps=timestamps,
@@ -245,27 +246,31 @@ def search(
 ) -> list[list[int]]:
     """Return ids by our own loop."""
     prefix = len(whisper.tokens.prefix("en", "transcribe", timestamps))
-    waiting = (
-        Window(index, features, Decoding("en", "transcribe", timestamps, 1, prefix + num_ids))
-        for index, (features, num_ids) in enumerate(
-            zip(speech.features, speech.num_ids, strict=True)
-        )
-    )
-    found = dict(decoder.transcribe(waiting))
-    return [found[index].ids for index in range(len(speech.features))]
+
+    def waiting() -> Iterator[Window[int]]:
+        both = zip(speech.waveforms, speech.num_ids, strict=True)
+        for index, (waveform, num_ids) in enumerate(both):
+            (features,) = whisper.log_mel([waveform], whisper.model.device)
+            decoding = Decoding("en", "transcribe", timestamps, 1, prefix + num_ids)
+            yield Window(index, features, decoding)
+
+    found = dict(decoder.transcribe(waiting()))
+    return [found[index].ids for index in range(len(speech.waveforms))]
 
 
 def windows(whisper: Whisper, kind: str, count: int) -> Speech:
     """Return windows of noise: clips of about 6 s, padded to 30 s, or such as are packed."""
     rng = np.random.default_rng(0)
     padded = np.clip(rng.lognormal(np.log(5.8), 0.35, count), 2, 12)
-    seconds = padded if kind == "padded" else rng.uniform(27, 29.5, count)
-    shape = (DISTINCT_WINDOWS, whisper.log_mel.num_mels, whisper.log_mel.num_frames)
-    features = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-    if whisper.model.device.type == "cuda":
-        features = features.pin_memory()
-    each = [features[index % DISTINCT_WINDOWS] for index in range(count)]
-    return Speech(each, seconds.tolist())
+    seconds = padded if kind == "padded" else rng.uniform(27, SPEECH_S, count)
+    rate = whisper.log_mel.sampling_rate
+    noise = 0.1 * rng.standard_normal(round(2 * SPEECH_S * rate)).astype(np.float32)
+    starts = rng.integers(0, round(SPEECH_S * rate), count)
+    waveforms = [
+        noise[start : start + round(length * rate)]
+        for start, length in zip(starts, seconds, strict=True)
+    ]
+    return Speech(waveforms, seconds.tolist())
 
 
 def random_whisper(device: torch.device, dtype: torch.dtype, shape: dict[str, int]) -> Whisper:

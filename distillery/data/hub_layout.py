@@ -123,7 +123,8 @@ class SplitFiles:
     def all_sealed(self) -> list[Path]:
         """Return the shards that have a seal, in the order of the rows, even if they were moved."""
         seals = self.sealed(0).parent.glob(f"*.parquet{SEAL}")
-        return sorted(path.with_name(path.name.removesuffix(SEAL)) for path in seals)
+        paths = (path.with_name(path.name.removesuffix(SEAL)) for path in seals)
+        return sorted(paths, key=lambda path: int(path.stem))  # 100000 stands behind 99999
 
     def published(self, index: int, count: int) -> Path:
         """Return the path of one chunk of rows in the finished dataset."""

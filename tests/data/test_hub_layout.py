@@ -20,6 +20,11 @@ def sealed_files(folder, *indices):
     return files
 
 
+def test_shards_are_in_order_however_many_there_are(tmp_path):
+    files = sealed_files(tmp_path, 100_000, 99_999, 2)
+    assert files.all_sealed() == [files.sealed(2), files.sealed(99_999), files.sealed(100_000)]
+
+
 def test_sealed_shards_get_their_names_in_the_dataset(tmp_path):
     files = sealed_files(tmp_path, 1, 0)
     assert files.all_sealed() == [files.sealed(0), files.sealed(1)]
