@@ -2,7 +2,8 @@ r"""Let a Whisper model transcribe a dataset, and store what it writes beside th
 
 Reads   any dataset with audio (see `--dataset_name`); a reference text is optional.
 Writes  the same rows in Hub layout, plus `whisper_transcript`, `condition_on_prev`, `avg_logprob`,
-        `compression_ratio` and `truncated`; and `run.json`.
+        `compression_ratio` and `truncated`; and `run.json`. With `--output_format labels` without
+        audio, which stays where it is.
 
     python run_pseudo_labelling.py -m openai/whisper-large-v3 -d my-org/my-speech \
         --dataset_split_name train --text_column_name transcription --language ja \
@@ -28,6 +29,7 @@ from distillery.cli.arguments import (
 )
 from distillery.cli.flags import at_least, flag, one_of, parse
 
+DATASET, LABELS = "dataset", "labels"
 IN_ORDER, BEST_FIT = "in_order", "best_fit"  # names in `distillery.data.packing.PACKERS`
 
 
@@ -51,6 +53,11 @@ class LabellingArguments:
         True,
         "Store text instead of token ids. Ids keep exactly what the teacher wrote, as a model for "
         "speculative decoding needs; text is tokenised again for training.",
+    )
+    output_format: str = flag(
+        DATASET,
+        "What is written: dataset (rows with their audio, complete in themselves), or labels (the "
+        "same without audio: filter and training find it in the source, which must stay).",
     )
     concatenate_audio: bool = flag(
         False,
@@ -95,6 +102,7 @@ class LabellingArguments:
             *at_least(self, "rows_per_shard", 1),
             *at_least(self, "shard_index", 0),
             *at_least(self, "num_shards", 1),
+            *one_of(self, "output_format", (DATASET, LABELS)),
             *one_of(self, "packing", (IN_ORDER, BEST_FIT)),
         ]
         if self.shard_index >= self.num_shards:
@@ -152,9 +160,17 @@ from distillery.cli.runtime import (
     start_trackers,
 )
 from distillery.cli.speech_progress import SpeechProgress
-from distillery.data import column_types, hub_layout, packed_windows, schema, sources
+from distillery.data import (
+    column_types,
+    hub_layout,
+    label_folders,
+    packed_windows,
+    schema,
+    sources,
+)
 from distillery.data.collators import TOO_LONG, DurationLimits
 from distillery.data.hub_layout import SplitFiles
+from distillery.data.label_folders import Source
 from distillery.data.packed_windows import WindowPacking
 from distillery.data.packing import PACKERS
 from distillery.data.sources import describe_splits, load_splits
@@ -277,12 +293,13 @@ def _forecast(
 
 @dataclass
 class _Split:
-    """One split of the input, and what makes its files.
+    """One split of the input, as it is called in the output and in the flags; what makes its files.
 
     `num_shards` is known once its rows have been gone through.
     """
 
     spec: DatasetSpec
+    source: DatasetSpec
     rows: sources.Rows
     writer: ShardWriter
     num_shards: int | None = None
@@ -300,7 +317,8 @@ def _splits_of(
     transcripts = Transcripts(
         teacher.tokens, teacher.tokenizer, flags["decode_token_ids"], teacher.normalizer
     )
-    for spec, rows in load_splits(specs, schema.AUDIO, "--audio_column_name").items():
+    loaded = load_splits(specs, schema.AUDIO, "--audio_column_name")
+    for source, (spec, rows) in zip(specs, loaded.items(), strict=True):
         for name in PROMPT_COLUMNS:
             if flags[name] is not None:
                 sources.require_column(rows, spec, flags[name], f"--{name}")
@@ -308,13 +326,15 @@ def _splits_of(
         columns = rows.features if packing is None else column_types.SEGMENT_TYPES
         writer = ShardWriter(
             SplitFiles(run.outputs, WORK_FOLDER, str(spec.config), str(spec.split)),
-            dataset_features(columns, flags["decode_token_ids"], prompts_vary),
+            dataset_features(
+                columns, flags["decode_token_ids"], prompts_vary, flags["output_format"] == DATASET
+            ),
             transcripts,
             packing,
             flags["retry_quarantined"],
             run.verifies,
         )
-        splits.append(_Split(spec, rows, writer))
+        splits.append(_Split(spec, source, rows, writer))
     return splits
 
 
@@ -455,13 +475,17 @@ def _finish(
     specs = list(accounts)
     for split in splits:
         split.writer.publish()
+    card = f"Transcripts by `{public_names(run.arguments['model_name_or_path'])}`."
+    beside_audio: dict[str, Any] = {}
+    if run.arguments["output_format"] == LABELS:
+        card += label_folders.card_text(split.source for split in splits)
+        named = ((split.spec, Source.of(split.source)) for split in splits)
+        beside_audio[label_folders.SOURCES] = label_folders.record_of(named)
     hub_layout.write_card(
-        run.folder,
-        hub_layout.splits_by_config(specs),
-        "Pseudo-labelled speech",
-        f"Transcripts by `{public_names(run.arguments['model_name_or_path'])}`.",
+        run.folder, hub_layout.splits_by_config(specs), "Pseudo-labelled speech", card
     )
     run.finish(
+        **beside_audio,
         ledger=ledger.to_dict(),
         scores={str(spec): _scores(spec, account) for spec, account in accounts.items()},
         windows={str(spec): _windows(spec, account) for spec, account in accounts.items()},

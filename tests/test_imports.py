@@ -34,7 +34,7 @@ COLUMNS -= {schema.LANGUAGE, schema.TASK}  # flags and arguments of transformers
 HOMONYMS = {
     "seed_flags": {"duration"},
     "filters": {"truncated"},
-    "run_pseudo_labelling": {"audio"},
+    "run_pseudo_labelling": {"audio", "labels"},
     "run_data_filtering": {"audio"},
     "resume": {"best"},
     "postprocessing": {"text"},

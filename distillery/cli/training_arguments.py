@@ -23,6 +23,13 @@ class TrainDataArguments(ReadingArguments):
     train_dataset_name: str = required(
         "Datasets to train on, joined with '+'.", "-d", is_input=True
     )
+    labels_dir: str | None = flag(
+        None,
+        "Folder of labels without audio (of --output_format labels) for each, joined with '+'; its "
+        "rows are joined with theirs by id. Needed only where --train_dataset_name names the "
+        "source and not the labels, whose record says where it is.",
+        is_input=True,
+    )
     train_dataset_config_name: str | None = flag(None, "Configuration of each, joined with '+'.")
     train_split_name: str | None = flag(None, "Split of each, joined with '+'.")
     text_column_name: str | None = flag(None, "Column with the reference of each, joined with '+'.")
@@ -45,9 +52,10 @@ class TrainDataArguments(ReadingArguments):
         names = ["train_dataset_name", "train_dataset_config_name", "train_split_name"]
         evals = ["eval_dataset_name", "eval_dataset_config_name", "eval_split_name"]
         return [
-            *same_length(self, *names, "text_column_name", "train_dataset_samples"),
+            *same_length(self, *names, "labels_dir", "text_column_name", "train_dataset_samples"),
             *same_length(self, *evals, "eval_text_column_name"),
             *_weights_problems(self.train_dataset_samples),
+            *_streaming_problems(self),
             *at_least(self, "max_train_samples", 1),
             *at_least(self, "max_eval_samples", 1),
             *super().problems(),
@@ -60,6 +68,7 @@ class TrainDataArguments(ReadingArguments):
                 "name": plus_list(self.train_dataset_name),
                 "config": plus_list(self.train_dataset_config_name),
                 "split": plus_list(self.train_split_name),
+                "labels_dir": plus_list(self.labels_dir),
                 "text_column": plus_list(self.text_column_name),
                 "samples": [float(x) for x in plus_list(self.train_dataset_samples)],
             },
@@ -81,6 +90,12 @@ class TrainDataArguments(ReadingArguments):
             max_rows=self.max_eval_samples,
             **self.reading(),
         )
+
+
+def _streaming_problems(args: TrainDataArguments) -> list[str]:
+    if args.labels_dir is None or not args.streaming:
+        return []
+    return ["--labels_dir does not go with --streaming: rows are joined by id"]
 
 
 def _weights_problems(samples: str | None) -> list[str]:

@@ -7,7 +7,7 @@ from accelerate import Accelerator
 from distillery.cli import forecast, training
 from distillery.cli.forecast import Line, size
 from distillery.cli.training_arguments import TrainingArguments, TrainingFlags
-from distillery.data import schema
+from distillery.data import label_folders, schema
 from distillery.data.examples import TARGET_COLUMNS
 from distillery.data.order import BatchPlan
 from distillery.storage import checkpoints
@@ -38,7 +38,8 @@ def lines(
     refuse_layerdrop(student, accelerator.num_processes)
     # Fails by name if they misfit.
     student.tokens.prefix(flags.decoding.language, flags.decoding.task, True)
-    speech = [forecast.survey(spec, *targets) for spec in flags.data.train_specs()]
+    specs = [label_folders.labels_spec(spec) for spec in flags.data.train_specs()]
+    speech = [forecast.survey(spec, *targets) for spec in specs]
     eval_specs = flags.data.eval_specs() if args.do_eval else []
     eval_speech = [forecast.survey(spec, *targets) for spec in eval_specs]
     plan = training.batch_plan(accelerator, args)

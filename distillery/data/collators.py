@@ -82,6 +82,8 @@ class SpeechCollator:
         )
 
     def _features(self, row: Mapping[str, Any]) -> Tensor:
+        if row.get(PROBLEM):
+            raise AudioError(row[PROBLEM])
         stored = row.get(schema.INPUT_FEATURES)
         if stored is not None:
             return self.log_mel.pad(self._fitting(stored))

@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from datasets import Dataset, IterableDataset, interleave_datasets
 
-from distillery.data import hub_layout, schema, sources
+from distillery.data import hub_layout, label_folders, schema, sources
 from distillery.data.filters import FilterReason, TranscriptFilter
+from distillery.data.label_folders import SIGNALS, LabelledRows
 from distillery.data.order import BatchPlan
 from distillery.data.specs import DatasetSpec
 from distillery.storage.ledger import Ledger
@@ -27,7 +28,7 @@ SHUFFLED_ROWS = 1000  # in a block; a stream is shuffled block by block
 class TrainingRows(torch.utils.data.Dataset[dict[str, Any]]):
     """Rows of several datasets, one behind the other, with labels for the epoch that asks."""
 
-    def __init__(self, parts: Sequence[Dataset], rule: LabelRule) -> None:
+    def __init__(self, parts: Sequence[Dataset | LabelledRows], rule: LabelRule) -> None:
         """Keep the datasets; `parts` must not be empty."""
         self.parts = parts
         self.rule = rule
@@ -64,25 +65,32 @@ def _target(row: Mapping[str, Any]) -> Any:
 
 
 def usable_rows(
-    spec: DatasetSpec, rule: LabelRule, limits: TranscriptFilter
-) -> tuple[Dataset, Ledger]:
+    spec: DatasetSpec, rule: LabelRule, limits: TranscriptFilter, sampling_rate: int
+) -> tuple[Dataset | LabelledRows, Ledger]:
     """Load a dataset and leave out rows that cannot be learnt from, with their number by reason.
 
-    Only text and metadata are read.
+    Only text and metadata are read. Rows of a source that have no labels are left out, too.
+
+    Args:
+        spec: as `label_folders.load` takes it.
+        rule: how labels are made.
+        limits: that rows must keep to.
+        sampling_rate: of the model, for windows of several clips.
 
     Raises:
         ValueError: there is nothing to learn from in it, or every row is left out.
     """
-    rows = sources.load(spec)
-    assert isinstance(rows, Dataset)
+    rows = label_folders.load(spec, sampling_rate)
     column = next((name for name in TARGET_COLUMNS if name in rows.column_names), None)
     if column is None:
         sources.require_column(rows, spec, schema.TEXT, "--text_column_name")
     if column == schema.LABELS:
-        limits = _tightened(limits, spec)
-    heavy = (schema.AUDIO, schema.INPUT_FEATURES)
-    slim = rows.select_columns([name for name in rows.column_names if name not in heavy])
+        limits = _tightened(limits, label_folders.labels_spec(spec))
+    slim = rows.select_columns([name for name in rows.column_names if name not in SIGNALS])
     ledger = Ledger(num_in=len(rows))
+    if isinstance(rows, LabelledRows) and rows.num_unlabelled:
+        ledger.num_in += rows.num_unlabelled
+        ledger.dropped[FilterReason.UNLABELLED] = rows.num_unlabelled
     kept = []
     for index, row in enumerate(slim):
         reason = _reason(row, rule, limits)

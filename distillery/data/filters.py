@@ -19,6 +19,7 @@ class FilterReason:
     """Names of the reasons, as they are counted in the ledger."""
 
     NO_TRANSCRIPT = "no_transcript"
+    UNLABELLED = "unlabelled"  # a row of the source that has no labels in their folder
     TRUNCATED = "truncated"
     TOO_SHORT = "too_short"
     TOO_LONG = "too_long"

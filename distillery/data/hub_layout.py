@@ -227,8 +227,8 @@ def flags_naming(folder: Path, specs: Sequence[DatasetSpec], *, to_train: bool =
     return shlex.join(words)
 
 
-def read_run_record(name: str) -> dict[str, Any]:
-    """Return the flags of the stage that wrote a dataset; empty if none of our stages did.
+def read_record(name: str) -> dict[str, Any]:
+    """Return the record of the stage that wrote a dataset; empty if none of our stages did.
 
     Args:
         name: a local folder, or a Hub id, whose record is fetched.
@@ -246,4 +246,9 @@ def read_run_record(name: str) -> dict[str, Any]:
             return {}
         except (EntryNotFoundError, RepositoryNotFoundError, HFValidationError):
             return {}
-    return dict(read_json(path)["arguments"])
+    return dict(read_json(path))
+
+
+def read_run_record(name: str) -> dict[str, Any]:
+    """Return the flags of the stage that wrote a dataset; empty if none of our stages did."""
+    return dict(read_record(name).get("arguments", {}))

@@ -2,8 +2,11 @@
 
 from collections.abc import Sequence
 from hashlib import blake2b
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 _DIGEST_BYTES = 16  # so many that two ids never share one
@@ -39,3 +42,17 @@ class SeenIds:
 
 def _digest(name: str) -> bytes:
     return blake2b(str(name).encode("utf-8", "surrogatepass"), digest_size=_DIGEST_BYTES).digest()
+
+
+def first_repeated(ids: pa.ChunkedArray | pa.Array) -> Any:
+    """Return an id of a column that is not unique; None where all are."""
+    if pc.count_distinct(ids, mode="all").as_py() == len(ids):
+        return None
+    counts = pc.value_counts(ids)
+    return next(count["values"] for count in counts.to_pylist() if count["counts"] > 1)
+
+
+def file_names(audio: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Return the names of a column's audio files, without folders and suffixes."""
+    names = pc.replace_substring_regex(pc.struct_field(audio, "path"), r"^.*/", "")
+    return pc.replace_substring_regex(names, r"\.[^.]+$", "")

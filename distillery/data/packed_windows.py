@@ -6,7 +6,7 @@ between, `text` their texts, `duration` its length. `segment_ids`, `segment_offs
 window's `id` is that of its first part: no other window has it.
 """
 
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, TypeAlias
@@ -185,20 +185,17 @@ def fill_of_rows(rows: Iterable[Mapping[str, Any]], window_s: float) -> Fill:
     )
 
 
-def with_audio(
-    chunk: Iterable[Mapping[str, Any]], windows: Iterable[Mapping[str, Any]], sampling_rate: int
-) -> Iterator[dict[str, Any]]:
-    """Yield the rows of windows with their audio, as FLAC at the model's sampling rate.
+def whole_windows(
+    chunk: Iterable[Mapping[str, Any]], windows: Iterable[Mapping[str, Any]]
+) -> Iterator[tuple[Mapping[str, Any], list[Any]]]:
+    """Yield each window with the audio of its parts, as it is stored.
 
-    A clip that has a window of its own stays as it came in. The order is that in which the windows'
-    last parts stand in the chunk. Of a chunk only what belongs to windows that are not whole yet is
-    kept, undecoded.
+    The order is that in which the windows' last parts stand in the chunk. Of a chunk only what
+    belongs to windows that are not whole yet is kept, undecoded.
 
     Args:
         chunk: rows of the source, the parts of all windows among them.
-        windows: rows with `segment_ids`, `segment_offsets` and, while they are known, the
-            `CLIP_STATE` of the parts.
-        sampling_rate: of the model.
+        windows: rows with `segment_ids` and, while they are known, the `CLIP_STATE` of the parts.
 
     Raises:
         ValueError: a part is no longer in the source, or has changed since it was decoded.
@@ -218,24 +215,56 @@ def with_audio(
             states = window.get(CLIP_STATE, ())
             for name, part, state in zip(window[schema.SEGMENT_IDS], parts, states, strict=False):
                 refuse_changed(name, part, state)
-            packed = _packed_audio(window, parts, sampling_rate) if len(parts) > 1 else None
-            yield {**window, schema.AUDIO: packed or embed_audio(row)}
+            yield window, parts
     lost = [name for name in window_of if missing[window_of[name][schema.ID]] and name not in audio]
     if lost:
         raise ValueError(f"the input has no longer a row for id {lost[0]!r}, which is in a window")
 
 
-def _packed_audio(
-    window: Mapping[str, Any], audio: Sequence[Any], sampling_rate: int
+def with_audio(
+    chunk: Iterable[Mapping[str, Any]], windows: Iterable[Mapping[str, Any]], sampling_rate: int
+) -> Iterator[dict[str, Any]]:
+    """Yield the rows of windows with their audio, as FLAC at the model's sampling rate.
+
+    Arguments and order are those of `whole_windows`; windows have `segment_offsets`, too.
+
+    Raises:
+        ValueError: as there; or a part cannot be decoded any more.
+    """
+    for window, parts in whole_windows(chunk, windows):
+        try:
+            audio = window_audio(window, parts, sampling_rate)
+        except AudioError as error:
+            raise ValueError(str(error)) from error
+        yield {**window, schema.AUDIO: audio}
+
+
+def window_audio(
+    window: Mapping[str, Any],
+    parts: Sequence[Any],
+    sampling_rate: int,
+    encode: Callable[[Waveform, int], bytes] = encode_flac,
 ) -> dict[str, Any]:
-    parts: list[Part[Clip]] = []
+    """Return the audio of a window; a clip that has a window of its own stays as it came in.
+
+    Args:
+        window: its row.
+        parts: the audio of its parts, as it is stored.
+        sampling_rate: of the model.
+        encode: makes 16 bits of the samples.
+
+    Raises:
+        AudioError: a part cannot be decoded.
+    """
+    if len(parts) == 1:
+        return embed_audio({schema.AUDIO: parts[0]})
+    placed: list[Part[Clip]] = []
     for name, offset, stored in zip(
-        window[schema.SEGMENT_IDS], window[schema.SEGMENT_OFFSETS], audio, strict=True
+        window[schema.SEGMENT_IDS], window[schema.SEGMENT_OFFSETS], parts, strict=True
     ):
         try:
             wave = decode_audio(stored, sampling_rate)
         except AudioError as error:
-            raise ValueError(f"clip {name}, which was labelled before, {error}") from error
-        parts.append(Part(({}, wave), round(offset * sampling_rate), len(wave)))
-    content = encode_flac(waveform(Window(tuple(parts))), sampling_rate)
-    return {"bytes": content, "path": None}
+            raise AudioError(f"clip {name}, which was labelled before, {error}") from error
+        placed.append(Part(({}, wave), round(offset * sampling_rate), len(wave)))
+    return {"bytes": encode(waveform(Window(tuple(placed))), sampling_rate), "path": None}

@@ -28,7 +28,7 @@ from datasets.config import HF_DATASETS_CACHE
 from distillery.data import builders, file_trees, folders, manifests, schema, segmentation
 from distillery.data.column_types import Rows as Rows  # what `load` returns
 from distillery.data.hub_layout import DEFAULT_CONFIG, refuse_same_split_twice
-from distillery.data.ids import SeenIds
+from distillery.data.ids import SeenIds, file_names, first_repeated
 from distillery.data.manifests import Manifest
 from distillery.data.specs import DatasetSpec, choose
 from distillery.storage.files import RUN_RECORD, read_json, sha256
@@ -54,7 +54,7 @@ def load(spec: DatasetSpec) -> Rows:
     rows = _undecoded(_source(spec), spec)
     rows = _rename_columns(rows, spec)
     cuts = segmentation.Segmentation(spec.segment, spec.segment_max_s, Path(spec.name).parent)
-    if cuts.applies(rows):
+    if schema.AUDIO in rows.column_names and cuts.applies(rows):  # labels alone were cut before
         _check_ids(rows, spec)
         rows = segmentation.cut(rows, cuts, spec.cache_dir, spec.max_rows)
     if spec.max_rows is not None:
@@ -72,7 +72,7 @@ def _check_ids(rows: Rows, spec: DatasetSpec) -> None:
         return
     if len(rows) == 0:
         raise ValueError(f"dataset {spec} has no rows")
-    twice = _id_that_occurs_twice(rows)
+    twice = first_repeated(_ids(rows))
     if twice is not None:
         raise ValueError(
             f"dataset {spec}: id {twice!r:.200} occurs more than once; name a column that is "
@@ -88,17 +88,26 @@ def fingerprint(spec: DatasetSpec) -> str:
     bytes, where Parquet keeps its statistics; of a Hub id only the id. A copy has the
     same checksum.
     """
-    path = Path(spec.name)
     digest = hashlib.sha256(str(spec).encode())
     if (spec.segment, spec.segment_max_s) != (DatasetSpec.segment, DatasetSpec.segment_max_s):
         digest.update(f"{spec.segment} {spec.segment_max_s:g}".encode())
-    if folders.is_layout(path):
-        digest.update(file_trees.fingerprint(path))
-    elif path.is_file():
-        digest.update(sha256(path).encode())
-    elif path.is_dir():
-        digest.update(_folder_state(path))
+    for name in (spec.name, spec.labels_dir):
+        digest.update(_content(Path(name)) if name else b"")
     return digest.hexdigest()
+
+
+def content(spec: DatasetSpec) -> str | None:
+    """Return the part of the fingerprint that is the files' alone; None for a Hub id."""
+    path = Path(spec.name)
+    return hashlib.sha256(_content(path)).hexdigest() if path.exists() else None
+
+
+def _content(path: Path) -> bytes:
+    if folders.is_layout(path):
+        return file_trees.fingerprint(path)
+    if path.is_file():
+        return sha256(path).encode()
+    return _folder_state(path) if path.is_dir() else b""
 
 
 def _folder_state(folder: Path) -> bytes:
@@ -226,9 +235,11 @@ def _rename_column(rows: Rows, spec: DatasetSpec, name: str, given: str | None, 
     if given not in columns:
         # A dataset that one of our stages wrote has the contract's names already. In another one
         # the name is mistyped, and what happens to have the usual name may be no reference.
-        if name in columns and {schema.WHISPER_TRANSCRIPT, schema.LABELS} & set(columns):
+        is_ours = bool({schema.WHISPER_TRANSCRIPT, schema.LABELS} & set(columns))
+        if is_ours and name in columns:
             # Expected: the stages of a recipe are given the names that the source has.
             logger.info("dataset %s has no column %r: its %r is read", spec, given, name)
+        if is_ours and name in (*columns, schema.AUDIO):  # which labels may lie without
             return rows
         raise _missing_column(spec, flag, given, columns)
     if name in columns:
@@ -268,7 +279,7 @@ def _is_meant_as_id(rows: Rows, spec: DatasetSpec) -> bool:
         or not isinstance(rows, Dataset)
     ):
         return True
-    return _id_that_occurs_twice(rows) is None
+    return first_repeated(_ids(rows)) is None
 
 
 def _add_row_ids(rows: Rows, spec: DatasetSpec) -> Rows:
@@ -278,7 +289,7 @@ def _add_row_ids(rows: Rows, spec: DatasetSpec) -> Rows:
     are unique would be known only at its end.
     """
     if isinstance(rows, Dataset) and Path(spec.name).suffix in manifests.SUFFIXES:
-        names = _file_names(rows)
+        names = file_names(rows.select_columns(schema.AUDIO).with_format("arrow")[:][schema.AUDIO])
         if pc.count_distinct(names, mode="all").as_py() == len(rows):
             logger.info("dataset %s has no column of ids: its rows are named by their files", spec)
             return rows.add_column(schema.ID, names.to_pylist())
@@ -291,23 +302,12 @@ def _add_row_ids(rows: Rows, spec: DatasetSpec) -> Rows:
     )
 
 
-def _file_names(rows: Dataset) -> pa.ChunkedArray:
-    """Return the names of the audio files, without folders and suffixes."""
-    audio = rows.select_columns(schema.AUDIO).with_format("arrow")[:][schema.AUDIO]
-    names = pc.replace_substring_regex(pc.struct_field(audio, "path"), r"^.*/", "")
-    return pc.replace_substring_regex(names, r"\.[^.]+$", "")
-
-
 def _row_id(index: int) -> str:
     return f"row-{index:09d}"
 
 
-def _id_that_occurs_twice(rows: Dataset) -> Any:
-    ids = rows.select_columns(schema.ID).with_format("arrow")[:][schema.ID]
-    if pc.count_distinct(ids, mode="all").as_py() == len(ids):
-        return None
-    counts = pc.value_counts(ids)
-    return next(count["values"] for count in counts.to_pylist() if count["counts"] > 1)
+def _ids(rows: Dataset) -> pa.ChunkedArray:
+    return rows.select_columns(schema.ID).with_format("arrow")[:][schema.ID]
 
 
 def require_column(rows: Rows, spec: DatasetSpec, name: str, flag: str) -> None:
@@ -353,9 +353,15 @@ def iterate_chunks(rows: Rows, size: int) -> Iterator[tuple[int, Rows | list[dic
 def with_split(spec: DatasetSpec, rows: Rows) -> DatasetSpec:
     """Fill in the split and configuration that were loaded where the user named none."""
     split = spec.split or str(getattr(rows, "split", None) or "train")
-    # A part such as train[:10] is a split of its own, but its name must be that of a file.
-    name = re.sub(r"\W+", "_", split).strip("_")
-    return replace(spec, split=name, config=spec.config or DEFAULT_CONFIG)
+    return replace(spec, split=split_name(split), config=spec.config or DEFAULT_CONFIG)
+
+
+def split_name(split: str) -> str:
+    """Return the name that a split is written under: a part such as train[:10] is one of its own.
+
+    The name must be that of a file.
+    """
+    return re.sub(r"\W+", "_", split).strip("_")
 
 
 def load_splits(specs: Sequence[DatasetSpec], column: str, flag: str) -> dict[DatasetSpec, Rows]:

@@ -16,7 +16,8 @@ class DatasetSpec:
 
     A column name of None means the contract's own name (`distillery.data.schema`), where the
     dataset has it; for the text, any of `schema.REFERENCE_NAMES`. `samples` is the dataset's weight
-    where several are mixed; `max_bad_fraction` the share of a manifest's rows that may be unusable.
+    where several are mixed; `max_bad_fraction` the share of a manifest's rows that may be unusable;
+    `labels_dir` a dataset without audio that holds the labels (`distillery.data.label_folders`).
     """
 
     name: str
@@ -35,6 +36,7 @@ class DatasetSpec:
     segment: str = CUES
     segment_max_s: float = 30.0
     max_bad_fraction: float | None = 0.0
+    labels_dir: str | None = None
 
     def __str__(self) -> str:
         parts = [self.name, self.config, self.split]

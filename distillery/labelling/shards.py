@@ -1,7 +1,7 @@
 """Shards of a labelled split: labels joined with the rows they belong to, and sealed.
 
 Each shard is a file of the dataset from the start, so that finishing a dataset is only a matter of
-names. Audio is embedded when the shard is written.
+names. Audio is embedded when the shard is written, or stays where the source is.
 """
 
 import logging
@@ -19,7 +19,7 @@ from distillery.data import column_types, hub_layout, schema
 from distillery.data.clip_states import refuse_changed
 from distillery.data.collators import CLIP_STATE, IS_DROPPED, PROBLEM, REASON
 from distillery.data.hub_layout import SplitFiles
-from distillery.data.packed_windows import WindowPacking, fill_of_rows, with_audio
+from distillery.data.packed_windows import WindowPacking, fill_of_rows, whole_windows, with_audio
 from distillery.data.packing import Fill
 from distillery.labelling.clips import ShardQueue
 from distillery.labelling.transcripts import Transcripts
@@ -39,13 +39,23 @@ Row: TypeAlias = Mapping[str, Any]
 
 
 def dataset_features(
-    source: Mapping[str, Any] | None, decode_token_ids: bool, prompts_vary: bool = False
+    source: Mapping[str, Any] | None,
+    decode_token_ids: bool,
+    prompts_vary: bool = False,
+    with_audio: bool = True,
 ) -> Features:
-    """Return the columns of the dataset: the contract's, and whatever else the source has."""
+    """Return the columns of the dataset: the contract's, and whatever else the source has.
+
+    Args:
+        source: columns of the source.
+        decode_token_ids, prompts_vary: as in `column_types.label_features`.
+        with_audio: False leaves the audio to the source.
+    """
     added = column_types.label_features(decode_token_ids, prompts_vary)
     ours = {**column_types.source_features(), **added}
     more = {name: kind for name, kind in (source or {}).items() if name not in ours}
-    return Features({**ours, **more})
+    columns = {**ours, **more}
+    return Features({name: columns[name] for name in columns if with_audio or name != schema.AUDIO})
 
 
 @dataclass(frozen=True)
@@ -88,7 +98,7 @@ class ShardWriter:
 
     Attributes:
         files: of the split.
-        features: columns of the dataset.
+        features: columns of the dataset; without `audio`, labels lie beside their source.
         transcripts: what is made of the teacher's ids.
         packing: how clips share windows; None where each has its own.
         retry_quarantined: shards with clips that could not be used are made again.
@@ -101,6 +111,10 @@ class ShardWriter:
     packing: WindowPacking | None = None
     retry_quarantined: bool = False
     verify: bool = False
+
+    @property
+    def _with_audio(self) -> bool:
+        return schema.AUDIO in self.features
 
     def account_of(self, shard: int) -> Ledger | None:
         """Return the account of a shard that is whole; None where it is to be made (again)."""
@@ -222,12 +236,15 @@ class ShardWriter:
                 raise AssertionError(f"the label of {label[schema.ID]!r} is at {row[schema.ID]!r}")
             if not label[PROBLEM]:
                 refuse_changed(row[schema.ID], row[schema.AUDIO], label[CLIP_STATE])
-                yield {**row, **label, schema.AUDIO: hub_layout.embed_audio(row)}
+                audio = hub_layout.embed_audio(row) if self._with_audio else None
+                yield {**row, **label, schema.AUDIO: audio}
 
     def _packed(self, chunk: Sequence[Row], labelled: Sequence[Row]) -> Iterator[Row]:
         assert self.packing is not None
         windows = [row for row in labelled if not row[PROBLEM]]
-        return with_audio(chunk, windows, self.packing.log_mel.sampling_rate)
+        if self._with_audio:
+            return with_audio(chunk, windows, self.packing.log_mel.sampling_rate)
+        return (window for window, _ in whole_windows(chunk, windows))  # in the same order
 
     def _write_rows(self, path: Path, rows: Iterator[Row], count: int) -> None:
         hub_layout.write_parquet(path, rows, self.features)

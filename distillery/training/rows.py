@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from torch.utils.data import DataLoader
 
-from distillery.data import sources
+from distillery.data import label_folders
 from distillery.data.collators import Batch, SpeechCollator
 from distillery.data.examples import StreamedRows, TrainingRows, usable_rows
 from distillery.data.filters import TranscriptFilter
@@ -154,10 +154,11 @@ def training_data(
     samples = [spec.samples for spec in specs if spec.samples is not None]
     weights = tuple(map(float, samples)) if len(samples) == len(specs) else None
     if specs[0].streaming:
-        streams = [sources.load(spec) for spec in specs]
+        streams = [label_folders.stream(spec) for spec in specs]
         streamed = StreamedRows(streams, weights, rule, limits)
         return TrainingData(streamed, None, None, plan, *length.count(plan, None), loader)
-    loaded = [usable_rows(spec, rule, limits) for spec in specs]
+    rate = student.log_mel.sampling_rate
+    loaded = [usable_rows(spec, rule, limits, rate) for spec in specs]
     rows = TrainingRows([part for part, _ in loaded], rule)
     ledger = sum((ledger for _, ledger in loaded), Ledger())
     order = Order(rows.sizes, weights, rule.seed)
@@ -200,7 +201,9 @@ def eval_sets(
         max_label_length=rule.max_positions,
         drop_truncated=False,
     )
-    loaded = [usable_rows(replace(spec, streaming=False), rule, limits)[0] for spec in specs]
+    rate = student.log_mel.sampling_rate
+    whole = [replace(spec, streaming=False) for spec in specs]
+    loaded = [usable_rows(spec, rule, limits, rate)[0] for spec in whole]
     return [
         EvalSet(str(spec), TrainingRows([rows], rule))
         for spec, rows in zip(specs, loaded, strict=True)

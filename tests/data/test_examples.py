@@ -17,6 +17,8 @@ from distillery.text.labels import LabelRule
 from distillery.text.normalizers import normalizer_for
 from distillery.text.tokens import SpecialTokens
 
+RATE = 16_000
+
 
 @pytest.fixture(scope="module")
 def rule():
@@ -93,7 +95,7 @@ def test_rows_are_left_out_with_a_reason(tmp_path, rule, limits, caplog):
         ],
     )
     with caplog.at_level(logging.INFO):
-        rows, ledger = usable_rows(spec, rule, limits)
+        rows, ledger = usable_rows(spec, rule, limits, RATE)
     assert list(rows["id"]) == ["0", "4"]
     assert ledger.to_dict() == {
         "in": 5,
@@ -150,7 +152,7 @@ def test_stored_labels_are_compared_again_only_by_a_tighter_limit(
         record = {"arguments": {"wer_threshold": filtered_by}}
         (folder / "run.json").write_text(json.dumps(record))
     spec = DatasetSpec(str(folder))
-    kept, ledger = usable_rows(spec, rule, replace(limits, wer_threshold=10.0))
+    kept, ledger = usable_rows(spec, rule, replace(limits, wer_threshold=10.0), RATE)
     assert (len(kept), ledger.num_in, ledger.dropped.total()) == (num_kept, 2, 2 - num_kept)
 
 
@@ -167,18 +169,18 @@ def test_labels_are_decoded_only_where_a_limit_reads_them(rule, limits, monkeypa
 def test_no_usable_row_is_an_error(tmp_path, rule, limits):
     spec = spec_of(tmp_path, [{"id": "1", "audio": "a.wav", "text": "ねこ" * 60}])
     with pytest.raises(ValueError, match=r"no row is left to learn from: 1 in = 0 out.*too_long"):
-        usable_rows(spec, rule, limits)
+        usable_rows(spec, rule, limits, RATE)
 
 
 def test_nothing_to_learn_from_is_an_error(tmp_path, rule, limits):
     spec = spec_of(tmp_path, [{"id": "1", "audio": "a.wav", "note": "ねこ"}])
     with pytest.raises(ValueError, match=r"no column that .* references.*note"):
-        usable_rows(spec, rule, limits)
+        usable_rows(spec, rule, limits, RATE)
 
 
 def test_audio_stays_with_its_row(tmp_path, rule, limits):
     folder = hub_folder(tmp_path, {"default": {"train": [0, 1, 2]}})
-    rows, _ = usable_rows(DatasetSpec(str(folder)), rule, limits)
+    rows, _ = usable_rows(DatasetSpec(str(folder)), rule, limits, RATE)
     assert rows[2]["audio"]["path"] == f"{rows[2][schema.ID]}.wav"
 
 

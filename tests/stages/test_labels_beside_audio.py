@@ -1,0 +1,176 @@
+"""Audio that is stored once: labels beside their source, from labelling to training."""
+
+import re
+
+import pytest
+from stage_runs import (
+    loaded,
+    read_manifest,
+    record,
+    run,
+    split_rows,
+    talkative_model_folder,
+    write_manifest,
+)
+from tiny import tone_manifest
+from training_runs import (
+    DISTILLATION,
+    FINETUNING,
+    KILL,
+    assert_same_run,
+    run_in_child,
+    student_folder,
+    training_log,
+)
+
+from distillery.data import schema
+
+LABELLING = "run_pseudo_labelling.py"
+NUM_CLIPS = 12
+PACKED = "--concatenate_audio"
+HOW = {"clips": (), "windows": (PACKED,)}
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    return tmp_path_factory.mktemp("beside")
+
+
+@pytest.fixture(scope="module")
+def teacher(root):
+    return talkative_model_folder(root / "teacher")
+
+
+@pytest.fixture(scope="module")
+def student(root, teacher):
+    return student_folder(root / "student", teacher)
+
+
+@pytest.fixture(scope="module")
+def speech(root):
+    """Clips of at most half a second, some of one recording; one file is no audio."""
+    path = tone_manifest(root / "speech" / "speech.jsonl", NUM_CLIPS, 0.5)
+    rows = [
+        {**row, "recording_id": "one" if index < 7 else "two", "speaker_id": None}
+        for index, row in enumerate(read_manifest(path))
+    ]
+    (path.parent / "noise.flac").write_bytes(b"no sound at all")
+    bad = {"id": "noise", "audio": "noise.flac", "text": "い", "recording_id": "two"}
+    return write_manifest(path, [*rows[:5], bad, *rows[5:]])
+
+
+@pytest.fixture(scope="module", params=HOW)
+def folders(request, root, teacher, speech):
+    """Return what was labelled with its audio, and without."""
+    flags = ["-m", teacher, "-d", speech, "-l", "ja", "--return_timestamps", "-b", 2]
+    flags += ["--max_label_length", 16, "--decode_token_ids", False, "--rows_per_shard", 8]
+    flags += ["--max_bad_fraction", 0.5, *HOW[request.param]]
+    full, beside = (root / f"{request.param}-{name}" for name in ("full", "beside"))
+    run(LABELLING, *flags, "-o", full)
+    run(LABELLING, *flags, "-o", beside, "--output_format", "labels")
+    return full, beside
+
+
+@pytest.fixture
+def train(teacher, student, tmp_path):
+    """Distil a dataset and return the output folder."""
+
+    always = ["-m", student, "--teacher", teacher, "--language", "ja", "--max_steps", 3]
+    always += ["--logging_steps", 1, "--per_device_train_batch_size", 2]
+    always += ["--timestamp_probability", 0.5]
+
+    def train(to, *flags):
+        run(DISTILLATION, *always, "-o", tmp_path / to, *flags)
+        return tmp_path / to
+
+    train.flags = always
+    return train
+
+
+def without_audio(folder):
+    return [
+        {name: value for name, value in row.items() if name != schema.AUDIO}
+        for row in split_rows(folder)
+    ]
+
+
+def test_labels_are_the_same_rows_without_audio(folders, speech):
+    full, beside = folders
+    assert without_audio(full) == split_rows(beside)
+    assert loaded(beside)["train"].column_names == list(split_rows(beside)[0])
+    assert record(full)["ledger"] == record(beside)["ledger"]
+    assert schema.AUDIO in split_rows(full)[0] and "sources" not in record(full)
+    (source,) = record(beside)["sources"]
+    assert (source["config"], source["split"]) == ("default", "train")
+    assert source["spec"]["name"] == str(speech)
+    card = (beside / "README.md").read_text("utf-8")
+    assert "rows are those of `speech.jsonl` with the same `id`" in card
+    assert not list(beside.rglob("*.flac"))
+
+
+def test_a_student_of_labels_is_that_of_the_dataset(folders, speech, train, tmp_path):
+    full, beside = folders
+    wanted = train("full", "-d", full)
+    assert_same_run(train("found", "-d", beside), wanted)
+    assert_same_run(train("named", "-d", speech, "--labels_dir", beside), wanted)
+    workers = ["--dataloader_num_workers", 1]
+    assert_same_run(train("workers", "-d", beside, *workers), wanted)
+    assert "unlabelled" not in record(wanted)["ledger"]["dropped"]
+    assert record(tmp_path / "found")["ledger"]["dropped"]["unlabelled"] == 1  # the bad clip
+
+
+def test_a_killed_training_goes_on_with_labels(folders, train, tmp_path):
+    _, beside = folders
+    flags = ["-d", beside, "--save_steps", 1]
+    wanted = train("whole", *flags)
+    command = [*train.flags, "-o", tmp_path / "killed", *flags]
+    saving = "distillery.training.resume:save_checkpoint"
+    assert run_in_child(DISTILLATION, saving, 2, KILL, *command) == -KILL
+    assert len(training_log(tmp_path / "killed")) < 3
+    assert_same_run(train("killed", *flags), wanted)
+
+
+def test_fine_tuning_and_evaluation_take_labels_too(folders, speech, teacher, tmp_path):
+    full, beside = folders
+    flags = ["-m", teacher, "--language", "ja", "--max_steps", 2, "--do_eval"]
+    flags += ["--per_device_train_batch_size", 2, "--logging_steps", 1]
+    run(FINETUNING, *flags, "-d", full, "--eval_dataset_name", full, "-o", tmp_path / "full")
+    beside_flags = ["-d", speech, "--labels_dir", beside, "--eval_dataset_name", beside]
+    run(FINETUNING, *flags, *beside_flags, "-o", tmp_path / "beside")
+    logs = [
+        re.sub("full|beside", "", str(training_log(tmp_path / name, "")))
+        for name in ("full", "beside")
+    ]
+    assert logs[0] == logs[1]
+
+
+def test_a_damaged_file_of_labels_is_named(folders, train):
+    _, beside = folders
+    path = next(beside.glob("default/*.parquet"))
+    content = path.read_bytes()
+    path.write_bytes(content[:-1])
+    try:
+        with pytest.raises(ValueError, match=f"{path.name} is damaged"):
+            train("damaged", "-d", beside)
+    finally:
+        path.write_bytes(content)
+
+
+def test_other_labels_are_not_gone_on_with(folders, speech, train, tmp_path):
+    _, beside = folders
+    train("run", "-d", speech, "--labels_dir", beside)
+    with pytest.raises(ValueError, match=r"--labels_dir: .* then, None now"):
+        train("run", "-d", speech)
+
+
+def test_a_dry_run_tells_of_the_labels(folders, speech, train, capsys, tmp_path):
+    _, beside = folders
+    train("dry", "-d", speech, "--labels_dir", beside, "--dry_run")
+    assert f"{beside} default train: {len(split_rows(beside))} rows" in capsys.readouterr().out
+
+
+def test_labels_are_not_labelled_again(folders, teacher, tmp_path):
+    flags = ["-m", teacher, "-d", folders[1], "-l", "ja", "-o", tmp_path / "again"]
+    flags += ["--max_label_length", 16]
+    with pytest.raises(ValueError, match="has no column 'audio'"):
+        run(LABELLING, *flags)
