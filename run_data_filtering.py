@@ -129,6 +129,7 @@ import logging
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from accelerate import Accelerator
 from datasets import Dataset
@@ -145,10 +146,10 @@ from distillery.cli.runtime import (
     start_trackers,
 )
 from distillery.data import filter_report, filter_shards, hub_layout, schema, sources
-from distillery.data.filter_shards import WORK_FOLDER, Account, ShardWriter
+from distillery.data.filter_shards import WORK_FOLDER, Account, ShardWriter, split_files
 from distillery.data.filter_summary import FilterSummary
 from distillery.data.filters import TranscriptFilter
-from distillery.data.hub_layout import SplitFiles
+from distillery.data.label_folders import card_text, passed_on
 from distillery.data.row_filter import RowFilter
 from distillery.data.sources import describe_splits, load_splits
 from distillery.data.specs import DatasetSpec
@@ -195,6 +196,8 @@ def main(
     if accelerator.is_main_process and not run.is_complete:
         # First: a name that is wrong is told before any model's.
         splits = load_splits(specs, schema.WHISPER_TRANSCRIPT, "--dataset_name")
+        for spec, rows in splits.items() if filter_args.vectorize else ():
+            sources.require_column(rows, spec, schema.AUDIO, "--vectorize")
         row_filter = _row_filter(filter_args, specs[0], run_args.seed)
         start_trackers(accelerator, run, run_args.wandb_project)
         log_start(run, accelerator, None, None, describe_splits(splits))
@@ -205,7 +208,7 @@ def main(
         }
         _report(run, accounts, filter_args, row_filter)
         ledgers = {spec: ledger for spec, (ledger, _) in accounts.items()}
-        _finish(run, ledgers, data_args.max_bad_fraction, row_filter)
+        _finish(run, ledgers, row_filter, passed_on(dict(zip(splits, specs, strict=True))))
         _track(accelerator, sum(ledgers.values(), Ledger()))
     end_stage(run, accelerator)
 
@@ -296,10 +299,6 @@ def _row_filter(args: FilterArguments, spec: DatasetSpec, seed: int) -> RowFilte
     )
 
 
-def _files(run: Run, spec: DatasetSpec) -> SplitFiles:
-    return filter_shards.split_files(run.outputs, spec)
-
-
 def _filter_split(
     run: Run,
     spec: DatasetSpec,
@@ -311,7 +310,7 @@ def _filter_split(
     """Filter one split into sealed shards; return its account."""
     rejected = filter_shards.rejected_files(run.outputs, spec)
     kept_too = rejected if filter_args.keep_rejected else None
-    files = _files(run, spec)
+    files = split_files(run.outputs, spec)
     writer = ShardWriter(row_filter, rows.features, files, kept_too, len(files.all_sealed()))
     ledger, summary = Ledger(), FilterSummary(row_filter.filter.ranked_by)
     num_rows = len(rows) if isinstance(rows, Dataset) else None
@@ -345,25 +344,25 @@ def _report(
 
 
 def _finish(
-    run: Run,
-    ledgers: dict[DatasetSpec, Ledger],
-    max_bad_fraction: float | None,
-    row_filter: RowFilter,
+    run: Run, ledgers: dict[DatasetSpec, Ledger], row_filter: RowFilter, of_labels: dict[str, Any]
 ) -> None:
-    """Check the account, publish the shards, and write card and record."""
+    """Check the account, publish the shards, and write card and record; `of_labels` adds to it."""
     ledger = sum(ledgers.values(), Ledger())
-    ledger.check(max_bad_fraction)
+    ledger.check(run.arguments["max_bad_fraction"])
     if ledger.num_out == 0:
         raise ValueError(f"no row passes the filter: {ledger}; loosen its limits")
     specs = list(ledgers)
-    ledger.check_written(sum(hub_layout.num_rows(_files(run, spec).publish()) for spec in specs))
+    published = [split_files(run.outputs, spec).publish() for spec in specs]
+    ledger.check_written(sum(map(hub_layout.num_rows, published)))
     splits = hub_layout.splits_by_config(specs)
-    hub_layout.write_card(run.folder, splits, "Filtered pseudo-labels", f"Rows: {ledger}.")
+    card = f"Rows: {ledger}.{card_text(of_labels)}"
+    hub_layout.write_card(run.folder, splits, "Filtered pseudo-labels", card)
     run.finish(
         ledger=ledger.to_dict(),
         normalizer=row_filter.filter.normalizer.id,
         language=row_filter.rule.language,
         task=row_filter.rule.task,
+        **of_labels,
     )
     log_end(
         run,

@@ -305,6 +305,11 @@ class _Split:
     num_shards: int | None = None
 
     @property
+    def has_audio(self) -> bool:
+        """Whether rows are written with their audio."""
+        return schema.AUDIO in self.writer.features
+
+    @property
     def is_sealed(self) -> bool:
         """Whether the shards of all shares are there."""
         return self.num_shards is not None and self.writer.num_sealed() == self.num_shards
@@ -475,14 +480,14 @@ def _finish(
     specs = list(accounts)
     for split in splits:
         split.writer.publish()
-    card = f"Transcripts by `{public_names(run.arguments['model_name_or_path'])}`."
-    beside_audio: dict[str, Any] = {}
-    if run.arguments["output_format"] == LABELS:
-        card += label_folders.card_text(split.source for split in splits)
-        named = ((split.spec, Source.of(split.source)) for split in splits)
-        beside_audio[label_folders.SOURCES] = label_folders.record_of(named)
+    sources_of = {split.spec: Source.of(split.source) for split in splits if not split.has_audio}
+    beside_audio = label_folders.record_of(sources_of)
     hub_layout.write_card(
-        run.folder, hub_layout.splits_by_config(specs), "Pseudo-labelled speech", card
+        run.folder,
+        hub_layout.splits_by_config(specs),
+        "Pseudo-labelled speech",
+        f"Transcripts by `{public_names(run.arguments['model_name_or_path'])}`."
+        + label_folders.card_text(beside_audio),
     )
     run.finish(
         **beside_audio,

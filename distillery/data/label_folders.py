@@ -5,7 +5,7 @@ record names the source of each split. Rows are joined by id, windows by the ids
 """
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -65,20 +65,37 @@ class Source:
         return cls(DatasetSpec(**value["spec"]), value["content"])
 
 
-def record_of(splits: Iterable[tuple[DatasetSpec, Source]]) -> list[dict[str, Any]]:
+def record_of(splits: Mapping[DatasetSpec, Source]) -> dict[str, Any]:
     """Return what a record says of splits that hold labels alone: of which source each is.
 
     Args:
         splits: as they are written, each with its source.
+
+    Returns:
+        An entry for the record; none where there are no such splits.
     """
-    return [
-        {"config": spec.config, "split": spec.split, **source.to_dict()} for spec, source in splits
+    entries = [
+        {"config": spec.config, "split": spec.split, **source.to_dict()}
+        for spec, source in splits.items()
     ]
+    return {SOURCES: entries} if entries else {}
 
 
-def card_text(sources_of_labels: Iterable[DatasetSpec]) -> str:
-    """Return what a card says of labels without audio."""
-    names = dict.fromkeys(f"`{public_names(spec.name)}`" for spec in sources_of_labels)
+def passed_on(splits: Mapping[DatasetSpec, DatasetSpec]) -> dict[str, Any]:
+    """Return what a record says of splits that were made of other labels: the same sources.
+
+    Args:
+        splits: as they are written, each with what it was made of.
+    """
+    found = {spec: recorded_source(read) for spec, read in splits.items()}
+    return record_of({spec: source for spec, source in found.items() if source is not None})
+
+
+def card_text(recorded: Mapping[str, Any]) -> str:
+    """Return what a card says of labels without audio; "" where `record_of` returned nothing."""
+    names = {f"`{public_names(each['spec']['name'])}`": None for each in recorded.get(SOURCES, ())}
+    if not names:
+        return ""
     return f" Without audio: the rows are those of {' and '.join(names)} with the same `id`."
 
 

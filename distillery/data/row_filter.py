@@ -60,6 +60,8 @@ class JudgedRow(NamedTuple):
 class RowFilter:
     """What is done to each row; small enough to be sent to other processes.
 
+    Rows without audio, whose source has it, pass as they are.
+
     Attributes:
         rule: how a transcript becomes labels.
         filter: which rows pass.
@@ -72,10 +74,8 @@ class RowFilter:
 
     def features(self, source: Mapping[str, Any] | None) -> Features:
         """Return the columns of the output: those of the input, labels, and features for audio."""
-        columns = dict(source or column_types.source_features())
-        if self.log_mel is None:
-            columns[schema.AUDIO] = column_types.AUDIO_TYPE
-        else:
+        columns = _stored(source or column_types.source_features())
+        if self.log_mel is not None:
             columns.pop(schema.AUDIO, None)
             columns[schema.INPUT_FEATURES] = column_types.STORED_FEATURES
         return Features({**columns, schema.LABELS: column_types.TOKEN_IDS})
@@ -164,7 +164,13 @@ class RowFilter:
 
 def rejected_features(source: Mapping[str, Any]) -> Features:
     """Return the columns of rejected rows: those of the input, and the verdict's."""
-    return Features({**source, schema.AUDIO: column_types.AUDIO_TYPE, **VERDICT_TYPES})
+    return Features({**_stored(source), **VERDICT_TYPES})
+
+
+def _stored(source: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the columns of the input as they are written: audio, if any, as its bytes."""
+    audio = {schema.AUDIO: column_types.AUDIO_TYPE} if schema.AUDIO in source else {}
+    return {**source, **audio}
 
 
 def rejected(chunk: Dataset, judged: Sequence[JudgedRow]) -> Iterator[pa.Table]:
@@ -200,4 +206,6 @@ def _with_column(table: pa.Table, name: str, values: pa.Array) -> pa.Table:
 
 
 def _embedded(table: pa.Table) -> pa.Table:
+    if schema.AUDIO not in table.column_names:
+        return table
     return _with_column(table, schema.AUDIO, embedded_audio(table[schema.AUDIO]))

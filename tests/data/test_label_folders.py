@@ -108,8 +108,7 @@ def labels_folder(folder, rows, source=None, split="train"):
     Dataset.from_list(rows).to_parquet(folder / "default" / f"{split}-00000-of-00001.parquet")
     if source:
         written = DatasetSpec(str(folder), "default", split)
-        entries = label_folders.record_of([(written, Source.of(source))])
-        record = {"arguments": {}, label_folders.SOURCES: entries}
+        record = {"arguments": {}, **label_folders.record_of({written: Source.of(source)})}
         (folder / "run.json").write_text(json.dumps(record), "utf-8")
     return DatasetSpec(str(folder))
 

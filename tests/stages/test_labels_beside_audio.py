@@ -25,8 +25,8 @@ from training_runs import (
 
 from distillery.data import schema
 
-LABELLING = "run_pseudo_labelling.py"
-NUM_CLIPS = 12
+LABELLING, FILTERING = "run_pseudo_labelling.py", "run_data_filtering.py"
+NUM_CLIPS = 24
 PACKED = "--concatenate_audio"
 HOW = {"clips": (), "windows": (PACKED,)}
 
@@ -48,14 +48,14 @@ def student(root, teacher):
 
 @pytest.fixture(scope="module")
 def speech(root):
-    """Clips of at most half a second, some of one recording; one file is no audio."""
+    """Clips of at most half a second, three of each recording; one file is no audio."""
     path = tone_manifest(root / "speech" / "speech.jsonl", NUM_CLIPS, 0.5)
     rows = [
-        {**row, "recording_id": "one" if index < 7 else "two", "speaker_id": None}
+        {**row, "recording_id": f"recording-{index // 3}", "speaker_id": None}
         for index, row in enumerate(read_manifest(path))
     ]
     (path.parent / "noise.flac").write_bytes(b"no sound at all")
-    bad = {"id": "noise", "audio": "noise.flac", "text": "い", "recording_id": "two"}
+    bad = {"id": "noise", "audio": "noise.flac", "text": "い", "recording_id": "recording-1"}
     return write_manifest(path, [*rows[:5], bad, *rows[5:]])
 
 
@@ -69,6 +69,16 @@ def folders(request, root, teacher, speech):
     run(LABELLING, *flags, "-o", full)
     run(LABELLING, *flags, "-o", beside, "--output_format", "labels")
     return full, beside
+
+
+@pytest.fixture(scope="module")
+def filtered(folders):
+    """Return what passes a filter of each."""
+    longest = sorted(row[schema.DURATION] for row in split_rows(folders[0]))[-2]
+    flags = ["--max_duration_in_seconds", longest - 1e-3, "--keep_truncated", "--keep_rejected"]
+    for folder in folders:
+        run(FILTERING, "-d", folder, "-o", f"{folder}-filtered", "--rows_per_shard", 5, *flags)
+    return [folder.with_name(f"{folder.name}-filtered") for folder in folders]
 
 
 @pytest.fixture
@@ -174,3 +184,26 @@ def test_labels_are_not_labelled_again(folders, teacher, tmp_path):
     flags += ["--max_label_length", 16]
     with pytest.raises(ValueError, match="has no column 'audio'"):
         run(LABELLING, *flags)
+
+
+def test_filtered_labels_are_the_same_rows_and_pass_their_source_on(folders, filtered):
+    full, beside = filtered
+    assert without_audio(full) == split_rows(beside)
+    assert record(full)["ledger"] == record(beside)["ledger"]
+    assert record(beside)["ledger"]["dropped"]["too_long"]
+    assert record(beside)["sources"] == record(folders[1])["sources"]
+    assert "sources" not in record(full)
+    assert "rows are those of `speech.jsonl`" in (beside / "README.md").read_text("utf-8")
+    assert without_audio(full / "rejected") == split_rows(beside / "rejected")
+
+
+def test_a_student_of_filtered_labels_is_that_of_the_filtered_dataset(filtered, speech, train):
+    full, beside = filtered
+    wanted = train("full", "-d", full)
+    assert_same_run(train("found", "-d", beside), wanted)
+    assert_same_run(train("named", "-d", speech, "--labels_dir", beside), wanted)
+
+
+def test_features_are_not_made_of_labels(folders, tmp_path):
+    with pytest.raises(ValueError, match=r"--vectorize: .* has no column 'audio'"):
+        run(FILTERING, "-d", folders[1], "-o", tmp_path / "features", "--vectorize")
