@@ -239,14 +239,15 @@ def _forecast(
     run: Run, speech: list[forecast.Speech], row_filter: RowFilter
 ) -> list[forecast.Line]:
     """Say what this run would do and take."""
+    audio = "audio and " if any(dataset.has_audio for dataset in speech) else ""
     if row_filter.log_mel is None:
-        signal, most = "audio", forecast.total_bytes(speech)
+        signal, most = audio, forecast.total_bytes(speech)
     else:
-        signal, most = "features", _features_bytes(speech, row_filter.log_mel)
+        signal, most = "features and ", _features_bytes(speech, row_filter.log_mel)
     num_filtered = forecast.sealed_rows(run.folder, f"{WORK_FOLDER}/*/*/*.parquet")
     return [
         *forecast.data_lines(speech),
-        forecast.disk_line(run.folder, most, f"{signal} and labels if all rows pass,"),
+        forecast.disk_line(run.folder, most, f"{signal}labels if all rows pass,"),
         ("resume", run.resume_status(f"{num_filtered:,} rows are filtered")),
     ]
 

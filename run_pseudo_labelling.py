@@ -281,12 +281,15 @@ def _forecast(
     speech = [forecast.survey(spec, schema.AUDIO, "--audio_column_name") for spec in specs]
     hub_layout.refuse_same_split_twice([dataset.spec for dataset in speech])
     num_labelled = forecast.sealed_rows(run.folder, f"{WORK_FOLDER}/*/*/*.parquet")
+    what, num_bytes = "audio and labels", forecast.total_bytes(speech)
+    if run.arguments["output_format"] == LABELS:
+        what, num_bytes = "labels", forecast.label_bytes(speech)
     return [
         *forecast.data_lines(speech),
         forecast.model_line(run.arguments["model_name_or_path"], teacher),
         forecast.batches(forecast.total_rows(speech), batch_size, accelerator.num_processes),
         forecast.decoding_memory(teacher, batch_size, decoding.num_beams, decoding.max_length),
-        forecast.disk_line(run.folder, forecast.total_bytes(speech), "audio and labels"),
+        forecast.disk_line(run.folder, num_bytes, what),
         ("resume", run.resume_status(f"{num_labelled:,} rows are labelled")),
     ]
 

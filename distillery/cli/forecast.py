@@ -35,6 +35,7 @@ from distillery.whisper import checkpoint
 FIRST_ROWS = 16
 FIRST_SECONDS = 1800.0  # no more is decoded, however long recordings are
 SAMPLING_RATE = 16_000
+LABEL_BYTES = 500  # of a row without audio in Parquet, about: some 50 ids, a text, and scores
 
 Line = tuple[str, str]  # a subject, and what is said about it
 
@@ -65,7 +66,8 @@ class Speech:
         spec: the dataset, with its configuration and split.
         num_rows: None where only reading would tell.
         audio_s: seconds in all rows; None with `num_rows`, or where no clip can be decoded.
-        num_bytes: of the audio as it is stored.
+        has_audio: whether rows hold audio; else they are labels, which lie beside it.
+        num_bytes: of the audio as it is stored, or of labels alone.
         is_estimate: `audio_s` goes by the first rows.
         is_copied: all rows would be copied, or cut, into the datasets library's cache first.
         num_first: rows that were looked at.
@@ -75,6 +77,7 @@ class Speech:
     spec: DatasetSpec
     num_rows: int | None
     audio_s: float | None
+    has_audio: bool
     num_bytes: float | None
     is_estimate: bool
     is_copied: bool
@@ -132,6 +135,7 @@ def survey(spec: DatasetSpec, column: str, flag: str, *instead: str) -> Speech:
         spec=sources.with_split(spec, rows),
         num_rows=num_rows,
         audio_s=audio_s,
+        has_audio=schema.AUDIO in rows.column_names,
         num_bytes=num_bytes,
         is_estimate=stored_s is None,
         is_copied=is_copied and not spec.streaming,
@@ -232,7 +236,9 @@ def _seconds(rows: Iterable[dict[str, Any]]) -> tuple[list[float], list[str]]:
 
 
 def _num_bytes(row: dict[str, Any]) -> int:
-    audio = row.get(schema.AUDIO) or {}
+    if schema.AUDIO not in row:
+        return LABEL_BYTES
+    audio = row[schema.AUDIO] or {}
     if audio.get("bytes") is not None:
         return len(audio["bytes"])
     path = Path(audio.get("path") or "")
@@ -254,6 +260,12 @@ def total_bytes(speech: Iterable[Speech]) -> float | None:
     """Return the size of all audio, or None where one dataset does not say."""
     sizes = [one.num_bytes for one in speech]
     return None if None in sizes else sum(size or 0 for size in sizes)
+
+
+def label_bytes(speech: Iterable[Speech]) -> float | None:
+    """Return what the rows would take without audio, or None where one dataset does not say."""
+    count = total_rows(speech)
+    return None if count is None else float(count * LABEL_BYTES)
 
 
 def batches(num_rows: int | None, batch_size: int, num_processes: int) -> Line:

@@ -179,6 +179,18 @@ def test_a_dry_run_tells_of_the_labels(folders, speech, train, capsys, tmp_path)
     assert f"{beside} default train: {len(split_rows(beside))} rows" in capsys.readouterr().out
 
 
+def test_a_dry_run_forecasts_labels_without_audio(folders, teacher, speech, capsys, tmp_path):
+    flags = ["-m", teacher, "-d", speech, "-l", "ja", "--max_label_length", 16, "--dry_run"]
+    run(LABELLING, *flags, "-o", tmp_path / "labels", "--output_format", "labels")
+    # Of 25 clips 500 bytes each.
+    assert f"about 12.50 kB for labels in {tmp_path}" in capsys.readouterr().out
+    run(FILTERING, "-d", folders[1], "-o", tmp_path / "filtered", "--dry_run")
+    wanted = f"about {len(split_rows(folders[1])) / 2:.2f} kB for labels if all rows pass"
+    assert wanted in capsys.readouterr().out
+    run(FILTERING, "-d", folders[0], "-o", tmp_path / "filtered", "--dry_run")
+    assert "kB for audio and labels if all rows pass" in capsys.readouterr().out
+
+
 def test_labels_are_not_labelled_again(folders, teacher, tmp_path):
     flags = ["-m", teacher, "-d", folders[1], "-l", "ja", "-o", tmp_path / "again"]
     flags += ["--max_label_length", 16]
