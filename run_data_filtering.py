@@ -208,8 +208,7 @@ def main(
         }
         _report(run, accounts, filter_args, row_filter)
         ledgers = {spec: ledger for spec, (ledger, _) in accounts.items()}
-        of_labels = passed_on(dict(zip(splits, specs, strict=True)))
-        _finish(run, ledgers, row_filter, of_labels)
+        _finish(run, ledgers, row_filter, passed_on(dict(zip(splits, specs, strict=True))))
         _track(accelerator, sum(ledgers.values(), Ledger()))
     end_stage(run, accelerator)
 

@@ -165,6 +165,20 @@ def test_what_to_do_where_the_source_is_not_there_or_not_known(source, tmp_path)
         label_folders.load(labels, RATE)
 
 
+def test_a_source_on_the_hub_is_read_there(source, tmp_path, monkeypatch):
+    on_the_hub = replace(source, name="my-org/speech")
+    labels = labels_folder(tmp_path / "labels", labels_of(source, 1), on_the_hub)
+    load, read = sources.load, []
+
+    def fetched(spec):
+        read.append(spec.name)
+        return load(replace(spec, name=source.name) if spec.name == on_the_hub.name else spec)
+
+    monkeypatch.setattr(sources, "load", fetched)
+    assert len(label_folders.load(labels, RATE)) == 1
+    assert read == [labels.name, on_the_hub.name]
+
+
 def test_a_dataset_with_neither_audio_nor_labels_lacks_its_audio(tmp_path):
     spec = labels_folder(tmp_path / "texts", [{schema.ID: "a", schema.TEXT: "ねこ"}])
     with pytest.raises(ValueError, match=r"--audio_column_name: .* has no column 'audio'"):

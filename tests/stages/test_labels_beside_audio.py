@@ -24,6 +24,7 @@ from training_runs import (
 )
 
 from distillery.data import schema
+from distillery.storage.publication import published_files
 
 LABELLING, FILTERING = "run_pseudo_labelling.py", "run_data_filtering.py"
 NUM_CLIPS = 24
@@ -214,6 +215,21 @@ def test_a_student_of_filtered_labels_is_that_of_the_filtered_dataset(filtered, 
     wanted = train("full", "-d", full)
     assert_same_run(train("found", "-d", beside), wanted)
     assert_same_run(train("named", "-d", speech, "--labels_dir", beside), wanted)
+
+
+def test_published_labels_tell_no_folder_and_find_their_source_if_it_is_named(
+    folders, speech, train, tmp_path
+):
+    """Who fetches them from the Hub has the source elsewhere."""
+    for name, content in published_files(folders[1], "labels").items():
+        path = tmp_path / "labels" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content if isinstance(content, bytes) else content.read_bytes())
+    assert str(speech.parent) not in (tmp_path / "labels" / "run.json").read_text("utf-8")
+    with pytest.raises(ValueError, match=r"labels of speech\.jsonl, which is not here: name the"):
+        train("lost", "-d", tmp_path / "labels")
+    named = train("named", "-d", speech, "--labels_dir", tmp_path / "labels")
+    assert_same_run(named, train("own", "-d", folders[1]))
 
 
 def test_features_are_not_made_of_labels(folders, tmp_path):
