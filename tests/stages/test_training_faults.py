@@ -23,9 +23,9 @@ from training_runs import (
 )
 
 from distillery.cli import training
+from distillery.data import sources
 from distillery.storage import checkpoints
 from distillery.storage.checkpoints import find_damage
-from distillery.training import rows
 
 UPDATE = "distillery.training.loop:_update"
 NUM_UPDATES = 5
@@ -93,7 +93,7 @@ def test_a_tracker_that_does_not_start_ends_the_run_before_its_work(runs, tmp_pa
         raise ConnectionError("no route to host")
 
     monkeypatch.setattr(TensorBoardTracker, "start", down)
-    monkeypatch.setattr(rows.sources, "load", lambda *_: pytest.fail("rows were read"))
+    monkeypatch.setattr(sources, "load", lambda *_: pytest.fail("rows were read"))
     with pytest.raises(ValueError, match=r"^--report_to tensorboard: .*\(no route to host\)"):
         run(FINETUNING, *runs.to(tmp_path, "--report_to", "tensorboard"))
 
