@@ -44,6 +44,14 @@ def only_loopback(monkeypatch):
         monkeypatch.setattr(socket.socket, name, guard(getattr(socket.socket, name)))
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Take back the threads that a stage gave this process: a fork of it would wait for them."""
+    yield
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(1)
+
+
 @pytest.fixture
 def stable_ts(tmp_path, monkeypatch):
     """Make stable-ts importable where no torchaudio fits the installed torch.

@@ -35,7 +35,7 @@ HOMONYMS = {
     "seed_flags": {"duration"},
     "filters": {"truncated"},
     "labelling_arguments": {"labels"},
-    "run_pseudo_labelling": {"audio"},
+    "run_pseudo_labelling": {"audio", "labels"},
     "run_data_filtering": {"audio"},
     "resume": {"best"},
     "postprocessing": {"text"},

@@ -277,7 +277,7 @@ def test_filter_is_frozen():
 
 def test_reasons_are_distinct_strings():
     reasons = [value for name, value in vars(FilterReason).items() if name.isupper()]
-    assert len(reasons) == len(set(reasons)) == 11
+    assert len(reasons) == len(set(reasons)) == 12
     assert all(isinstance(value, str) for value in reasons)
 
 

@@ -178,15 +178,15 @@ def test_a_process_dies_while_labelling_and_the_other_does_not_wait_for_it(quiet
 @of("filtering")
 def test_an_error_in_one_row_is_no_silent_drop(quiet, monkeypatch):
     quiet.begin_anew()
-    reason = TranscriptFilter.reason
+    verdict = TranscriptFilter.verdict
 
     def failing(self, row, *values):
         if row["id"].endswith("4"):
             raise ZeroDivisionError("a fault of ours")
-        return reason(self, row, *values)
+        return verdict(self, row, *values)
 
     with monkeypatch.context() as patch:
-        patch.setattr(TranscriptFilter, "reason", failing)
+        patch.setattr(TranscriptFilter, "verdict", failing)
         with pytest.raises(ZeroDivisionError):
             run(*quiet.args)
     assert not list(quiet.output.glob("default/*"))

@@ -183,6 +183,7 @@ def _fork(env: dict[str, str], *args: object) -> Any:
 def _in_fork(env: dict[str, str], *args: Any) -> None:
     os.environ.update(env)
     AcceleratorState._reset_state(reset_partial_state=True)
+    torch.set_num_threads(1)  # threads of this process's parent are not here
     faulthandler.dump_traceback_later(50)  # says where it hangs, if it does
     run_with_fault(*args)
 
