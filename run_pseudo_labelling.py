@@ -129,6 +129,10 @@ def main(
         teacher = load_model(model_args, accelerator)
         prompts = prompts_of(decoding_args, labelling_args, teacher)
         splits = splits_of(specs, run, teacher, prompts.vary)
+        with accelerator.main_process_first():
+            if labelling_args.retry_quarantined and accelerator.is_main_process:
+                for split in splits:
+                    split.writer.unseal_quarantined()
         start_trackers(accelerator, run, run_args.wandb_project)
         _log_start(accelerator, run, splits)
         share = share.split(accelerator.process_index, accelerator.num_processes)
@@ -184,7 +188,7 @@ def _label(
     bad_clips = BadClips(flags["max_bad_fraction"], num_rows(splits))
     limits = duration_limits(flags, labeller.teacher.log_mel.window_s)
     for split in splits:
-        is_done = partial(_is_done, split, progress)
+        is_done = partial(_is_done, split, progress, flags["retry_quarantined"])
         packing = split.writer.packing
         queue = ShardQueue(split.rows, flags["rows_per_shard"], share, is_done, packing is None)
         assembly = ShardAssembly(split.writer, queue)
@@ -203,13 +207,16 @@ def _label(
     progress.close()
 
 
-def _is_done(split: Split, progress: SpeechProgress, shard: int, chunk: Callable[[], Any]) -> bool:
+def _is_done(
+    split: Split, progress: SpeechProgress, is_retry: bool, shard: int, chunk: Callable[[], Any]
+) -> bool:
     ledger = split.writer.account_of(shard)
-    if ledger is not None and split.writer.retry_quarantined:
+    if ledger is None:
+        return False
+    if is_retry:
         split.writer.refuse_other_rows(shard, chunk())
-    if ledger is not None:
-        progress.skip(ledger.num_in)
-    return ledger is not None
+    progress.skip(ledger.num_in)
+    return True
 
 
 # --- the dataset, once all shards are there -------------------------------------------------------

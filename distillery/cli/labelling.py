@@ -79,7 +79,9 @@ class Split:
     @property
     def is_sealed(self) -> bool:
         """Whether the shards of all shares are there."""
-        return self.num_shards is not None and self.writer.num_sealed() == self.num_shards
+        if self.num_shards is None:
+            return False
+        return all(self.writer.is_whole(shard) for shard in range(self.num_shards))
 
 
 def splits_of(
@@ -108,7 +110,6 @@ def splits_of(
             ),
             transcripts,
             packing,
-            flags["retry_quarantined"],
             run.verifies,
         )
         splits.append(Split(spec, source, rows, writer))

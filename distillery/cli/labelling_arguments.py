@@ -95,4 +95,6 @@ def check(labelling_args: LabellingArguments, output_args: OutputArguments) -> l
             "--overwrite_output_dir would throw away what the other shares of --num_shards make: "
             "remove the output folder before the first of them is started"
         ]
+    if labelling_args.num_shards > 1 and labelling_args.retry_quarantined:
+        return ["--retry_quarantined is for one launch: leave out --num_shards and --shard_index"]
     return []

@@ -101,7 +101,6 @@ class ShardWriter:
         features: columns of the dataset; without `audio`, labels lie beside their source.
         transcripts: what is made of the teacher's ids.
         packing: how clips share windows; None where each has its own.
-        retry_quarantined: shards with clips that could not be used are made again.
         verify: shards that are there are compared with their checksums, and not only by size.
     """
 
@@ -109,7 +108,6 @@ class ShardWriter:
     features: Features
     transcripts: Transcripts
     packing: WindowPacking | None = None
-    retry_quarantined: bool = False
     verify: bool = False
 
     @property
@@ -118,10 +116,24 @@ class ShardWriter:
 
     def account_of(self, shard: int) -> Ledger | None:
         """Return the account of a shard that is whole; None where it is to be made (again)."""
+        return self._account_of(shard, self.verify)
+
+    def is_whole(self, shard: int) -> bool:
+        """Tell whether a shard is there: a seal alone may be of a file that is made again."""
+        return self._account_of(shard, verify=False) is not None
+
+    def unseal_quarantined(self) -> None:
+        """Let the shards be made again that hold clips which could not be used.
+
+        To be called before any process begins: a shard that keeps its seal counts as made.
+        """
+        seals = [seal_path(path) for path in self.files.all_sealed()]
+        bad = [path for path in seals if Seal.read(path).ledger.quarantined]
+        self.files.outputs.remove(bad)
+
+    def _account_of(self, shard: int, verify: bool) -> Ledger | None:
         path = self.files.sealed(shard)
-        ledger = read_seal(path, None if path.exists() else self.files.found(shard), self.verify)
-        is_wanted = ledger is None or (self.retry_quarantined and ledger.quarantined)
-        return None if is_wanted else ledger
+        return read_seal(path, None if path.exists() else self.files.found(shard), verify)
 
     def refuse_other_rows(self, shard: int, chunk: Any) -> None:
         """Raise ValueError if a sealed shard was made of other rows than its chunk has now."""
@@ -131,10 +143,6 @@ class ShardWriter:
                 "--retry_quarantined wants the same rows, in which only audio was mended; start "
                 "over with --overwrite_output_dir"
             )
-
-    def num_sealed(self) -> int:
-        """Return how many shards have been sealed, by all processes."""
-        return len(self.files.all_sealed())
 
     def account(self) -> Account:
         """Return the account of the whole split."""

@@ -106,7 +106,9 @@ def test_the_account_and_the_scores_of_all_shards(writer):
     account = writer.account()
     assert account.ledger == Ledger(4, 3, quarantined={schema.AUDIO: 1})
     assert account.edits.scores() == score(["ねこ", "いぬ"], ["ねこ", "いね"], NORMALIZER)
-    assert writer.num_sealed() == 4
+    assert [writer.is_whole(shard) for shard in range(5)] == [True] * 4 + [False]
+    writer.unseal_quarantined()
+    assert [writer.is_whole(shard) for shard in range(4)] == [True, True, False, True]
 
 
 def test_transcripts_without_a_word_are_counted(writer):

@@ -1,5 +1,6 @@
 """Labelling by several processes and machines, which do not wait for each other."""
 
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -101,6 +102,31 @@ def test_the_last_share_completes_the_dataset(tmp_path, flags, labelled):
         assert not (tmp_path / "README.md").exists()
         run(SCRIPT, *flags, "--num_shards", 3, "--shard_index", index, "-o", tmp_path)
     assert_same(tmp_path, labelled)
+
+
+@pytest.mark.parametrize("again", ["a damaged file", "a mended clip"])
+def test_a_process_with_nothing_to_do_does_not_end_a_run_that_makes_a_shard_again(
+    tmp_path, flags, labelled, slow_script, root, again
+):
+    """The first shard is of the slow process; the other one finds all others made."""
+    clips = tmp_path / "clips"
+    shutil.copytree(root / "clips", clips)
+    out, first = tmp_path / "out", clips / "clips-0000.flac"
+    flags = [*flags, "-d", clips / "clips.jsonl", "-o", out, "--max_bad_fraction", 0.5]
+    content = first.read_bytes()
+    if again == "a mended clip":
+        first.write_bytes(b"no sound")
+    run(SCRIPT, *flags)
+    if again == "a mended clip":
+        first.write_bytes(content)
+        flags.append("--retry_quarantined")
+    else:
+        (out / "default" / "train-00000-of-00005.parquet").write_bytes(b"cut")
+    launch(str(slow_script), *flags, processes=2)
+    found, wanted = record(out), record(labelled)
+    assert (found["status"], found["ledger"]) == ("complete", wanted["ledger"])
+    assert list(found["scores"].values()) == list(wanted["scores"].values())
+    assert_same_labels(out, labelled)
 
 
 def test_overwriting_is_refused_where_others_may_be_at_work(tmp_path, flags):
