@@ -122,16 +122,18 @@ def filter_rows(
     # What imports have made stays: to look through it for garbage, over and over, takes a third of
     # the time that rows are judged in.
     gc.freeze()
-    if not isinstance(rows, Dataset):
-        arrow_schema = writer.source.arrow_schema
-        for index, chunk in sources.iterate_chunks(rows, rows_per_shard):
-            yield writer.write(index, Dataset(pa.Table.from_pylist(chunk, schema=arrow_schema)))
-    elif num_workers == 1:
-        for index, chunk in sources.iterate_chunks(rows, rows_per_shard):
-            yield writer.write(index, chunk)
-    else:
-        yield from _by_workers(writer, rows, rows_per_shard, num_workers)
-    gc.unfreeze()
+    try:
+        if not isinstance(rows, Dataset):
+            arrow_schema = writer.source.arrow_schema
+            for index, chunk in sources.iterate_chunks(rows, rows_per_shard):
+                yield writer.write(index, Dataset(pa.Table.from_pylist(chunk, schema=arrow_schema)))
+        elif num_workers == 1:
+            for index, chunk in sources.iterate_chunks(rows, rows_per_shard):
+                yield writer.write(index, chunk)
+        else:
+            yield from _by_workers(writer, rows, rows_per_shard, num_workers)
+    finally:
+        gc.unfreeze()
 
 
 def _by_workers(

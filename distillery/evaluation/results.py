@@ -284,25 +284,22 @@ def read_foreign_predictions(path: str | os.PathLike[str]) -> list[tuple[str, st
     """Return id, reference and prediction, as written, of a predictions file from anywhere.
 
     The columns may be those of `Prediction`, of which the raw texts are taken, or `reference` and
-    `prediction`. Without a column `id`, rows are numbered from 1. "NA", "null" and "" are texts,
-    not missing values.
+    `prediction`. Without a column `id`, or with one that does not tell the rows apart, rows are
+    numbered from 1. "NA", "null" and "" are texts, not missing values.
 
     Raises:
-        ValueError: a column is missing, an id occurs twice, there is no row, or a row has too few
-            or too many fields.
+        ValueError: a column is missing, there is no row, or a row has too few or too many fields.
     """
     path = Path(path)
     header, rows = _read_csv(path)
     reference, prediction = (_column(path, header, side) for side in ("reference", "prediction"))
     if not rows:
         raise ValueError(f"{path}: there is no row below the header")
-    place = header.index(schema.ID) if schema.ID in header else None
-    ids = [str(n) if place is None else row[place] for n, row in enumerate(rows, start=1)]
-    seen: set[str] = set()
-    for row_id in ids:
-        if row_id in seen:
-            raise ValueError(f"{path}: id {row_id!r} occurs more than once")
-        seen.add(row_id)
+    ids = [row[header.index(schema.ID)] for row in rows] if schema.ID in header else []
+    if "" in ids or len(set(ids)) < len(ids):
+        logger.warning("%s: ids are empty or occur more than once: rows are numbered instead", path)
+        ids = []
+    ids = ids or [str(number) for number in range(1, len(rows) + 1)]
     return [
         (row_id, row[reference], row[prediction]) for row_id, row in zip(ids, rows, strict=True)
     ]

@@ -7,13 +7,20 @@ Transformers has the rules; it is imported where a normaliser is built, so that 
 variants at once.
 """
 
+import importlib.util
+import json
+import logging
 import re
 import unicodedata
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 from typing import Any, cast
 
 from distillery.text.tokens import language_code
+
+logger = logging.getLogger(__name__)
 
 VARIANTS = ("auto", "basic", "marks")
 # What kotoba-whisper's filter compares by; its published error rates are without spaces again.
@@ -37,6 +44,10 @@ JAPANESE_WORDS_HINT = (
     "words of Japanese need two packages: pip install fugashi unidic-lite "
     "(the extra 'japanese' of this project)"
 )
+
+# Packages that carry Whisper's table of English spellings, each at the same place.
+SPELLING_PACKAGES = ("whisper_normalizer", "whisper")  # modules
+SPELLING_TABLE = Path("normalizers", "english.json")
 
 _MARKUP = re.compile(r"<\|[^<>|]*\|>")
 ZERO_WIDTH_SPACE = "\u200b"  # parts the words of Khmer and Burmese, unseen
@@ -89,7 +100,7 @@ def normalizer_for(
             unknown, which keeps marks, because that differs from the basic rules only in texts
             that those would cut.
         english_spelling: British to American spellings (the tokenizer's `normalizer.json`), for
-            English only; without them the id says so.
+            English only; None takes those of an installed package, and {} none: the id says so.
         variant: "auto" follows the language, "basic" forces Whisper's basic rules, "marks" forces
             them with combining marks kept, "kotoba" is what the filter of kotoba-whisper compares
             by: basic rules (English ones for English) that leave spaces in every script, so that
@@ -104,7 +115,9 @@ def normalizer_for(
         )
     code = None if language is None else language_code(language)
     if variant in ("auto", KOTOBA_FILTER) and code == "en":
-        return _english_normalizer(english_spelling or {})
+        return _english_normalizer(
+            installed_spelling() if english_spelling is None else english_spelling
+        )
     keeps_marks = variant == "auto" and (code is None or code in MARKED_LANGUAGES)
     if variant == "marks" or keeps_marks:
         plain = Normalizer("marks-kept", (_basic_rules(keep_marks=True),))
@@ -138,6 +151,26 @@ def japanese_words() -> Callable[[str], str]:
     # The dictionary is named, because a larger one that is installed too would cut otherwise.
     tagger = fugashi.Tagger(f'-Owakati -d "{unidic_lite.DICDIR}"')
     return lambda text: str(tagger.parse(text)).strip()
+
+
+@cache
+def installed_spelling() -> Mapping[str, str]:
+    """Return Whisper's table of British and American spellings; a warning and {} if none is there.
+
+    Its package is not imported: that would bring others.
+    """
+    for name in SPELLING_PACKAGES:
+        found = importlib.util.find_spec(name)
+        for folder in (found and found.submodule_search_locations) or ():
+            path = Path(folder) / SPELLING_TABLE
+            if path.is_file():
+                return dict(json.loads(path.read_text("utf-8")))
+    logger.warning(
+        "English is compared without Whisper's table of spellings (colour, color), so that error "
+        "rates are higher than published ones: pip install whisper-normalizer (the extra 'english' "
+        "of this project)"
+    )
+    return {}
 
 
 def _basic_rules(keep_marks: bool = False) -> Callable[[str], str]:

@@ -235,6 +235,14 @@ def test_predictions_from_elsewhere(tmp_path, content, row):
     assert read_foreign_predictions(path) == [row]
 
 
+@pytest.mark.parametrize("ids", [("7", "7"), ("", "7"), ("", "")])
+def test_rows_whose_ids_do_not_tell_them_apart_are_numbered(tmp_path, caplog, ids):
+    path = tmp_path / "published.csv"
+    path.write_text(f"id,reference,prediction\n{ids[0]},a,b\n{ids[1]},c,d\n", "utf-8")
+    assert read_foreign_predictions(path) == [("1", "a", "b"), ("2", "c", "d")]
+    assert f"{path}: ids are empty or occur more than once: rows are numbered" in caplog.text
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -242,7 +250,6 @@ def test_predictions_from_elsewhere(tmp_path, content, row):
         ("id,text\n1,a\n", "no column reference_raw or reference; its columns are id, text"),
         ("id,reference,text\n1,a,b\n", "no column prediction_raw or prediction; .* id, reference"),
         ("id,reference,prediction\n", "no row below the header"),
-        ("id,reference,prediction\n1,a,b\n1,c,d\n", "id '1' occurs more than once"),
         ("reference,prediction\na,b\na\n", r"other\.csv:3: expected 2 fields, got 1"),
     ],
 )

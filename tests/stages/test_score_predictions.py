@@ -1,3 +1,5 @@
+import importlib.util
+
 import pytest
 from command_lines import parsed
 from stage_runs import run, snapshot
@@ -16,8 +18,8 @@ def file(tmp_path):
     return path
 
 
-def metrics(folder):
-    return results.read_rows(folder / "metric.ja.transcribe.jsonl")
+def metrics(folder, language="ja"):
+    return results.read_rows(folder / f"metric.{language}.transcribe.jsonl")
 
 
 def test_a_file_is_scored_and_tables_are_printed(tmp_path, file, capsys):
@@ -27,6 +29,17 @@ def test_a_file_is_scored_and_tables_are_printed(tmp_path, file, capsys):
     assert (row["num_rows"], row["cer_norm"]) == (2, 0.0)
     assert row["cer_raw"] == pytest.approx(100 / 7)
     assert "| model | 14.3 |" in capsys.readouterr().out
+
+
+def test_english_is_scored_with_whispers_spellings_and_rows_without_ids_count(tmp_path):
+    if importlib.util.find_spec("whisper") is None:
+        pytest.skip("openai-whisper, whose table is read, comes with scripts/test.sh")
+    file = tmp_path / "published.csv"
+    file.write_text("id,reference,prediction\n,the colour,the color\n,grey,gray\n", "utf-8")
+    run(SCRIPT, "--predictions_file", file, "-l", "en", "-o", tmp_path / "eval")
+    (row,) = metrics(tmp_path / "eval", "en")
+    assert (row["num_rows"], row["normalizer"], row["wer_norm"]) == (2, "whisper-english", 0.0)
+    assert row["wer_raw"] == pytest.approx(200 / 3)
 
 
 def test_the_published_flags_leave_the_same_row(tmp_path, file):

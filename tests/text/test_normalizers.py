@@ -1,3 +1,4 @@
+import importlib.util
 import pickle
 import random
 import sys
@@ -5,7 +6,14 @@ import sys
 import pytest
 from transformers.models.whisper.english_normalizer import BasicTextNormalizer
 
-from distillery.text.normalizers import japanese_words, normalizer_for, raw_text
+from distillery.text.normalizers import (
+    SPELLING_PACKAGES,
+    SPELLING_TABLE,
+    installed_spelling,
+    japanese_words,
+    normalizer_for,
+    raw_text,
+)
 
 
 def test_japanese():
@@ -105,7 +113,7 @@ def test_marks_variant():
 
 
 def test_english():
-    english = normalizer_for("en")
+    english = normalizer_for("en", english_spelling={})
     assert english.id == "whisper-english+no-spelling-map"
     assert english("Mr. Smith won't pay $20 million!") == "mister smith will not pay $20000000"
     assert english("Um, twenty-one [laughs] (noise) okay") == "21 okay"
@@ -121,6 +129,46 @@ def test_english_spelling():
     assert english("Colour, odour") == "color odour"
     assert normalizer_for("en", english_spelling={}).id == "whisper-english+no-spelling-map"
     assert normalizer_for("ja", english_spelling={"a": "b"})("a") == "a"
+
+
+@pytest.fixture
+def packages(tmp_path, monkeypatch):
+    """Where packages can be put; those that are installed here are not found."""
+    find = importlib.util.find_spec
+
+    def found(name, *rest):
+        spec = find(name, *rest)
+        return spec if spec and str(tmp_path) in str(spec.submodule_search_locations) else None
+
+    monkeypatch.setattr(importlib.util, "find_spec", found)
+    monkeypatch.syspath_prepend(tmp_path)
+    installed_spelling.cache_clear()
+    yield tmp_path
+    installed_spelling.cache_clear()
+
+
+@pytest.mark.parametrize("name", SPELLING_PACKAGES)
+def test_the_spelling_table_of_an_installed_package_is_read(packages, name):
+    table = packages / name / SPELLING_TABLE
+    table.parent.mkdir(parents=True)
+    (packages / name / "__init__.py").write_text("raise ImportError('is not to be imported')")
+    table.write_text('{"colour": "color"}', "utf-8")
+    assert normalizer_for("en").id == "whisper-english"
+    assert normalizer_for("en")("The colour") == "the color"
+
+
+def test_a_missing_spelling_table_is_told_once(packages, caplog):
+    (packages / "whisper").mkdir()  # a folder of that name is no package with a table
+    names = {normalizer_for("en").id for _ in range(3)}
+    assert names == {"whisper-english+no-spelling-map"}
+    assert caplog.text.count("pip install whisper-normalizer") == 1
+
+
+def test_whispers_own_spelling_table_is_there_without_a_model():
+    if importlib.util.find_spec("whisper") is None:
+        pytest.skip("openai-whisper, whose table is read, comes with scripts/test.sh")
+    assert normalizer_for("en").id == "whisper-english"
+    assert normalizer_for("en")("Favourite mouldy aeroplanes") == "favorite moldy airplanes"
 
 
 def test_latin_cyrillic_and_greek():
@@ -147,7 +195,7 @@ def test_language_names():
     assert normalizer_for("cantonese").id == "whisper-basic+no-spaces"
     assert normalizer_for("Hindi").id == "marks-kept"
     assert normalizer_for("Burmese").id == normalizer_for("myanmar").id == "marks-kept+no-spaces"
-    assert normalizer_for("english").id == "whisper-english+no-spelling-map"
+    assert normalizer_for("english", english_spelling={"a": "b"}).id == "whisper-english"
 
 
 @pytest.mark.parametrize("language", ["klingon", "xx", "", "zh-TW"])
