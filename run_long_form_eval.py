@@ -1,8 +1,8 @@
 r"""Measure a Whisper model on recordings that are longer than its window.
 
 Reads   any datasets with audio and references, joined with `+`. The times of the references are
-        scored where they are there: as a column `segments` (start, end and text of each), or as
-        Whisper's timestamps in the text.
+        scored where they are there: as a column `segments` (start, end and text of each), as
+        Whisper's timestamps in the text, or as subtitles (SRT, WebVTT), which are the text, too.
 Writes  one row per dataset and algorithm in `metric.<language>.<task>.jsonl`; its predictions as
         CSV; and beside these, in `.segments.jsonl`, the segments of each recording with their times
         and what was counted in them: loops, and text in silence.
@@ -27,8 +27,20 @@ from typing import Any
 from distillery.cli.arguments import DataArguments, DecodingArguments, ModelArguments, RunArguments
 from distillery.cli.evaluation_arguments import EvaluationArguments, draft_problems
 from distillery.cli.flags import at_least, flag, parse
+from distillery.data.specs import NONE
 
 SEQUENTIAL, CHUNKED = "sequential", "chunked"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecordingArguments(DataArguments):
+    """Datasets to read."""
+
+    segment: str = flag(
+        NONE,
+        "none: whole recordings, of which subtitles are the text and its times; cues, vad: clips "
+        "that are cut out of them, as other stages do.",
+    )
 
 
 @dataclass(frozen=True)
@@ -98,7 +110,7 @@ class LongFormArguments:
 
 GROUPS = (
     ModelArguments,
-    DataArguments,
+    RecordingArguments,
     DecodingArguments,
     EvaluationArguments,
     LongFormArguments,
@@ -171,7 +183,7 @@ logger = logging.getLogger(__name__)
 
 def main(
     model_args: ModelArguments,
-    data_args: DataArguments,
+    data_args: RecordingArguments,
     decoding_args: DecodingArguments,
     args: EvaluationArguments,
     long_args: LongFormArguments,

@@ -99,7 +99,7 @@ class ReadingArguments:
     segment: str = flag(
         CUES,
         "Cut long recordings: cues (of subtitles, where there are any), vad (where nobody speaks, "
-        "too), none.",
+        "too), none (whole, with the cues as their text and its times).",
     )
     segment_max_s: float = flag(
         30.0, "Longest clip that is cut, in seconds: no more than the model's window."

@@ -63,7 +63,7 @@ class Piece(NamedTuple):
 class Segmentation:
     """How recordings are cut.
 
-    `mode` is one of `MODES`: "none" leaves subtitles alone, "cues" cuts where there are any, "vad"
+    `mode` is one of `MODES`: "none" leaves recordings whole, "cues" cuts where there are any, "vad"
     cuts recordings without them too. No clip is longer than `max_s` seconds. Paths of subtitles are
     relative to `folder`.
     """
@@ -279,7 +279,7 @@ class _Cutter:
             yield self._clip(row, samples, rate, piece)
 
     def _finder(self, row: Row) -> Callable[[Row, Waveform, int], list[Piece] | None] | None:
-        if _is_part(row):
+        if is_part(row):
             return self._part
         if row.get(schema.SUBTITLES) and self.cuts.mode != NONE:
             return self._cues
@@ -309,12 +309,7 @@ class _Cutter:
     def _cues(self, row: Row, samples: Waveform, rate: int) -> list[Piece]:
         """Return the cues of the recording's subtitles that can be used."""
         path = self.cuts.folder / row[schema.SUBTITLES]
-        if not is_file(path):
-            raise FileNotFoundError(
-                f"recording {row[schema.ID]}: its subtitles {path} are not there: correct the "
-                "manifest, or leave the recording whole with --segment none"
-            )
-        read = subtitles.read_subtitles(path)
+        read = read_subtitles_of(row, path)
         self.account.num_in += len(read.cues) + len(read.refused)
         for line, reason in read.refused:
             self._drop(row, reason, f"{path.name}, line {line}")
@@ -366,16 +361,16 @@ class _Cutter:
         return [Piece(start_ms, end_ms, None) for start_ms, end_ms in windows]
 
     def _clip(self, row: Row, samples: Waveform, rate: int, piece: Piece) -> Row:
-        is_part = _is_part(row)  # then the row's id is the clip's already
+        has_id = is_part(row)  # then the row's id is the clip's already
         # Rounded down at both ends: a clip of exactly one window stays one at every rate.
         inside = samples[piece.start_ms * rate // 1000 : piece.end_ms * rate // 1000]
         return {
             **row,
-            schema.ID: row[schema.ID] if is_part else piece.id_in(row[schema.ID]),
+            schema.ID: row[schema.ID] if has_id else piece.id_in(row[schema.ID]),
             schema.AUDIO: {"bytes": encode_flac(inside, rate), "path": None},
             schema.TEXT: piece.text,
             schema.RECORDING_ID: row.get(schema.RECORDING_ID)
-            or (self._file_name(row) if is_part else row[schema.ID]),
+            or (self._file_name(row) if has_id else row[schema.ID]),
             schema.DURATION: (piece.end_ms - piece.start_ms) / 1000,
             schema.START: piece.start_ms / 1000,
             schema.END: piece.end_ms / 1000,
@@ -388,5 +383,15 @@ class _Cutter:
         return str(path.relative_to(folder) if path.is_relative_to(folder) else path.name)
 
 
-def _is_part(row: Row) -> bool:
+def read_subtitles_of(row: Row, path: Path) -> subtitles.Subtitles:
+    """Read the subtitles that a row names, or raise as `read_subtitles` does."""
+    if not is_file(path):
+        raise FileNotFoundError(
+            f"recording {row[schema.ID]}: its subtitles {path} are not there: correct the manifest"
+        )
+    return subtitles.read_subtitles(path)
+
+
+def is_part(row: Row) -> bool:
+    """Tell whether a row is a part of its file, by its offset and duration."""
     return all(row.get(name) not in (None, "") for name in (schema.OFFSET, schema.DURATION))

@@ -25,12 +25,20 @@ from datasets import (
 )
 from datasets.config import HF_DATASETS_CACHE
 
-from distillery.data import builders, file_trees, folders, manifests, schema, segmentation
+from distillery.data import (
+    builders,
+    cue_references,
+    file_trees,
+    folders,
+    manifests,
+    schema,
+    segmentation,
+)
 from distillery.data.column_types import Rows as Rows  # what `load` returns
 from distillery.data.hub_layout import DEFAULT_CONFIG, refuse_same_split_twice
 from distillery.data.ids import SeenIds, file_names, first_repeated
 from distillery.data.manifests import Manifest
-from distillery.data.specs import DatasetSpec, choose
+from distillery.data.specs import NONE, DatasetSpec, choose
 from distillery.storage.files import RUN_RECORD, read_json, sha256
 from distillery.storage.outputs import is_hidden
 from distillery.storage.runs import STARTED
@@ -53,6 +61,8 @@ def load(spec: DatasetSpec) -> Rows:
     """
     rows = _undecoded(_source(spec), spec)
     rows = _rename_columns(rows, spec)
+    if spec.segment == NONE and {schema.AUDIO, schema.SUBTITLES} <= set(rows.column_names):
+        rows = cue_references.with_references(rows, Path(spec.name).parent)
     cuts = segmentation.Segmentation(spec.segment, spec.segment_max_s, Path(spec.name).parent)
     if schema.AUDIO in rows.column_names and cuts.applies(rows):  # labels alone were cut before
         _check_ids(rows, spec)

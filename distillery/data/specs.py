@@ -6,7 +6,8 @@ from typing import Any
 
 from distillery.data import schema
 
-# How long recordings are cut: not at all; at the cues of subtitles; and, without cues, at pauses.
+# How long recordings are cut: not at all, the cues of subtitles being their reference; at the cues;
+# and, without cues, at pauses.
 NONE, CUES, VAD = MODES = ("none", "cues", "vad")
 
 

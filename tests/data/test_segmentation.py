@@ -164,10 +164,46 @@ def test_the_fingerprint_of_a_folder_covers_subtitles(tmp_path, talk):
     assert fingerprint(DatasetSpec(str(tmp_path))) != before
 
 
-def test_subtitles_may_be_left_alone(tmp_path, talk, counted):
-    rows = clips_of(tmp_path, talk, segment="none")
-    assert rows["id"][:] == ["talk", "short"]
+@pytest.mark.parametrize("streaming", [False, True])
+def test_recordings_may_stay_whole_with_their_cues_as_references(
+    tmp_path, talk, counted, streaming
+):
+    srt(tmp_path / "talk.vtt", (2, 3, "two"), (1, 2.5, "one"), (4, 3, "x"))
+    whole, short = clips_of(tmp_path, talk, segment="none", streaming=streaming)
+    assert (whole["id"], whole["text"]) == ("talk", "one two")
+    assert whole["segments"] == [
+        {"start": 1.0, "end": 2.5, "text": "one"},
+        {"start": 2.0, "end": 3.0, "text": "two"},
+    ]
+    assert whole["audio"]["path"] == str(tmp_path / "talk.wav")
+    assert "subtitles" not in whole
+    assert (short["id"], short["segments"]) == ("short", None)
     assert not counted
+
+
+def test_cues_of_whole_recordings_that_cannot_be_used_are_counted_and_named(tmp_path, talk, caplog):
+    srt(tmp_path / "talk.vtt", (1, 2, "one"), (4, 3, "x"), (5, 6, ""))
+    clips_of(tmp_path, talk, segment="none")
+    assert "recording talk, talk.vtt, line 6: dropped: ends before it starts" in caplog.text
+    assert (
+        "2 recordings stay whole; cues of their subtitles: 3 in = 1 out + 2 dropped (ends before "
+        "it starts: 1, no text: 1) + 0 quarantined" in caplog.text
+    )
+
+
+def test_a_whole_recording_keeps_the_reference_that_its_row_has(tmp_path, talk):
+    own = {"text": "as printed", "segments": [{"start": 0.0, "end": 9.0, "text": "as printed"}]}
+    (row,) = clips_of(tmp_path, [{**talk[0], **own}], segment="none")
+    assert {name: row[name] for name in own} == own
+
+
+def test_the_cues_of_a_file_are_no_reference_of_its_parts(tmp_path, talk):
+    parts = [
+        {**talk[0], "id": f"p{i}", "offset": 2 * i, "duration": 2, "text": None} for i in (0, 1)
+    ]
+    rows = clips_of(tmp_path, parts, segment="none")
+    assert rows["id"][:] == ["p0", "p1"]
+    assert rows["text"][:] == [None, None]
 
 
 @pytest.mark.parametrize("streaming", [False, True])
@@ -201,10 +237,11 @@ def test_the_split_keeps_its_name(tmp_path, talk):
     assert str(rows.split) == "dev"
 
 
-def test_missing_subtitles_are_an_error(tmp_path, talk):
+@pytest.mark.parametrize("segment", ["cues", "none"])
+def test_missing_subtitles_are_an_error(tmp_path, talk, segment):
     (tmp_path / "talk.vtt").unlink()
     with pytest.raises(FileNotFoundError, match=r"recording talk: its subtitles .*talk\.vtt are"):
-        clips_of(tmp_path, talk)
+        clips_of(tmp_path, talk, segment=segment)
 
 
 def test_two_recordings_of_one_id_are_refused(tmp_path, talk):

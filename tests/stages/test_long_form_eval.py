@@ -55,6 +55,28 @@ def evaluated(root, flags):
     return root / "eval"
 
 
+def test_recordings_with_subtitles_are_evaluated_whole(root, model, manifest, tmp_path, capsys):
+    folder = tmp_path / "podcasts_with_srt"
+    folder.mkdir()
+    for name in ("talk-0", "talk-2"):
+        (folder / f"{name}.flac").write_bytes((root / f"{name}.flac").read_bytes())
+        cues = ("1\n00:00:00,500 --> 00:00:01,500\nねこ", "2\n00:00:02,000 --> 00:00:05,000\nいぬ")
+        (folder / f"{name}.srt").write_text("\n\n".join(cues), "utf-8")
+    words = ("-m", model, "-d", folder, "-l", "ja", "--generation_max_length", 24, "-b", 2)
+    run(SCRIPT, *words, "-o", tmp_path / "eval", "--dry_run")
+    assert "2 rows" in capsys.readouterr().out
+    run(SCRIPT, *words, "-o", tmp_path / "eval")
+    (row,) = metrics(tmp_path / "eval")
+    found = results.read_predictions(tmp_path / "eval" / row["predictions"])
+    assert {each.id: each.reference_raw for each in found} == dict.fromkeys(
+        ("talk-0", "talk-2"), "ねこいぬ"
+    )
+    assert (row["num_rows_with_times"], row["num_reference_segments"]) == (2, 4)
+    assert row["audio_s"] == pytest.approx(DURATIONS_S[0] + DURATIONS_S[2], abs=1e-3)
+    run(SCRIPT, *words, "--segment", "cues", "-o", tmp_path / "clips")
+    assert metrics(tmp_path / "clips")[0]["num_rows"] == 4
+
+
 def metrics(folder):
     return results.read_rows(folder / "metric.ja.transcribe.jsonl")
 
