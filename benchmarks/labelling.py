@@ -48,7 +48,7 @@ from distillery.whisper.greedy import encode
 RATE = 16_000
 LANGUAGE = "en"
 REFERENCE, UNPACKED, PACKED, ENCODER = "generate", "stage", "stage, packed", "encoder alone"
-PACKING = ("--concatenate_audio", "--packing", "best_fit")
+PACKING = ("--packing", "best_fit")
 
 
 @dataclass

@@ -62,6 +62,7 @@ python run_pseudo_labelling.py \
   --dataset_split_name "train+windows" \
   --language ja \
   --return_timestamps \
+  --concatenate_audio False \
   --decode_token_ids False \
   --per_device_eval_batch_size 128 \
   --max_label_length 64 \

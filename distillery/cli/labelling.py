@@ -1,13 +1,14 @@
 """What labelling takes from its flags: splits, and the plain values of `distillery.labelling`."""
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from accelerate import Accelerator
 
 from distillery.cli.arguments import DecodingArguments
-from distillery.cli.labelling_arguments import BEST_FIT, DATASET, LabellingArguments
+from distillery.cli.labelling_arguments import DATASET, IN_ORDER, LabellingArguments
 from distillery.cli.speech_progress import SpeechProgress
 from distillery.data import column_types, packed_windows, schema, sources
 from distillery.data.collators import DurationLimits
@@ -22,6 +23,8 @@ from distillery.storage.runs import Run
 from distillery.storage.shares import Share
 from distillery.whisper import checkpoint
 from distillery.whisper.decoding import Decoding
+
+logger = logging.getLogger(__name__)
 
 # The shards, until all of them are there and get their names in the dataset. Their seals, which
 # hold the account, stay, so that a damaged file can be made again alone.
@@ -103,15 +106,13 @@ def splits_of(
                 sources.require_column(rows, spec, flags[name], f"--{name}")
         packing = _packing(rows, flags, teacher)
         columns = rows.features if packing is None else column_types.SEGMENT_TYPES
-        writer = ShardWriter(
-            SplitFiles(run.outputs, WORK_FOLDER, str(spec.config), str(spec.split)),
-            dataset_features(
-                columns, flags["decode_token_ids"], prompts_vary, flags["output_format"] == DATASET
-            ),
-            transcripts,
-            packing,
-            run.verifies,
+        features = dataset_features(
+            columns, flags["decode_token_ids"], prompts_vary, flags["output_format"] == DATASET
         )
+        if packing is not None:
+            _say_what_packing_means(spec, packing, set(rows.column_names) - set(features))
+        files = SplitFiles(run.outputs, WORK_FOLDER, str(spec.config), str(spec.split))
+        writer = ShardWriter(files, features, transcripts, packing, run.verifies)
         splits.append(Split(spec, source, rows, writer))
     return splits
 
@@ -120,12 +121,27 @@ def _packing(
     rows: sources.Rows, flags: Mapping[str, Any], teacher: checkpoint.Whisper
 ) -> WindowPacking | None:
     """Return how the clips of a split share windows; None where each has its own."""
-    columns = [name for name in packed_windows.SAME_RECORDING if name in rows.column_names]
-    if not flags["concatenate_audio"] or not (columns or flags["packing"] == BEST_FIT):
+    if not flags["concatenate_audio"]:
         return None
+    columns = []
+    if flags["packing"] == IN_ORDER:
+        if not packed_windows.has_neighbours(rows):
+            return None
+        columns = [name for name in packed_windows.SAME_RECORDING if name in rows.column_names]
     prompts = [flags[name] for name in PROMPT_COLUMNS if flags[name] is not None]
-    together = [] if flags["packing"] == BEST_FIT else columns
-    return WindowPacking(PACKERS[flags["packing"]], [*together, *prompts], teacher.log_mel)
+    return WindowPacking(PACKERS[flags["packing"]], [*columns, *prompts], teacher.log_mel)
+
+
+def _say_what_packing_means(
+    spec: DatasetSpec, packing: WindowPacking, left_out: Collection[str]
+) -> None:
+    alike = f" of one {' and '.join(packing.columns)}" if packing.columns else ""
+    without = f", without the columns {', '.join(sorted(left_out))}" if left_out else ""
+    logger.info(
+        "%s: clips%s share windows, which are the rows that are written%s; --concatenate_audio "
+        "False gives each clip its own",
+        *(spec, alike, without),
+    )
 
 
 def duration_limits(flags: Mapping[str, Any], window_s: float) -> DurationLimits:

@@ -36,14 +36,15 @@ class LabellingArguments:
         "same without audio: filter and training find it in the source, which must stay).",
     )
     concatenate_audio: bool = flag(
-        False,
+        True,
         "Let clips share a window of the model, so that little of it is silence: several times "
-        "faster. Rows of the dataset are then windows, with the columns of the contract alone.",
+        "faster. Rows of the dataset are then windows, with the columns of the contract alone. "
+        "False gives each clip a window of its own, as a teacher wants that heard no full ones.",
     )
     packing: str = flag(
         IN_ORDER,
-        "How clips share windows: in_order (neighbours of one recording and speaker), or best_fit "
-        "(any clips, where their order carries no meaning).",
+        "How clips share windows: in_order (neighbours of one recording and speaker; where none "
+        "are known, each clip has its own), or best_fit (any clips: order carries no meaning).",
     )
     language_column_name: str | None = flag(
         None,

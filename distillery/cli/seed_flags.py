@@ -170,8 +170,9 @@ _TAKEN_BY_ALL = {
 OTHER_MEANINGS = {
     "run_pseudo_labelling": {
         **_TAKEN_BY_ALL,
-        "concatenate_audio": "off (there: on): rows are then windows, with a pause between clips. "
-        "Clips are not sorted: neighbours of one recording and speaker share a window",
+        "concatenate_audio": "on, where a column of recordings or speakers is there, with a pause "
+        "between clips. Clips are not sorted: neighbours of one recording and speaker share a "
+        "window",
         "dataset_split_name": "the only split (there: train+validation+test)",
         "dtype": "`auto` (there: float32, of kotoba-whisper bfloat16): bfloat16 on a GPU that has "
         "it, else float32",

@@ -8,7 +8,7 @@ window's `id` is that of its first part: no other window has it.
 
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, pairwise
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -25,14 +25,31 @@ from distillery.data.collators import (
     Windows,
     decode_clip,
 )
+from distillery.data.column_types import Rows
 from distillery.data.hub_layout import embed_audio
 from distillery.data.packing import PAUSE_S, Fill, Layout, Packer, Part, Utterance, Window
 from distillery.text.packed_labels import Span
 from distillery.text.spacing import joined
 
 SAME_RECORDING = (schema.RECORDING_ID, schema.SPEAKER_ID)  # what an ordered window has one of
+NUM_LOOKED_AT = 100  # rows, to see whether there is anything to pack
 
 Clip: TypeAlias = tuple[dict[str, Any], Waveform]  # a row without its audio, and its samples
+
+
+def has_neighbours(rows: Rows) -> bool:
+    """Tell whether rows at the start have a neighbour of the same recording and speaker.
+
+    A look at more would read the start of a stream twice.
+    """
+    columns = [name for name in SAME_RECORDING if name in rows.column_names]
+    if not columns:
+        return False
+    head = islice(rows.select_columns(columns), NUM_LOOKED_AT)
+    places = (tuple(row[name] for name in columns) for row in head)
+    return any(
+        before == after and after.count(None) < len(columns) for before, after in pairwise(places)
+    )
 
 
 @dataclass(frozen=True)

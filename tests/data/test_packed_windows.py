@@ -5,7 +5,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import soundfile
-from datasets import Features
+from datasets import Dataset, Features
 from transformers import WhisperFeatureExtractor
 
 from distillery.audio.decoding import encode_flac
@@ -18,6 +18,7 @@ from distillery.data.packed_windows import (
     ClipCollator,
     WindowPacking,
     fill_of_rows,
+    has_neighbours,
     spans,
     with_audio,
 )
@@ -65,6 +66,29 @@ def rows():
     rng = random.Random(0)
     lengths = [rng.randint(RATE // 4, 2 * RATE) for _ in range(24)]
     return [clip(f"c{i}", n, f"r{i // 6}") for i, n in enumerate(lengths)]
+
+
+@pytest.mark.parametrize(
+    ("recordings", "speakers", "answer"),
+    [
+        ("aab", None, True),
+        ("aab", "xyx", False),
+        ("aba", "xxx", False),
+        ("abb", "xyy", True),
+        (["a", None, None, "b"], "xyyz", True),
+        ([None, None, "a"], [None, None, None], False),
+        ([None, "a"], [None, None], False),
+        (None, "xyy", True),
+        (None, None, False),
+        ("a", "x", False),
+    ],
+)
+def test_neighbours_are_of_one_recording_and_one_speaker(recordings, speakers, answer):
+    columns = {schema.RECORDING_ID: recordings, schema.SPEAKER_ID: speakers}
+    said = {name: list(values) for name, values in columns.items() if values is not None}
+    rows = Dataset.from_dict({schema.ID: ["a", "b", "c", "d"][: len(recordings or "abc")], **said})
+    assert has_neighbours(rows) == answer
+    assert has_neighbours(rows.to_iterable_dataset()) == answer
 
 
 def test_a_window_keeps_what_its_parts_were():

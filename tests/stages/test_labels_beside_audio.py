@@ -28,8 +28,7 @@ from distillery.storage.publication import published_files
 
 LABELLING, FILTERING = "run_pseudo_labelling.py", "run_data_filtering.py"
 NUM_CLIPS = 24
-PACKED = "--concatenate_audio"
-HOW = {"clips": (), "windows": (PACKED,)}
+HOW = {"clips": ("--concatenate_audio", "False"), "windows": ()}
 
 
 @pytest.fixture(scope="module")

@@ -63,7 +63,7 @@ def test_a_talk_with_subtitles(root, teacher, talking):
     write_manifest(
         root / "talks.jsonl", [{"id": "talk", "audio": "talk.m4a", "subtitles": "talk.srt"}]
     )
-    labelled = run_page("talks.jsonl", root, teacher)
+    labelled = run_page("talks.jsonl", root, teacher, "--concatenate_audio", "False")
     rows = split_rows(labelled)
     assert [row["text"] for row in rows] == list(SPOKEN)
     assert [(row["start_s"], row["end_s"]) for row in rows] == [
@@ -85,7 +85,7 @@ def test_recordings_without_subtitles(root, teacher, talking):
     soundfile.write(root / "podcast.ogg", np.stack([samples, samples], 1), RATE)
     entry = {"id": "p/1", "audio": "podcast.ogg", "speaker_id": "anna"}
     write_manifest(root / "podcasts.jsonl", [entry])
-    more = ("--segment_max_s", WINDOW_S, "--rows_per_shard", 2)
+    more = ("--segment_max_s", WINDOW_S, "--rows_per_shard", 2, "--concatenate_audio", "False")
     labelled = run_page("podcasts.jsonl", root, teacher, *more)
     rows = split_rows(labelled)
     for row, (start, end) in zip(rows, spans, strict=True):

@@ -47,7 +47,6 @@ def flags(teacher, talks):
     return [
         *("-m", teacher, "-d", talks, "-l", "ja", "--return_timestamps"),
         *("--decode_token_ids", "False", "--max_label_length", 24, "-b", 2),
-        "--concatenate_audio",
     ]
 
 
@@ -140,17 +139,40 @@ def test_a_stream_other_workers_and_shares_make_the_same_windows(packed, flags, 
 
 
 def test_clips_of_nobody_and_those_that_must_not_be_packed_stand_alone(flags, talks, tmp_path):
-    entries = [{**entry, "recording_id": None} for entry in read_manifest(talks)]
+    entries = [
+        {**entry, "recording_id": "talk" if index < 2 else None}
+        for index, entry in enumerate(read_manifest(talks))
+    ]
     lonely = write_manifest(talks.parent / "lonely.jsonl", entries)
     run(SCRIPT, *flags, "-d", lonely, "-o", tmp_path / "lonely")
-    assert segment_ids(tmp_path / "lonely") == [[entry["id"]] for entry in entries]
-    run(SCRIPT, *flags[:-1], "-o", tmp_path / "alone")
+    names = [entry["id"] for entry in entries]
+    assert segment_ids(tmp_path / "lonely") == [names[:2], *([name] for name in names[2:])]
+    run(SCRIPT, *flags, "--concatenate_audio", "False", "-o", tmp_path / "alone")
     assert "segment_ids" not in split_rows(tmp_path / "alone")[0]
-    transcripts = [
+    lonely_transcripts, alone_transcripts = (
         [row["whisper_transcript"] for row in split_rows(tmp_path / name)]
         for name in ("lonely", "alone")
-    ]
-    assert transcripts[0] == transcripts[1]
+    )
+    assert lonely_transcripts[1:] == alone_transcripts[2:]
+
+
+def test_a_dataset_without_neighbours_keeps_its_rows(flags, talks, tmp_path, capsys):
+    entries = read_manifest(talks)
+    for index, entry in enumerate(entries):
+        entry |= {"recording_id": f"call-{index}", "speaker_id": "anna", "place": "here"}
+    calls = write_manifest(talks.parent / "calls.jsonl", entries)
+    run(SCRIPT, *flags, "-d", calls, "-o", tmp_path / "calls")
+    rows = split_rows(tmp_path / "calls")
+    assert [(row["id"], row["place"]) for row in rows] == [(e["id"], "here") for e in entries]
+    assert "segment_ids" not in rows[0]
+    for entry in entries:
+        entry["recording_id"] = "call"
+    calls = write_manifest(talks.parent / "one_call.jsonl", entries)
+    capsys.readouterr()
+    run(SCRIPT, *flags, "-d", calls, "-o", tmp_path / "one_call")
+    assert len(split_rows(tmp_path / "one_call")) < NUM_CLIPS
+    said = capsys.readouterr().err
+    assert "share windows, which are the rows that are written, without the columns place;" in said
 
 
 def test_clips_of_unwanted_durations_are_in_no_window(packed, flags, talks, tmp_path):

@@ -425,7 +425,7 @@ def test_previous_window_only_inside_a_recording_and_speaker(tmp_path, flags, ma
         for entry, (recording, speaker) in zip(read_manifest(manifest), places, strict=True)
     ]
     talks = write_manifest(manifest.parent / "talks.jsonl", entries)
-    run(SCRIPT, *flags, "-d", talks, "-o", tmp_path)
+    run(SCRIPT, *flags, "-d", talks, "--concatenate_audio", "False", "-o", tmp_path)
     rows = split_rows(tmp_path)
     texts = [labels.text_ids(row["whisper_transcript"], tokens) for row in rows]
     wanted = [None, texts[0], None, None, texts[3], None, texts[5], None, None, None]
@@ -468,7 +468,7 @@ def test_a_clip_that_is_replaced_between_two_starts_has_label_and_audio_of_one(
     assert before[5]["audio"] != after[5]["audio"] and before[9]["audio"] != after[9]["audio"]
 
 
-@pytest.mark.parametrize("more", [[], ["--concatenate_audio", "--packing", "best_fit"]])
+@pytest.mark.parametrize("more", [[], ["--packing", "best_fit"]])
 def test_a_clip_that_is_replaced_while_the_stage_runs_is_an_error_that_names_it(
     tmp_path, flags, own_clips, monkeypatch, more
 ):
