@@ -72,7 +72,7 @@ from distillery.whisper import checkpoint
 
 def main(distillation_args: DistillationArguments, *shared_groups: Any) -> None:
     """Train, or go on training."""
-    groups, flags = (distillation_args, *shared_groups), TrainingFlags(*shared_groups)
+    groups, flags = (distillation_args, *shared_groups), TrainingFlags.of(*shared_groups)
     teacher = distillation_args.teacher_model_name_or_path
     models = [flags.model.model_name_or_path, teacher]
     accelerator = make_accelerator(flags.run, flags.output.output_dir, flags.model.dtype)

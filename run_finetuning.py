@@ -43,7 +43,7 @@ from distillery.training.validation import Evaluator
 
 def main(*groups: Any) -> None:
     """Train, or go on training."""
-    flags = TrainingFlags(*groups)
+    flags = TrainingFlags.of(*groups)
     name = flags.model.model_name_or_path
     accelerator = make_accelerator(flags.run, flags.output.output_dir, flags.model.dtype)
     run = training.describe_run("run_finetuning", accelerator, groups, flags, [name])

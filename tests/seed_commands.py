@@ -92,3 +92,35 @@ LOCAL_FILES = {
     .replace("10+5", "10")
     .replace("../cv_13_0_hi_pseudo_labelled", "datasets/dev.json"),
 }
+
+# Of Whisper's fine-tuning event.
+FINE_TUNING_EVENT = {
+    "run_finetuning.py": """
+        --model_name_or_path=openai/whisper-small
+        --dataset_name=mozilla-foundation/common_voice_11_0 --dataset_config_name=es
+        --language=spanish --train_split_name=train+validation --eval_split_name=test
+        --model_index_name=Whisper-Small-Spanish --max_steps=5000 --output_dir=./
+        --per_device_train_batch_size=64 --per_device_eval_batch_size=32 --logging_steps=25
+        --learning_rate=1e-5 --warmup_steps=500 --evaluation_strategy=steps --eval_steps=1000
+        --save_strategy=steps --save_steps=1000 --generation_max_length=225
+        --length_column_name=input_length --max_duration_in_seconds=30
+        --text_column_name=sentence --freeze_feature_encoder=False --report_to=tensorboard
+        --metric_for_best_model=wer --greater_is_better=False --load_best_model_at_end
+        --gradient_checkpointing --fp16 --overwrite_output_dir --do_train --do_eval
+        --predict_with_generate --do_normalize_eval --streaming --use_auth_token --push_to_hub"""
+}
+
+# The settings of the notebook that the document on Hindi describes.
+HINDI = {
+    "run_finetuning.py": """
+        --model_name_or_path openai/whisper-small
+        --dataset_name mozilla-foundation/common_voice_11_0 --dataset_config_name hi
+        --text_column_name sentence --language Hindi --task transcribe
+        --train_split_name train+validation --eval_split_name test --output_dir ./whisper-small-hi
+        --per_device_train_batch_size 16 --gradient_accumulation_steps 1 --learning_rate 1e-5
+        --warmup_steps 500 --max_steps 4000 --gradient_checkpointing True --fp16 True
+        --eval_strategy steps --do_eval --per_device_eval_batch_size 8 --predict_with_generate True
+        --generation_max_length 225 --save_steps 1000 --eval_steps 1000 --logging_steps 25
+        --report_to tensorboard --load_best_model_at_end True --metric_for_best_model wer
+        --greater_is_better False --push_to_hub True"""
+}

@@ -9,7 +9,14 @@ from pathlib import Path
 import pytest
 import tiny
 from command_lines import SCRIPTS, complaints, groups_of, parsed
-from seed_commands import DISTIL_WHISPER, KOTOBA, KOTOBA_EVALUATION, LOCAL_FILES
+from seed_commands import (
+    DISTIL_WHISPER,
+    FINE_TUNING_EVENT,
+    HINDI,
+    KOTOBA,
+    KOTOBA_EVALUATION,
+    LOCAL_FILES,
+)
 
 from distillery.cli.flags import flags_of
 from distillery.cli.parser import StageParser
@@ -30,11 +37,20 @@ ALIASES = {
     "--column-text": "text_column_name",
     "--pretty-table": "pretty_table",
     "--save_dir": "save_dir",
+    "--evaluation_strategy": "eval_strategy",
+}
+# What training has for them; the other stages have them by these names.
+TRAINING_ALIASES = {
+    "dataset_name": "train_dataset_name",
+    "dataset_config_name": "train_dataset_config_name",
 }
 
 COMMANDS = [
     (script, text.split())
-    for commands in (KOTOBA, KOTOBA_EVALUATION, DISTIL_WHISPER, LOCAL_FILES)
+    for commands in (
+        *(KOTOBA, KOTOBA_EVALUATION, DISTIL_WHISPER, LOCAL_FILES),
+        *(FINE_TUNING_EVENT, HINDI),
+    )
     for script, text in commands.items()
 ]
 
@@ -42,7 +58,9 @@ COMMANDS = [
 def pairs_of(words):
     """Yield (flag, value) as typed; a switch has the value True."""
     for index, word in enumerate(words):
-        if word.startswith("-"):
+        if "=" in word:
+            yield word.split("=")
+        elif word.startswith("-"):
             value = words[index + 1] if index + 1 < len(words) else "-"
             yield word, True if value.startswith("-") else value
 
@@ -52,7 +70,7 @@ def test_every_flag_means_what_it_says(script, words):
     flags = flags_of(*parsed(script, words))
     for typed, wanted in pairs_of(words):
         name = ALIASES.get(typed, typed.removeprefix("--"))
-        found = flags[name]
+        found = flags[name if name in flags else TRAINING_ALIASES[name]]
         if isinstance(found, bool):
             assert found is (wanted not in ("False",)), typed
         else:

@@ -71,19 +71,10 @@ TRAINING = {
     **_HUB,
     **_MODEL_PARTS,
     **_PREPROCESSING,
-    **_DTYPE,
     **_WANDB,
-    "freeze_decoder": "the decoder is what is trained; the encoder can be kept: --freeze_encoder",
-    "freeze_embed_positions": "the decoder's positions are trained with it; to keep the encoder's: "
-    "--freeze_encoder",
     "use_pseudo_labels": "pseudo-labels are taken where the dataset has them: leave it out",
-    "min_duration_in_seconds": "shorter clips are dropped by run_data_filtering.py",
-    "max_duration_in_seconds": "longer clips are dropped by run_data_filtering.py",
     "save_best_total_limit": "best/ holds one model",
     "resume_from_checkpoint": "the same command again goes on from the newest checkpoint",
-    "adam_epsilon": "it has torch's default: leave it out",
-    "optim": "the optimiser is AdamW: leave it out",
-    "warmup_ratio": "give a number of updates: --warmup_steps",
     "dataloader_prefetch_factor": "it has torch's default: leave it out",
     "dataloader_pin_memory": "memory is pinned where there is a GPU: leave it out",
     "pad_target_to_multiple_of": "labels are padded to the longest of a batch: leave it out",
@@ -96,9 +87,6 @@ TRAINING = {
         )
     },
     "num_workers": "use --dataloader_num_workers",
-    "eval_strategy": "use --do_eval and --eval_steps",
-    "evaluation_strategy": "use --do_eval and --eval_steps",
-    "save_strategy": "a checkpoint is saved after every --save_steps updates: leave it out",
 }
 
 EVALUATION = {

@@ -1,6 +1,7 @@
 """What the two training stages share: their run, and the plain values that training takes."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,14 +10,21 @@ from accelerate import Accelerator
 from distillery.cli.arguments import DecodingArguments, RunArguments
 from distillery.cli.runtime import log_end, log_start, stage_run, start_trackers
 from distillery.cli.training_arguments import TrainingArguments, TrainingFlags
-from distillery.data.collators import SpeechCollator
+from distillery.data.collators import DurationLimits, SpeechCollator
 from distillery.data.order import BatchPlan
 from distillery.storage.runs import Run
 from distillery.training import loop, resume
 from distillery.training.monitor import LOSS_LOG, LossMonitor, finish_trackers
 from distillery.training.rows import BatchLoader, eval_sets, training_data
 from distillery.training.session import Session
-from distillery.training.settings import Evaluation, LabelSettings, Length, Optimization
+from distillery.training.settings import (
+    OPTIMIZERS,
+    Evaluation,
+    Frozen,
+    LabelSettings,
+    Length,
+    Optimization,
+)
 from distillery.training.step import Learner, make_trainable, refuse_layerdrop, set_prompt
 from distillery.training.validation import Evaluator
 from distillery.whisper import checkpoint
@@ -114,6 +122,8 @@ def label_settings(flags: TrainingFlags) -> LabelSettings:
         max_label_length=args.max_label_length,
         wer_threshold=args.wer_threshold,
         seed=flags.run.seed,
+        min_duration_s=flags.data.min_duration_in_seconds,
+        max_duration_s=flags.data.max_duration_in_seconds,
     )
 
 
@@ -126,6 +136,19 @@ def optimization(args: TrainingArguments) -> Optimization:
         weight_decay=args.weight_decay,
         betas=(args.adam_beta1, args.adam_beta2),
         max_grad_norm=args.max_grad_norm,
+        epsilon=args.adam_epsilon,
+        warmup_ratio=args.warmup_ratio,
+        optimizer=OPTIMIZERS[args.optim],
+    )
+
+
+def frozen(args: TrainingArguments) -> Frozen:
+    """Return which parts of the model are not trained."""
+    return Frozen(
+        encoder=args.freeze_encoder,
+        feature_encoder=args.freeze_feature_encoder,
+        decoder=args.freeze_decoder,
+        embed_positions=args.freeze_embed_positions,
     )
 
 
@@ -139,6 +162,8 @@ def evaluation(decoding_args: DecodingArguments, args: TrainingArguments) -> Eva
         timestamps=decoding_args.return_timestamps,
         num_beams=decoding_args.generation_num_beams,
         max_length=args.generation_max_length,
+        patience=args.early_stopping_patience,
+        ends_with_best=args.load_best_model_at_end,
     )
 
 
@@ -164,7 +189,7 @@ def load_student(
         flags.model.cache_dir,
     )
     refuse_layerdrop(student, accelerator.num_processes)
-    make_trainable(student, flags.training.freeze_encoder, flags.training.gradient_checkpointing)
+    make_trainable(student, frozen(flags.training), flags.training.gradient_checkpointing)
     set_prompt(student, flags.decoding.language, flags.decoding.task)
     student.model.to(accelerator.device)
     return student
@@ -179,6 +204,13 @@ def batch_loader(
         run_args.dataloader_num_workers,
         pin_memory=accelerator.device.type == "cuda",
     )
+
+
+def training_loader(loader: BatchLoader, flags: TrainingFlags) -> BatchLoader:
+    """Return a loader that makes batches to learn from, where the given one evaluates."""
+    data_args = flags.data
+    limits = DurationLimits(data_args.min_duration_in_seconds, data_args.max_duration_in_seconds)
+    return replace(loader, collate=replace(loader.collate, limits=limits))
 
 
 def make_evaluator(
@@ -212,7 +244,7 @@ def begin_session(evaluator: Evaluator, newest: Path | None, flags: TrainingFlag
         label_settings(flags),
         length(args),
         batch_plan(accelerator, args),
-        evaluator.loader,
+        training_loader(evaluator.loader, flags),
     )
     trainer = loop.make_trainer(accelerator, learner, optimization(args), data.num_updates)
     progress = resume.resume(trainer, folder, newest)

@@ -1,7 +1,7 @@
 """The groups of flags of the two stages that train."""
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from distillery.cli.arguments import (
     DecodingArguments,
@@ -11,7 +11,9 @@ from distillery.cli.arguments import (
     RunArguments,
 )
 from distillery.cli.flags import at_least, flag, one_of, plus_list, required, same_length, within
+from distillery.cli.trainer_arguments import TrainerArguments, dtype_problems, with_dtype
 from distillery.data.specs import DatasetSpec, broadcast_specs
+from distillery.training.settings import OPTIMIZERS
 
 METRICS = ("loss", "wer", "cer")
 
@@ -21,7 +23,7 @@ class TrainDataArguments(ReadingArguments):
     """Datasets to train and evaluate on."""
 
     train_dataset_name: str = required(
-        "Datasets to train on, joined with '+'.", "-d", is_input=True
+        "Datasets to train on, joined with '+'.", "-d", "--dataset_name", is_input=True
     )
     labels_dir: str | None = flag(
         None,
@@ -30,14 +32,19 @@ class TrainDataArguments(ReadingArguments):
         "source and not the labels, whose record says where it is.",
         is_input=True,
     )
-    train_dataset_config_name: str | None = flag(None, "Configuration of each, joined with '+'.")
+    train_dataset_config_name: str | None = flag(
+        None, "Configuration of each, joined with '+'.", "--dataset_config_name"
+    )
     train_split_name: str | None = flag(None, "Split of each, joined with '+'.")
     text_column_name: str | None = flag(None, "Column with the reference of each, joined with '+'.")
     train_dataset_samples: str | None = flag(
         None, "Weight of each in the mix, joined with '+', such as hours; default: its size."
     )
     eval_dataset_name: str | None = flag(
-        None, "Datasets to evaluate on, joined with '+'.", is_input=True
+        None,
+        "Datasets to evaluate on, joined with '+'; default: with --eval_split_name, that split of "
+        "those to train on.",
+        is_input=True,
     )
     eval_dataset_config_name: str | None = flag(None, "Configuration of each, joined with '+'.")
     eval_split_name: str | None = flag(None, "Split of each, joined with '+'.")
@@ -46,6 +53,12 @@ class TrainDataArguments(ReadingArguments):
     )
     max_train_samples: int | None = flag(None, "Train on at most so many rows of each dataset.")
     max_eval_samples: int | None = flag(None, "Evaluate on at most so many rows of each dataset.")
+    min_duration_in_seconds: float | None = flag(None, "Train on no shorter clips.")
+    max_duration_in_seconds: float | None = flag(
+        None,
+        "Train on no longer clips; without it, those longer than the model's window are reported "
+        "as unusable: see --max_bad_fraction.",
+    )
 
     def problems(self) -> list[str]:
         """Return what is wrong with the values."""
@@ -58,6 +71,8 @@ class TrainDataArguments(ReadingArguments):
             *_streaming_problems(self),
             *at_least(self, "max_train_samples", 1),
             *at_least(self, "max_eval_samples", 1),
+            *at_least(self, "min_duration_in_seconds", 0),
+            *at_least(self, "max_duration_in_seconds", self.min_duration_in_seconds or 0),
             *super().problems(),
         ]
 
@@ -77,15 +92,21 @@ class TrainDataArguments(ReadingArguments):
         )
 
     def eval_specs(self) -> list[DatasetSpec]:
-        """Return the datasets to evaluate on; none if none is named."""
-        if self.eval_dataset_name is None:
+        """Return the datasets to evaluate on; none if neither one nor a split is named."""
+        name = self.eval_dataset_name
+        config, text_column = self.eval_dataset_config_name, self.eval_text_column_name
+        if name is None and self.eval_split_name is None:
             return []
+        if name is None:
+            name = self.train_dataset_name
+            config = config or self.train_dataset_config_name
+            text_column = text_column or self.text_column_name
         return broadcast_specs(
             {
-                "name": plus_list(self.eval_dataset_name),
-                "config": plus_list(self.eval_dataset_config_name),
+                "name": plus_list(name),
+                "config": plus_list(config),
                 "split": plus_list(self.eval_split_name),
-                "text_column": plus_list(self.eval_text_column_name),
+                "text_column": plus_list(text_column),
             },
             max_rows=self.max_eval_samples,
             **self.reading(),
@@ -125,12 +146,18 @@ class TrainingArguments:
     num_train_epochs: float = flag(3.0, "Times that every row is seen.")
     learning_rate: float = flag(1e-4, "Highest learning rate.")
     warmup_steps: int = flag(0, "Updates over which the learning rate rises from 0.")
+    warmup_ratio: float = flag(0.0, "The same as a share of all updates.")
     lr_scheduler_type: str = flag(
         "linear", "Schedule, as transformers names it: linear, constant_with_warmup, cosine, …"
+    )
+    optim: str = flag(
+        "adamw_torch",
+        f"Optimiser: {', '.join(OPTIMIZERS)}; 8 bits need a GPU and bitsandbytes.",
     )
     weight_decay: float = flag(0.0, "AdamW's weight decay of matrices.")
     adam_beta1: float = flag(0.9, "AdamW's first decay rate.")
     adam_beta2: float = flag(0.999, "AdamW's second decay rate.")
+    adam_epsilon: float = flag(1e-8, "AdamW's term that keeps divisors above 0.")
     max_grad_norm: float = flag(1.0, "Gradients are scaled down to this norm.")
     save_steps: int = flag(500, "Save a checkpoint after so many updates.", resumable=True)
     save_total_limit: int | None = flag(
@@ -143,8 +170,21 @@ class TrainingArguments:
         "Lowest value of what is kept in best/: loss, wer or cer; default: cer with "
         "--predict_with_generate, else loss.",
     )
+    load_best_model_at_end: bool = flag(
+        False, "Leave the model of best/ as the result, not that of the last update."
+    )
+    early_stopping_patience: int | None = flag(
+        None, "End after so many evaluations in a row without a better model."
+    )
     gradient_checkpointing: bool = flag(False, "Compute activations twice to save memory.")
     freeze_encoder: bool = flag(False, "Do not train the encoder.")
+    freeze_feature_encoder: bool = flag(
+        False, "Do not train the two convolutions that the encoder begins with."
+    )
+    freeze_decoder: bool = flag(
+        False, "Train nothing of the decoder but the token embeddings, which the output shares."
+    )
+    freeze_embed_positions: bool = flag(False, "Do not train the decoder's positions.")
     apply_spec_augment: bool | None = flag(
         None,
         "Mask parts of what the student hears, as config.json says; its teacher hears all. An "
@@ -183,8 +223,14 @@ class TrainingArguments:
             found.append(f"--metric_for_best_model {metric} needs --predict_with_generate")
         if self.metric_for_best_model is not None:
             found += one_of(self, "metric_for_best_model", METRICS)
+        if self.warmup_steps and self.warmup_ratio:
+            found.append("--warmup_steps and --warmup_ratio: give one of them")
         return [
             *found,
+            *self._evaluation_problems(),
+            *one_of(self, "optim", OPTIMIZERS),
+            *at_least(self, "adam_epsilon", 0),
+            *within(self, "warmup_ratio", 0, 1),
             *at_least(self, "learning_rate", 0),
             *at_least(self, "warmup_steps", 0),
             *at_least(self, "max_label_length", 8),
@@ -193,6 +239,14 @@ class TrainingArguments:
             *within(self, "timestamp_probability", 0, 1),
             *within(self, "condition_on_prev_probability", 0, 1),
         ]
+
+    def _evaluation_problems(self) -> list[str]:
+        found = at_least(self, "early_stopping_patience", 1)
+        if self.early_stopping_patience is not None and not (self.do_eval and self.eval_steps):
+            found.append("--early_stopping_patience needs --do_eval and --eval_steps")
+        if self.load_best_model_at_end and not self.do_eval:
+            found.append("--load_best_model_at_end needs --do_eval")
+        return found
 
 
 class TrainingFlags(NamedTuple):
@@ -204,16 +258,30 @@ class TrainingFlags(NamedTuple):
     training: TrainingArguments
     output: OutputArguments
     run: RunArguments
+    trainer: TrainerArguments = TrainerArguments()
+
+    @classmethod
+    def of(cls, *groups: Any) -> "TrainingFlags":
+        """Return the groups with the dtype in its place, whichever flag names it."""
+        flags = cls(*groups)
+        return flags._replace(model=with_dtype(flags.model, flags.trainer))
 
 
 TRAINING_GROUPS: tuple[type, ...] = tuple(TrainingFlags.__annotations__.values())
 
 
-def check(data_args: TrainDataArguments, args: TrainingArguments) -> list[str]:
+def check(
+    model_args: ModelArguments,
+    data_args: TrainDataArguments,
+    args: TrainingArguments,
+    trainer_args: TrainerArguments,
+) -> list[str]:
     """Return what is wrong with flags of several groups."""
-    problems = []
-    if args.do_eval and data_args.eval_dataset_name is None:
-        problems.append("--do_eval needs --eval_dataset_name")
+    problems = dtype_problems(model_args, trainer_args)
+    if args.do_eval and not data_args.eval_specs():
+        problems.append(
+            "--do_eval needs --eval_dataset_name, or an --eval_split_name of the training data"
+        )
     if args.do_train and data_args.streaming and args.max_steps == -1:
         problems.append("--streaming needs --max_steps: a stream does not say how long it is")
     return problems

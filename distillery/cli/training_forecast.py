@@ -12,7 +12,7 @@ from distillery.data.examples import TARGET_COLUMNS
 from distillery.data.order import BatchPlan
 from distillery.storage import checkpoints
 from distillery.storage.runs import Run
-from distillery.training.step import refuse_layerdrop
+from distillery.training.step import freeze, refuse_layerdrop
 from distillery.whisper.checkpoint import Whisper
 
 FLOAT32, ADAMW = 4, 8  # bytes for each number, and for AdamW's two means of its gradient
@@ -79,10 +79,8 @@ def _steps(args: TrainingArguments, plan: BatchPlan, num_updates: int | None) ->
 
 
 def _num_trained(student: Whisper, args: TrainingArguments) -> int:
-    model = student.model
-    frozen = {id(p) for p in model.model.encoder.parameters()} if args.freeze_encoder else set()
-    trained = [p for p in model.parameters() if p.requires_grad and id(p) not in frozen]
-    return sum(p.numel() for p in trained)
+    freeze(student.model, training.frozen(args))
+    return sum(p.numel() for p in student.model.parameters() if p.requires_grad)
 
 
 def training_memory(student: Whisper, teacher: Whisper | None, args: TrainingArguments) -> str:

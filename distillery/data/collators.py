@@ -1,7 +1,7 @@
 """From rows of a dataset to the tensors of one batch."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -23,8 +23,9 @@ class Batch:
 
     input_features: float32 (batch, mels, frames); decoder_input_ids: int64 (batch, tokens);
     targets: int64 (batch, tokens), `IGNORED` where nothing is learnt. `ids` names the
-    rows in it, `bad` the rows that cannot be used, with the reason. Without rows, tensors are None.
-    `references` are the reference texts, "" where a row has none.
+    rows in it, `bad` the rows that cannot be used, with the reason, `dropped` those that are not
+    wanted. Without rows, tensors are None. `references` are the reference texts, "" where a row has
+    none.
     """
 
     ids: list[str]
@@ -33,6 +34,7 @@ class Batch:
     input_features: Tensor | None
     decoder_input_ids: Tensor | None
     targets: Tensor | None
+    dropped: list[tuple[str, str]] = field(default_factory=list)
 
     @property
     def num_tokens(self) -> int:
@@ -43,7 +45,34 @@ class Batch:
         """Return the batch in memory that a GPU fetches from faster; `DataLoader` calls this."""
         tensors = (self.input_features, self.decoder_input_ids, self.targets)
         pinned = [None if tensor is None else tensor.pin_memory() for tensor in tensors]
-        return Batch(self.ids, self.references, self.bad, *pinned)
+        return Batch(self.ids, self.references, self.bad, *pinned, self.dropped)
+
+
+PROBLEM = "problem"
+REASON, TOO_SHORT, TOO_LONG = "reason", "too_short", "too_long"
+
+
+@dataclass(frozen=True)
+class DurationLimits:
+    """Durations of the clips that are wanted, in seconds: a limit still passes, None is none."""
+
+    min_s: float | None = None
+    max_s: float | None = None
+
+    def fault(self, duration_s: float) -> tuple[str, str] | None:
+        """Return the reason why a clip is not wanted, and its problem; None if it is wanted."""
+        if self.min_s is not None and duration_s < self.min_s:
+            return TOO_SHORT, f"lasts {duration_s:.2f} s, shorter than {self.min_s:g} s"
+        if self.max_s is not None and duration_s > self.max_s:
+            return TOO_LONG, f"lasts {duration_s:.2f} s, longer than {self.max_s:g} s"
+        return None
+
+
+class _Unwanted(Exception):
+    """A clip is shorter or longer than what is wanted."""
+
+
+ANY_DURATION = DurationLimits()
 
 
 @dataclass(frozen=True)
@@ -51,24 +80,27 @@ class SpeechCollator:
     """Decode, transform and pad rows that hold audio (or stored features) and labels.
 
     Labels are padded to the longest of the batch and never to a maximum. A clip that cannot be used
-    is reported in the batch and left out.
+    is reported in the batch and left out, and so is one outside of `limits`.
     """
 
     log_mel: LogMel
     tokens: SpecialTokens
+    limits: DurationLimits = ANY_DURATION
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> Batch:
         """Turn rows with `id`, `labels`, and `audio` or `input_features` into a batch."""
-        good, features, bad = [], [], []
+        good, features, bad, dropped = [], [], [], []
         for row in rows:
             try:
                 features.append(self._features(row))
+            except _Unwanted as fault:
+                dropped.append((row[schema.ID], str(fault)))
             except AudioError as error:
                 bad.append((row[schema.ID], str(error)))
             else:
                 good.append(row)
         if not good:
-            return Batch([], [], bad, None, None, None)
+            return Batch([], [], bad, None, None, None, dropped)
         pairs = [decoder_inputs_and_targets(row[schema.LABELS], self.tokens) for row in good]
         inputs = [torch.tensor(pair[0]) for pair in pairs]
         targets = [torch.tensor(pair[1]) for pair in pairs]
@@ -79,6 +111,7 @@ class SpeechCollator:
             torch.stack(features),
             pad_sequence(inputs, batch_first=True, padding_value=self.tokens.end_of_text),
             pad_sequence(targets, batch_first=True, padding_value=IGNORED),
+            dropped,
         )
 
     def _features(self, row: Mapping[str, Any]) -> Tensor:
@@ -87,8 +120,19 @@ class SpeechCollator:
         stored = row.get(schema.INPUT_FEATURES)
         if stored is not None:
             return self.log_mel.pad(self._fitting(stored))
-        wave = decode_audio(row[schema.AUDIO], self.log_mel.sampling_rate, self.log_mel.window_s)
-        return self.log_mel.pad(self.log_mel.real_frames(wave))
+        return self.log_mel.pad(self.log_mel.real_frames(self._wave(row)))
+
+    def _wave(self, row: Mapping[str, Any]) -> Waveform:
+        sampling_rate = self.log_mel.sampling_rate
+        try:
+            wave = decode_audio(row[schema.AUDIO], sampling_rate, self.log_mel.window_s)
+        except TooLongError as error:
+            if self.limits.max_s is not None:
+                raise _Unwanted(str(error)) from error
+            raise
+        if fault := self.limits.fault(len(wave) / sampling_rate):
+            raise _Unwanted(fault[1])
+        return wave
 
     def _fitting(self, values: Any) -> Tensor:
         """Return stored features as float32 (mels, frames); they are bytes, or numbers."""
@@ -118,29 +162,8 @@ class Windows:
     long: dict[str, Waveform]
 
 
-PROBLEM = "problem"
-REASON, TOO_SHORT, TOO_LONG = "reason", "too_short", "too_long"
 IS_DROPPED = "is_dropped"
 CLIP_STATE = "clip_state"
-
-
-@dataclass(frozen=True)
-class DurationLimits:
-    """Durations of the clips that are wanted, in seconds: a limit still passes, None is none."""
-
-    min_s: float | None = None
-    max_s: float | None = None
-
-    def fault(self, duration_s: float) -> tuple[str, str] | None:
-        """Return the reason why a clip is not wanted, and its problem; None if it is wanted."""
-        if self.min_s is not None and duration_s < self.min_s:
-            return TOO_SHORT, f"lasts {duration_s:.2f} s, shorter than {self.min_s:g} s"
-        if self.max_s is not None and duration_s > self.max_s:
-            return TOO_LONG, f"lasts {duration_s:.2f} s, longer than {self.max_s:g} s"
-        return None
-
-
-ANY_DURATION = DurationLimits()
 
 
 def decode_clip(

@@ -204,10 +204,9 @@ class StreamedRows(torch.utils.data.IterableDataset[list[dict[str, Any]]]):
                 raise ValueError("the stream has no row to learn from")
 
     def _mixed(self, epoch: int) -> Iterable[dict[str, Any]]:
-        if len(self.streams) == 1:
-            return self.streams[0]
-        total = sum(self.weights) if self.weights else 0
-        shares = [w / total for w in self.weights] if self.weights else None
+        if self.weights is None or len(self.streams) == 1:
+            return _in_turns(self.streams)
+        shares = [weight / sum(self.weights) for weight in self.weights]
         # A pass ends when the longest stream does: else the ends of all others are never seen.
         return interleave_datasets(
             self.streams,
@@ -215,3 +214,15 @@ class StreamedRows(torch.utils.data.IterableDataset[list[dict[str, Any]]]):
             seed=self.rule.seed + epoch,
             stopping_strategy="all_exhausted",
         )
+
+
+def _in_turns(streams: Sequence[IterableDataset]) -> Iterator[dict[str, Any]]:
+    """Yield every row of every stream once, the streams in turns until each has ended."""
+    turns = [iter(stream) for stream in streams]
+    while turns:
+        for rows in tuple(turns):
+            row = next(rows, None)
+            if row is None:
+                turns.remove(rows)
+            else:
+                yield row

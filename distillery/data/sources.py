@@ -47,6 +47,7 @@ logger = logging.getLogger(__name__)
 
 DATA_FILES = (".parquet", ".arrow", *manifests.SUFFIXES)
 TAIL_BYTES = 2**16
+STORED = {"bytes": Value("binary"), "path": Value("string")}  # what an `Audio` is stored as
 
 
 def load(spec: DatasetSpec) -> Rows:
@@ -197,7 +198,9 @@ def _undecoded(rows: Rows, spec: DatasetSpec) -> Rows:
     if rows.features is None:
         rows = rows._resolve_features()  # a stream of JSON or CSV learns them from its first rows
     if isinstance(rows.features.get(spec.audio_column), Audio):
-        rows = rows.cast_column(spec.audio_column, Audio(decode=False))
+        is_stream = isinstance(rows, IterableDataset)
+        # What a stream's rows pass through would encode an `Audio`, which needs torchcodec.
+        rows = rows.cast_column(spec.audio_column, STORED if is_stream else Audio(decode=False))
     return rows
 
 

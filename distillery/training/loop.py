@@ -54,6 +54,9 @@ class Progress:
         bad_clips: what was reported of clips that cannot be used, each clip once, whichever process
             met it.
         evaluated: the last update that was evaluated, on every set.
+        stale: evaluations in a row that found no better model.
+        is_over: whether that were so many that no further update is made.
+        dropped_clips: as `bad_clips`, of those that are shorter or longer than what is wanted.
     """
 
     step: int = 0
@@ -61,6 +64,9 @@ class Progress:
     best: float | None = None
     bad_clips: list[str] = field(default_factory=list)
     evaluated: int = 0
+    stale: int = 0
+    is_over: bool = False
+    dropped_clips: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -145,9 +151,9 @@ def updates(
     has_problem = bad_clips_problem(progress, data, max_bad_fraction) is not None
     batches = data.micro_batches(progress.step, accelerator.process_index)
     with closing(batches), _bar(accelerator, progress.step, data.num_updates) as bar:
-        while progress.step < data.num_updates and not has_problem:
+        while progress.step < data.num_updates and not has_problem and not progress.is_over:
             micro_batches = list(islice(batches, data.plan.accumulation))
-            num_tokens, num_bad, num_stops = _reduced_counts(accelerator, micro_batches, stop)
+            num_tokens, num_left_out, num_stops = _reduced_counts(accelerator, micro_batches, stop)
             if num_stops:
                 logger.info("told to stop at update %d: start again to go on", progress.step)
                 return
@@ -156,8 +162,8 @@ def updates(
             progress.step += 1
             update = Update(progress.step, progress.step == data.num_updates, sums, norm)
             non_finite = _count_non_finite(accelerator, update, micro_batches, non_finite)
-            if num_bad:
-                note_bad_clips(accelerator, micro_batches, progress)
+            if num_left_out:
+                note_clips_left_out(accelerator, micro_batches, progress)
                 has_problem = bad_clips_problem(progress, data, max_bad_fraction) is not None
             bar.update()
             yield update
@@ -189,10 +195,10 @@ def _bar(accelerator: Accelerator, step: int, num_updates: int) -> ProgressBar:
 def _reduced_counts(
     accelerator: Accelerator, micro_batches: Sequence[Batch], stop: StopRequest
 ) -> list[int]:
-    """Return sums over all processes: tokens, clips that cannot be used, requests to stop."""
+    """Return sums over all processes: tokens, clips that are left out, requests to stop."""
     counts = [
         sum(batch.num_tokens for batch in micro_batches),
-        sum(len(batch.bad) for batch in micro_batches),
+        sum(len(batch.bad) + len(batch.dropped) for batch in micro_batches),
         int(stop.is_set),
     ]
     # One process alone need not wait for its GPU to hear of its own counts.
@@ -252,21 +258,33 @@ def _count_non_finite(
     return in_a_row
 
 
-# --- clips that cannot be used --------------------------------------------------------------------
+# --- clips that are left out ----------------------------------------------------------------------
 
 
-def note_bad_clips(
+def note_clips_left_out(
     accelerator: Accelerator, micro_batches: Sequence[Batch], progress: Progress
 ) -> None:
-    """Log the clips of all processes that could not be used, each once in a run, and keep them.
+    """Log the clips of all processes that were left out, each once in a run, and keep them.
 
-    All processes must take part. Ids alone would not do: joined datasets may have the same ones.
+    All processes must take part.
     """
-    reports = [f"{row_id} {reason}" for batch in micro_batches for row_id, reason in batch.bad]
-    new = sorted(set(gather_object(reports)).difference(progress.bad_clips))
-    progress.bad_clips += new
+    new_bad = _news([each for batch in micro_batches for each in batch.bad], progress.bad_clips)
+    progress.bad_clips += new_bad
+    dropped = _news([x for batch in micro_batches for x in batch.dropped], progress.dropped_clips)
+    progress.dropped_clips += dropped
     if accelerator.is_main_process:
-        log_bad_clips(new)
+        log_bad_clips(new_bad)
+        for report in dropped:
+            logger.info("clip %s: left out", report)
+
+
+def _news(clips: Sequence[tuple[str, str]], known: Sequence[str]) -> list[str]:
+    """Return what all processes say of clips, by id and reason, that is not known.
+
+    Ids alone would not do: joined datasets may have the same ones.
+    """
+    reports = [f"{row_id} {reason}" for row_id, reason in clips]
+    return sorted(set(gather_object(reports)).difference(known))
 
 
 def log_bad_clips(reports: Sequence[str]) -> None:

@@ -169,7 +169,8 @@ def resume(trainer: Trainer, folder: Path, newest: Path | None) -> Progress:
         for saved, group in zip(
             state["optimizer"]["param_groups"], trainer.optimizer.param_groups, strict=True
         ):
-            saved["fused"] = group["fused"]  # as this launch's device wants it
+            if "fused" in group:
+                saved["fused"] = group["fused"]  # as this launch's device wants it
         trainer.optimizer.load_state_dict(state["optimizer"])
         trainer.schedule.load_state_dict(state["schedule"])
         if trainer.accelerator.scaler:
@@ -251,12 +252,14 @@ def finish(
     with enough_disk(run.folder):
         staged = temporary_path(run.folder / "model")
         student.save(staged)
-        checkpoint.write_card(staged, _card(run), title=run.folder.resolve().name)
+        title = run.arguments.get("model_index_name") or run.folder.resolve().name
+        checkpoint.write_card(staged, _card(run), title=title)
         run.outputs.take_in(staged)
     results = {
         "updates": progress.step,
         "best": progress.best,
         "num_bad": len(progress.bad_clips),
+        "num_dropped": len(progress.dropped_clips),
     }
     run.finish(**results, ledger=ledger.to_dict() if ledger else None)
 

@@ -149,6 +149,8 @@ def training_data(
     limits = TranscriptFilter(
         normalizer=student.normalizer(settings.language, settings.task),
         wer_threshold=settings.wer_threshold,
+        min_duration_s=settings.min_duration_s,
+        max_duration_s=settings.max_duration_s,
         max_label_length=min(settings.max_label_length, rule.max_positions),
     )
     samples = [spec.samples for spec in specs if spec.samples is not None]

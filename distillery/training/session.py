@@ -59,10 +59,11 @@ class Session:
         if problem is not None:
             raise ValueError(problem)
         num_updates = self.data.num_updates
-        if self.progress.step < num_updates or self.evaluator.is_due(self.progress, num_updates):
+        is_short = self.progress.step < num_updates and not self.progress.is_over
+        if is_short or self.evaluator.is_due(self.progress, num_updates):
             return False
         if self.trainer.accelerator.is_main_process:
-            student = self.trainer.learner.student
+            student = self.evaluator.result(self.progress)
             resume.finish(run, student, self.progress, self.data.ledger)
         # The others wait here, where a request to stop does not end them.
         self.trainer.accelerator.wait_for_everyone()

@@ -18,6 +18,7 @@ class LabelSettings:
             positions for.
         wer_threshold: percent; pseudo-labelled rows further from their reference are left out.
         seed: of what is drawn for a row, and of the rows' order.
+        min_duration_s, max_duration_s: shorter and longer clips are left out.
     """
 
     language: str | None
@@ -27,6 +28,8 @@ class LabelSettings:
     max_label_length: int
     wer_threshold: float | None
     seed: int
+    min_duration_s: float | None = None
+    max_duration_s: float | None = None
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,33 @@ class Length:
 
 
 @dataclass(frozen=True)
+class Frozen:
+    """Parts of a model that are not trained.
+
+    Attributes:
+        encoder: all of it.
+        feature_encoder: the two convolutions that the encoder begins with.
+        decoder: all of it but the token embeddings, which are the output's weights too.
+        embed_positions: the decoder's embeddings of positions.
+    """
+
+    encoder: bool = False
+    feature_encoder: bool = False
+    decoder: bool = False
+    embed_positions: bool = False
+
+
+ADAMW, ADAMW_8BIT = "adamw_torch", "adamw_8bit"
+# By the names that transformers has for them.
+OPTIMIZERS = {
+    "adamw_torch": ADAMW,
+    "adamw_torch_fused": ADAMW,  # so it is wherever there is a GPU
+    "adamw_8bit": ADAMW_8BIT,
+    "adamw_bnb_8bit": ADAMW_8BIT,
+}
+
+
+@dataclass(frozen=True)
 class Optimization:
     """AdamW and its schedule.
 
@@ -65,6 +95,9 @@ class Optimization:
         weight_decay: of matrices.
         betas: AdamW's decay rates.
         max_grad_norm: gradients are scaled down to this norm.
+        epsilon: AdamW's.
+        warmup_ratio: share of all updates that `warmup_steps` are, where those are 0.
+        optimizer: `ADAMW` or `ADAMW_8BIT`.
     """
 
     learning_rate: float
@@ -73,6 +106,13 @@ class Optimization:
     weight_decay: float
     betas: tuple[float, float]
     max_grad_norm: float
+    epsilon: float = 1e-8
+    warmup_ratio: float = 0.0
+    optimizer: str = ADAMW
+
+    def num_warmup_updates(self, num_updates: int) -> int:
+        """Return over how many of a run's updates the learning rate rises."""
+        return self.warmup_steps or math.ceil(self.warmup_ratio * num_updates)
 
 
 @dataclass(frozen=True)
@@ -85,6 +125,9 @@ class Evaluation:
         metric: `loss`, `wer` or `cer`; the model with the lowest mean over all sets is kept.
         transcribe: transcribe the rows too, and score them.
         timestamps, num_beams, max_length: of these transcripts, as in `Decoding`.
+        patience: evaluations in a row without a better model, after which training ends; None goes
+            on to the last update.
+        ends_with_best: the best model is the result, not the last.
     """
 
     every: int | None
@@ -94,3 +137,5 @@ class Evaluation:
     timestamps: bool
     num_beams: int
     max_length: int
+    patience: int | None = None
+    ends_with_best: bool = False

@@ -13,6 +13,7 @@ from distillery.data.collators import Batch
 from distillery.text.labels import IGNORED
 from distillery.text.tokens import language_code
 from distillery.training.losses import LossSums, LossWeights, distillation_loss
+from distillery.training.settings import Frozen
 from distillery.whisper.checkpoint import Whisper, have_same_weights
 
 logger = logging.getLogger(__name__)
@@ -260,10 +261,31 @@ def wants_masks(student: Whisper, asked: bool | None) -> bool:
     return asked
 
 
-def make_trainable(student: Whisper, freeze_encoder: bool, gradient_checkpointing: bool) -> None:
-    """Freeze a student's encoder, and let it compute activations twice, where that is asked for."""
-    if freeze_encoder:
-        student.model.model.encoder.requires_grad_(False)
+def freeze(model: WhisperForConditionalGeneration, frozen: Frozen) -> None:
+    """Freeze parts of a model, as distil-whisper and transformers' examples do.
+
+    Raises:
+        ValueError: nothing is left to be trained.
+    """
+    encoder, decoder = model.model.encoder, model.model.decoder
+    if frozen.encoder:
+        encoder.requires_grad_(False)
+    if frozen.feature_encoder:
+        encoder.conv1.requires_grad_(False)
+        encoder.conv2.requires_grad_(False)
+    if frozen.decoder:
+        head_is_trained = model.proj_out.weight.requires_grad
+        decoder.requires_grad_(False)
+        model.proj_out.weight.requires_grad_(head_is_trained)
+    if frozen.embed_positions:
+        decoder.embed_positions.requires_grad_(False)
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ValueError("nothing is left to be trained: leave out some --freeze_… flag")
+
+
+def make_trainable(student: Whisper, frozen: Frozen, gradient_checkpointing: bool) -> None:
+    """Freeze parts of a student, and let it compute activations twice, where that is asked for."""
+    freeze(student.model, frozen)
     if gradient_checkpointing:
         with warnings.catch_warnings():
             # Newer versions of transformers have another name for it, which older ones lack.

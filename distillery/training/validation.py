@@ -27,6 +27,8 @@ from distillery.training.monitor import log_values
 from distillery.training.rows import BatchLoader, EvalSet
 from distillery.training.settings import Evaluation
 from distillery.training.step import Learner
+from distillery.whisper import checkpoint
+from distillery.whisper.checkpoint import Whisper
 from distillery.whisper.memory import enough_memory
 from distillery.whisper.windows import Decoding, transcribe_windows
 
@@ -111,7 +113,10 @@ class Evaluator:
             return
         values = [self._metric(name, each) for name, each in scores.items()]
         mean = sum(values) / len(values)
-        if math.isfinite(mean) and (progress.best is None or mean < progress.best):
+        is_better = math.isfinite(mean) and (progress.best is None or mean < progress.best)
+        progress.stale = 0 if is_better else progress.stale + 1
+        progress.is_over = progress.stale == self.settings.patience
+        if is_better:
             progress.best = mean
             if self.accelerator.is_main_process:
                 with (
@@ -120,7 +125,15 @@ class Evaluator:
                 ):
                     self.learner.student.save(folder)
         progress.evaluated = progress.step
+        if progress.is_over:
+            logger.info("no better model in %d evaluations: training ends", progress.stale)
         self.accelerator.wait_for_everyone()
+
+    def result(self, progress: Progress) -> Whisper:
+        """Return the model that a run leaves: the last one, or on request the best."""
+        if not self.settings.ends_with_best or progress.best is None:
+            return self.learner.student
+        return checkpoint.load(str(self.folder / BEST))
 
     def scores(self, step: int, stop: StopRequest) -> dict[str, EvalScores] | None:
         """Evaluate on every set, and log it; return what came out by the sets' names.

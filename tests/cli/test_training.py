@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from accelerate import Accelerator
+from command_lines import complaints, groups_of, parsed
 from tiny import tiny_model_folder
 
 from distillery.cli import training
@@ -15,14 +16,18 @@ from distillery.cli.arguments import (
     RunArguments,
 )
 from distillery.cli.training_arguments import (
+    TRAINING_GROUPS,
     TrainDataArguments,
     TrainingArguments,
     TrainingFlags,
+    check,
 )
+from distillery.data.collators import SpeechCollator
 from distillery.storage import checkpoints
 from distillery.training import resume
 from distillery.training.loop import Progress
-from distillery.training.settings import Evaluation, Length, Optimization
+from distillery.training.rows import BatchLoader
+from distillery.training.settings import ADAMW_8BIT, Evaluation, Length, Optimization
 from distillery.whisper import checkpoint
 
 # --- plain values --------------------------------------------------------------------------------
@@ -45,8 +50,59 @@ def test_every_flag_finds_its_setting():
         adam_beta1=0.1,
         adam_beta2=0.2,
         max_grad_norm=7.0,
+        adam_epsilon=1e-5,
+        warmup_ratio=0.5,
+        optim="adamw_bnb_8bit",
     )
-    assert training.optimization(args) == Optimization(0.5, "cosine", 3, 0.25, (0.1, 0.2), 7.0)
+    assert training.optimization(args) == Optimization(
+        0.5, "cosine", 3, 0.25, (0.1, 0.2), 7.0, 1e-5, 0.5, ADAMW_8BIT
+    )
+
+
+def test_a_dtype_in_the_trainers_words_is_the_dtype():
+    words = ["-m", "model", "-d", "data", "-o", "out"]
+    for more, wanted in ((["--bf16"], "bfloat16"), (["--fp16"], "float16"), ([], "auto")):
+        groups = parsed("run_finetuning.py", words + more)
+        assert TrainingFlags.of(*groups[-len(TRAINING_GROUPS) :]).model.dtype == wanted
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--bf16", "--fp16"], "--bf16 and --fp16: give one of them"),
+        (["--bf16", "--dtype", "float32"], "--dtype float32 and --bf16: give one"),
+        (["--eval_strategy", "epoch"], "--eval_strategy must be steps, got 'epoch'"),
+        (["--save_strategy", "no"], "--save_strategy must be steps, got 'no'"),
+        (["--greater_is_better"], "--greater_is_better must be False"),
+        (["--do_normalize_eval", "False"], "--do_normalize_eval must be True"),
+        (["--warmup_steps", "1", "--warmup_ratio", "0.1"], "--warmup_steps and --warmup_ratio"),
+        (["--early_stopping_patience", "2", "--do_eval"], "--early_stopping_patience needs"),
+        (["--load_best_model_at_end"], "--load_best_model_at_end needs --do_eval"),
+        (["--optim", "sgd"], "--optim must be one of adamw_torch,"),
+        (
+            ["--min_duration_in_seconds", "3", "--max_duration_in_seconds", "2"],
+            "--max_duration_in_seconds must be >= 3, got 2.0",
+        ),
+    ],
+)
+def test_words_of_the_trainer_that_ask_for_something_else_are_answered(capsys, words, message):
+    always = ["-m", "model", "-d", "data", "-o", "out", *words]
+    said = complaints(capsys, *always, groups=groups_of("run_finetuning.py"), check=check)
+    assert any(line.startswith(message) for line in said), said
+
+
+def test_evaluation_is_on_a_split_of_the_training_data_where_no_data_are_named():
+    args = TrainDataArguments(
+        train_dataset_name="a",
+        train_dataset_config_name="hi",
+        train_split_name="train+validation",
+        text_column_name="sentence",
+        eval_split_name="test",
+    )
+    (spec,) = args.eval_specs()
+    assert (str(spec), spec.text_column) == ("a hi test", "sentence")
+    assert [str(spec) for spec in args.train_specs()] == ["a hi train", "a hi validation"]
+    assert TrainDataArguments(train_dataset_name="a").eval_specs() == []
 
 
 @pytest.mark.parametrize(
@@ -89,7 +145,7 @@ def test_a_session_saves_as_its_flags_say(monkeypatch, tmp_path):
         accelerator=SimpleNamespace(num_processes=1),
         learner=SimpleNamespace(student=None),
         folder=tmp_path,
-        loader=None,
+        loader=BatchLoader(SpeechCollator(None, None), 0, pin_memory=False),
     )
     session = training.begin_session(evaluator, None, flags)
     assert (session.saver.every, session.saver.keep) == (11, 2)

@@ -231,3 +231,23 @@ def test_clips_longer_than_a_chunk_are_left_whole(log_mel):
     (found,) = windows.waveforms
     np.testing.assert_array_equal(found, wave_of("a"))
     assert WindowCollator(log_mel)([row("b", seconds=1.5)]).long == {}
+
+
+# --- durations ------------------------------------------------------------------------------------
+
+
+def test_clips_outside_the_limits_are_dropped_and_not_bad(collate):
+    limited = replace(collate, limits=DurationLimits(0.5, 2.0))
+    batch = limited([row("a"), row("short", seconds=0.4), row("long", seconds=2.1), TOO_LONG, BAD])
+    assert batch.ids == ["a"]
+    assert [row_id for row_id, _ in batch.dropped] == ["short", "long", "endless"]
+    assert dict(batch.dropped)["short"] == "lasts 0.40 s, shorter than 0.5 s"
+    assert [row_id for row_id, _ in batch.bad] == ["bad"]
+    assert batch.input_features.shape[0] == batch.targets.shape[0] == 1
+    none = limited([row("short", seconds=0.4)])
+    assert (none.input_features, [row_id for row_id, _ in none.dropped]) == (None, ["short"])
+
+
+def test_without_a_longest_duration_what_exceeds_the_window_is_bad(collate):
+    batch = replace(collate, limits=DurationLimits(min_s=0.5))([row("a"), TOO_LONG])
+    assert [row_id for row_id, _ in batch.bad] == ["endless"] and batch.dropped == []

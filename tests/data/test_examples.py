@@ -249,6 +249,15 @@ def test_no_stream_is_cut_where_another_ends(rule, limits, small_blocks):
     assert len({row_id for batch in batches for row_id in batch}) == 32
 
 
+def test_joined_streams_give_every_row_once_in_a_pass(rule, limits, monkeypatch):
+    monkeypatch.setattr(examples, "SHUFFLED_ROWS", 35)
+    rows = streamed(rule, limits, BatchPlan(35, 1, 1), sizes=(5, 30))
+    first, second = ids_of(rows, 2)
+    assert sorted(first) == sorted(second)
+    assert len(set(first)) == 35
+    assert rows.rows_per_pass == 35
+
+
 def test_streams_are_mixed_by_weight(rule, limits):
     rows = streamed(rule, limits, BatchPlan(100, 1, 1), sizes=(300, 300), weights=[3.0, 1.0])
     (batch,) = ids_of(rows, 1)

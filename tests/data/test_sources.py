@@ -7,7 +7,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import tiny
-from datasets import Audio, Dataset, DatasetDict, IterableDataset, load_dataset
+from datasets import (
+    Audio,
+    Dataset,
+    DatasetDict,
+    Features,
+    IterableDataset,
+    Value,
+    load_dataset,
+)
 from hub_clips import CLIPS, IDS, hub_folder, rows_of
 
 from distillery.data import column_types, hub_layout, schema, sources
@@ -52,6 +60,19 @@ def test_one_value_holds_for_all_datasets():
 def test_one_dataset_with_several_splits():
     specs = broadcast_specs({"name": ["a"], "split": ["train", "test"]})
     assert [str(spec) for spec in specs] == ["a train", "a test"]
+
+
+def test_a_stream_without_ids_needs_no_torchcodec(tmp_path):
+    """As Common Voice is on the Hub; to number its rows is to write them, which encodes an Audio."""
+    kinds = Features({"audio": Audio(), "sentence": Value("string")})
+    rows = [{"audio": rows_of([i])[0]["audio"], "sentence": "a"} for i in range(2)]
+    path = hub_layout.shard_path(tmp_path, "hi", "train", 0, 1)
+    path.parent.mkdir(parents=True)
+    hub_layout.write_parquet(path, rows, kinds)
+    hub_layout.write_card(tmp_path, {"hi": ["train"]}, "clips", "Made by a test.")
+    found = list(loaded(tmp_path, streaming=True))
+    assert [row["id"] for row in found] == ["row-000000000", "row-000000001"]
+    assert [row["audio"]["bytes"] for row in found] == [row["audio"]["bytes"] for row in rows]
 
 
 # --- Hub layout ----------------------------------------------------------------------------------

@@ -1,9 +1,10 @@
-"""The published commands for labelling and filtering, as they stand, on a corpus of a few clips.
+"""The published commands of three stages, as they stand, on a corpus of a few clips.
 
 Models and datasets come from a stand-in of the Hub, and go there.
 """
 
 import json
+import re
 import shlex
 from itertools import islice
 from pathlib import Path
@@ -13,7 +14,7 @@ from datasets import Audio, Features, Value
 from hub_server import HubServer, Repository
 from launching import launch
 from loopback import clip_name, tar
-from seed_commands import DISTIL_WHISPER, KOTOBA
+from seed_commands import DISTIL_WHISPER, FINE_TUNING_EVENT, HINDI, KOTOBA
 from stage_runs import (
     read_manifest,
     record,
@@ -28,6 +29,7 @@ from distillery.text.labels import plain_text
 from distillery.whisper import checkpoint
 
 LABELLING, FILTERING = "run_pseudo_labelling.py", "run_data_filtering.py"
+FINETUNING = "run_finetuning.py"
 NUM_CLIPS = 12
 # What accelerate asks of wandb; each word goes to a file.
 WANDB = """
@@ -58,7 +60,7 @@ def here(tmp_path, monkeypatch):
     """A folder that the scripts can be started in, as in a clone."""
     folder = tmp_path / "clone"
     folder.mkdir()
-    for script in (LABELLING, FILTERING, "reazonspeech_manual_dataloader.py"):
+    for script in (LABELLING, FILTERING, FINETUNING, "reazonspeech_manual_dataloader.py"):
         (folder / script).symlink_to(REPOSITORY / script)
     monkeypatch.chdir(folder)
     return folder
@@ -130,12 +132,12 @@ def test_kotoba_whispers_labels_are_made_uploaded_and_filtered(here, server, tea
     assert record(here / "my-dataset.wer_10.0")["language"] == "ja"
 
 
-def common_voice(folder: Path, clips: Path, splits: dict[str, int]) -> None:
+def common_voice(folder: Path, clips: Path, splits: dict[str, int], language: str = "hi") -> None:
     """Write clips of a manifest as Common Voice has them on the Hub."""
     entries = iter(read_manifest(clips))
     kinds = Features({"path": Value("string"), "audio": Audio(), "sentence": Value("string")})
     for split, num_rows in splits.items():
-        path = hub_layout.shard_path(folder, "hi", split, 0, 1)
+        path = hub_layout.shard_path(folder, language, split, 0, 1)
         path.parent.mkdir(parents=True, exist_ok=True)
         rows = [
             {
@@ -146,7 +148,7 @@ def common_voice(folder: Path, clips: Path, splits: dict[str, int]) -> None:
             for entry in islice(entries, num_rows)
         ]
         hub_layout.write_parquet(path, rows, kinds)
-    hub_layout.write_card(folder, {"hi": list(splits)}, "Common Voice", "Made by a test.")
+    hub_layout.write_card(folder, {language: list(splits)}, "Common Voice", "Made by a test.")
 
 
 def test_common_voice_is_labelled_in_hindi(here, server, teacher, tmp_path):
@@ -182,3 +184,49 @@ def test_a_json_file_stands_for_a_command(here, teacher, tmp_path):
     Path("run_pseudo_labelling.json").write_text(json.dumps(settings), "utf-8")
     run(LABELLING, "./run_pseudo_labelling.json")
     assert len(split_rows(Path("labelled"))) == 3
+
+
+# For a test: fewer updates of fewer clips, and a dtype that needs no GPU.
+SMALLER = {
+    **{"max_steps": "4", "eval_steps": "2", "save_steps": "2", "logging_steps": "1"},
+    **{"warmup_steps": "1", "per_device_train_batch_size": "2", "generation_max_length": "12"},
+}
+
+
+def smaller(command: str) -> list[str]:
+    for name, value in SMALLER.items():
+        command = re.sub(rf"--{name}([ =])\S+", rf"--{name}\g<1>{value}", command)
+    return shlex.split(command.replace("--fp16", "--bf16"))
+
+
+@pytest.mark.parametrize(
+    ("command", "language", "code", "folder"),
+    [
+        (FINE_TUNING_EVENT[FINETUNING], "es", "es", "."),
+        (HINDI[FINETUNING], "hi", "hi", "whisper-small-hi"),
+    ],
+    ids=["event", "hindi"],
+)
+def test_a_model_is_fine_tuned_as_published(
+    here, server, teacher, tmp_path, command, language, code, folder
+):
+    splits = {"train": 3, "validation": 2, "test": 2}
+    clips = tone_manifest(tmp_path / "clips" / "clips.jsonl", sum(splits.values()), 0.5)
+    common_voice(tmp_path / "corpus", clips, splits, language)
+    publish(server, "datasets", "mozilla-foundation/common_voice_11_0", tmp_path / "corpus")
+    publish(server, "models", "openai/whisper-small", teacher)
+    env = server.environment(HF_HOME=str(tmp_path / "hf"))
+    launch(FINETUNING, *smaller(command), env=env, cwd=here)
+    written = record(here / folder)
+    assert (written["status"], written["updates"]) == ("complete", 4)
+    log = [json.loads(line) for line in (here / folder / "train_log.jsonl").open()]
+    scored = [(row["step"], row["wer"]) for row in log if row["kind"].startswith("eval")]
+    assert [step for step, _ in scored] == [2, 4]
+    assert written["best"] == min(wer for _, wer in scored)
+    model = checkpoint.load(str(here / folder))
+    assert model.model.generation_config.language == code
+    card = (here / folder / "README.md").read_text("utf-8")
+    title = "Whisper-Small-Spanish" if folder == "." else folder
+    assert f"\n# {title}\n" in card
+    (name,) = (name for kind, name in server.repositories if name.startswith("me/"))
+    assert "model.safetensors" in server.repositories["models", name].files

@@ -189,6 +189,25 @@ def test_evaluation_and_the_best_model_survive(runs, tmp_path):
     assert record(tmp_path / "run")["best"] == record(tmp_path / "whole")["best"]
 
 
+@pytest.mark.parametrize(
+    ("target", "call"),
+    [
+        ("distillery.training.validation:evaluate", 3),
+        ("distillery.whisper.checkpoint:write_card", 1),
+    ],
+)
+def test_a_run_that_ends_early_does_so_where_it_would_have(runs, tmp_path, target, call):
+    early = ["--do_eval", "--eval_dataset_name", runs.folder / "rows.jsonl", "--eval_steps", 1]
+    early += ["--learning_rate", 1, "--early_stopping_patience", 2, "--load_best_model_at_end"]
+    run(FINETUNING, *runs.to(FINETUNING, tmp_path / "whole", *early))
+    assert record(tmp_path / "whole")["updates"] < NUM_UPDATES
+    args = runs.to(FINETUNING, tmp_path / "run", *early)
+    assert run_in_child(FINETUNING, target, call, KILL, *args) == -KILL
+    run(FINETUNING, *args)
+    assert_same_run(tmp_path / "run", tmp_path / "whole")
+    assert record(tmp_path / "run")["updates"] == record(tmp_path / "whole")["updates"]
+
+
 # --- stopped by SIGTERM ---------------------------------------------------------------------------
 
 

@@ -346,6 +346,22 @@ def test_the_best_of_several_evaluations_is_kept(finetune, place, tmp_path):
     assert all(torch.equal(found[name], wanted[name]) for name in wanted)
 
 
+def test_training_ends_early_and_leaves_the_best_model(finetune, place):
+    flags = ["--do_eval", "--eval_dataset_name", place / "rows.jsonl", "--eval_steps", 1]
+    flags += ["--max_steps", 40, "--learning_rate", "0.2", "--lr_scheduler_type", "constant"]
+    folder = finetune(*flags, "--early_stopping_patience", 2, "--load_best_model_at_end")
+    losses = [row["loss"] for row in training_log(folder, "eval")]
+    best = losses.index(min(losses))
+    assert len(losses) == best + 1 + 2 < 40
+    written = record(folder)
+    assert (written["status"], written["updates"]) == ("complete", len(losses))
+    assert written["best"] == min(losses)
+    left, kept = weights(folder), weights(folder / "best")
+    assert all(torch.equal(left[name], kept[name]) for name in kept)
+    last = weights(folder / f"checkpoint-{len(losses)}")
+    assert not all(torch.equal(left[name], last[name]) for name in last)
+
+
 def test_evaluation_does_not_change_training(finetune, place):
     flags = ["--max_steps", 3]
     plain = finetune(*flags, to="plain")
@@ -423,6 +439,29 @@ def test_a_clip_that_cannot_be_decoded_is_named_counted_and_left_out(finetune, t
     assert record(folder)["updates"] == 20
     # An update without any row has no gradient, so it is no news, and no fault either.
     assert len(training_log(folder)) == 18
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_clips_of_other_lengths_are_left_out_and_counted(finetune, tmp_path, monkeypatch, known):
+    """By their column where there is one, else as they are decoded."""
+    rows = manifest(tmp_path / "d.jsonl", duration=lambda i: None)
+    lengths = {"short": 0.2, "fit": 0.9, "long": 1.8}  # the model's window is 1 s
+    entries = read_manifest(rows)[:3]
+    for entry, (name, seconds) in zip(entries, lengths.items(), strict=True):
+        soundfile.write(tmp_path / f"{name}.wav", [0.1] * round(16_000 * seconds), 16_000)
+        entry.update(id=name, audio=f"{name}.wav", duration=seconds if known else None)
+    write_manifest(rows, entries)
+    seen = record_rows(monkeypatch)
+    limits = ["--min_duration_in_seconds", 0.5, "--max_duration_in_seconds", 1]
+    folder = finetune("--num_train_epochs", 2, *limits, "--max_bad_fraction", 0, rows=rows)
+    written = record(folder)
+    dropped = {"too_short": 1, "too_long": 1} if known else {}
+    assert written["ledger"]["dropped"] == dropped
+    assert written["num_dropped"] == 2 - len(dropped)
+    assert written["num_bad"] == 0
+    assert set(ids_of(seen)) == ({"fit"} if known else set(lengths))
+    (fit,) = {len(row["labels"]) for rows in seen for row in rows if row["id"] == "fit"}
+    assert training_log(folder)[-1]["tokens"] == 2 * (fit - 1)
 
 
 def test_an_update_that_is_not_finite_is_skipped(finetune, monkeypatch, place, capsys):

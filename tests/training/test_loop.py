@@ -217,10 +217,10 @@ def bad_clips(caplog):
 
 def test_a_bad_clip_is_named_and_counted_once(caplog):
     accelerator, progress = Accelerator(cpu=True), Progress()
-    loop.note_bad_clips(accelerator, [batch("ab", "c"), batch("d"), batch("", "e")], progress)
+    loop.note_clips_left_out(accelerator, [batch("ab", "c"), batch("d"), batch("", "e")], progress)
     assert bad_clips(caplog) == ["clip c is broken", "clip e is broken"]
     caplog.clear()
-    loop.note_bad_clips(accelerator, [batch("", "ecf")], progress)
+    loop.note_clips_left_out(accelerator, [batch("", "ecf")], progress)
     assert bad_clips(caplog) == ["clip f is broken"]
     assert progress.bad_clips == ["c is broken", "e is broken", "f is broken"]
 
@@ -230,7 +230,7 @@ def test_all_processes_keep_the_bad_clips_of_all_and_one_names_them(monkeypatch,
     monkeypatch.setattr(loop, "gather_object", lambda own: [*own, "z is broken", *own])
     progress = Progress(bad_clips=["b is broken"])
     accelerator = SimpleNamespace(is_main_process=is_main)
-    loop.note_bad_clips(accelerator, [batch("", "ab")], progress)
+    loop.note_clips_left_out(accelerator, [batch("", "ab")], progress)
     assert progress.bad_clips == ["b is broken", "a is broken", "z is broken"]
     assert bad_clips(caplog) == (["clip a is broken", "clip z is broken"] if is_main else [])
 

@@ -1,3 +1,5 @@
+import sys
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -5,7 +7,7 @@ import torch
 from torch import nn
 
 from distillery.training.optim import make_optimizer, make_schedule
-from distillery.training.settings import Optimization
+from distillery.training.settings import ADAMW_8BIT, Optimization
 
 
 def settings(learning_rate=0.1, schedule="linear", weight_decay=0.0, betas=(0.9, 0.999)):
@@ -37,6 +39,43 @@ def test_on_a_gpu_all_weights_are_updated_by_one_kernel(monkeypatch, is_cuda, wa
     weight = SimpleNamespace(requires_grad=True, dim=lambda: 2, is_cuda=is_cuda)
     make_optimizer(SimpleNamespace(parameters=lambda: [weight]), settings())
     assert [options["fused"] for options in made] == [wanted]
+
+
+def test_adamws_epsilon_is_the_settings():
+    optimizer = make_optimizer(model(), replace(settings(), epsilon=1e-3))
+    assert [group["eps"] for group in optimizer.param_groups] == [1e-3, 1e-3]
+
+
+def test_8_bits_are_those_of_bitsandbytes(monkeypatch):
+    asked = []
+    stand_in = SimpleNamespace(AdamW8bit=lambda groups, **options: asked.append((groups, options)))
+    monkeypatch.setitem(sys.modules, "bitsandbytes", SimpleNamespace(optim=stand_in))
+    monkeypatch.setitem(sys.modules, "bitsandbytes.optim", stand_in)
+    weight = SimpleNamespace(requires_grad=True, dim=lambda: 2, is_cuda=True)
+    wanted = replace(settings(weight_decay=0.1), optimizer=ADAMW_8BIT)
+    make_optimizer(SimpleNamespace(parameters=lambda: [weight]), wanted)
+    ((groups, options),) = asked
+    assert groups == [
+        {"params": [weight], "weight_decay": 0.1},
+        {"params": [], "weight_decay": 0.0},
+    ]
+    assert options == {"lr": 0.1, "betas": (0.9, 0.999), "eps": 1e-8}
+
+
+def test_8_bits_without_a_gpu_or_without_the_package_are_refused(monkeypatch):
+    wanted = replace(settings(), optimizer=ADAMW_8BIT)
+    with pytest.raises(ValueError, match="--optim adamw_8bit needs a GPU"):
+        make_optimizer(model(), wanted)
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    weight = SimpleNamespace(requires_grad=True, dim=lambda: 2, is_cuda=True)
+    with pytest.raises(ModuleNotFoundError, match="pip install bitsandbytes"):
+        make_optimizer(SimpleNamespace(parameters=lambda: [weight]), wanted)
+
+
+@pytest.mark.parametrize(("steps", "ratio", "wanted"), [(0, 0.1, 3), (5, 0.0, 5), (0, 0.0, 0)])
+def test_a_share_of_all_updates_may_be_warm_up(steps, ratio, wanted):
+    asked = replace(settings(), warmup_steps=steps, warmup_ratio=ratio)
+    assert asked.num_warmup_updates(25) == wanted
 
 
 def test_tied_weights_are_updated_once():

@@ -17,7 +17,7 @@ def session(progress, accelerator=None, is_due=False):
         num_updates=NUM_UPDATES, num_clips=lambda: 10, plan=BatchPlan(1, 1, 1), ledger=None
     )
     trainer = SimpleNamespace(accelerator=accelerator, learner=SimpleNamespace(student=None))
-    evaluator = SimpleNamespace(is_due=lambda *_: is_due)
+    evaluator = SimpleNamespace(is_due=lambda *_: is_due, result=lambda _: None)
     return Session(trainer, data, progress, None, None, evaluator, max_bad_fraction=0.1)
 
 
@@ -36,6 +36,11 @@ def test_all_processes_stay_until_the_model_is_saved(monkeypatch, is_main):
 def test_a_run_with_updates_or_an_evaluation_left_is_not_over():
     assert not session(Progress(NUM_UPDATES - 1)).conclude(None)
     assert not session(Progress(NUM_UPDATES), is_due=True).conclude(None)
+
+
+def test_a_run_that_ends_early_is_over(monkeypatch):
+    accelerator = SimpleNamespace(is_main_process=False, wait_for_everyone=lambda: None)
+    assert session(Progress(NUM_UPDATES - 1, is_over=True), accelerator).conclude(None)
 
 
 @pytest.mark.parametrize("step", [1, NUM_UPDATES])

@@ -8,7 +8,8 @@ from tiny import load_script, tiny_tokenizer
 
 from distillery.text.labels import IGNORED
 from distillery.training.losses import LossWeights
-from distillery.training.step import Learner, StudentStep, Teacher, wants_masks
+from distillery.training.settings import Frozen
+from distillery.training.step import Learner, StudentStep, Teacher, freeze, wants_masks
 from distillery.whisper.student import make_student
 
 _ = IGNORED
@@ -351,3 +352,30 @@ def test_a_doubled_encoder_is_told(teacher, student, tokenizer):
     other = new_model(tokenizer, encoder_layers=1)
     other.model.encoder.requires_grad_(False)
     assert "has other weights: two encoders run" in notes(teacher, other)
+
+
+# --- what is trained ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("frozen", "still"),
+    [
+        ({"encoder": True}, lambda name: ".encoder." not in name),
+        ({"feature_encoder": True}, lambda name: ".conv" not in name),
+        ({"decoder": True}, lambda name: ".decoder." not in name or "embed_tokens" in name),
+        ({"embed_positions": True}, lambda name: "decoder.embed_positions" not in name),
+        ({"encoder": True, "decoder": True}, lambda name: "embed_tokens" in name),
+    ],
+)
+def test_parts_that_are_frozen(tokenizer, frozen, still):
+    model = new_model(tokenizer)
+    before = {name for name, p in model.named_parameters() if p.requires_grad}
+    freeze(model, Frozen(**frozen))
+    after = {name for name, p in model.named_parameters() if p.requires_grad}
+    assert after == {name for name in before if still(name)} != before
+
+
+def test_a_model_without_anything_to_train_is_refused(student):
+    student.requires_grad_(False)
+    with pytest.raises(ValueError, match=r"nothing is left to be trained: .* --freeze_"):
+        freeze(student, Frozen(decoder=True))

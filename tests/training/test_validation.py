@@ -1,5 +1,6 @@
 """What a model is worth while it is trained; whole runs are in tests/stages."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -138,6 +139,35 @@ def test_a_stopped_evaluation_is_due_again(evaluator):
     assert not evaluator.is_due(progress, 9)
     names = sorted(path.name for path in evaluator.folder.iterdir())
     assert names == [JOURNALS, "best", "train_log.jsonl"]
+
+
+NAN = float("nan")
+
+
+@pytest.mark.parametrize(
+    ("losses", "patience", "stale", "over"),
+    [
+        ([3, 2, 1], 1, [0, 0, 0], None),
+        ([3, 4, 2, 5, 2], 2, [0, 1, 0, 1, 2], 4),
+        ([3, 4], 1, [0, 1], 1),
+        ([NAN, NAN], 2, [1, 2], 1),
+        ([3, 4, 5], None, [0, 1, 2], None),
+    ],
+)
+def test_training_ends_after_evaluations_without_a_better_model(
+    evaluator, monkeypatch, losses, patience, stale, over
+):
+    monkeypatch.setattr(Evaluator, "is_due", lambda *_: True)
+    evaluator = replace(evaluator, settings=replace(evaluator.settings, patience=patience))
+    progress, found = Progress(), []
+    for step, loss in enumerate(losses):
+        progress.step = step
+        scores = {"rows": EvalScores({"loss": loss}, 0, {}, 0)}
+        monkeypatch.setattr(Evaluator, "scores", lambda *_, scores=scores: scores)
+        evaluator.keep_best(progress, 9, StopRequest())
+        found.append(progress.stale)
+        assert progress.is_over is (step == over)
+    assert found == stale
 
 
 @pytest.mark.parametrize(
