@@ -96,7 +96,7 @@ def test_every_flag_that_is_explained_exists():
     explained = {
         flag.replace("_", "-")
         for page in PROSE
-        for flag in re.findall(r"`(--[a-z_-]+)", text_of(page))
+        for flag in re.findall(r"`(--[a-z0-9_-]+)", text_of(page))
     }
     everything = {"--num-cpu-threads-per-process"}  # of `accelerate launch`
     everything |= set().union(*(spellings(script) for script in (*SCRIPTS, PIPELINE)))

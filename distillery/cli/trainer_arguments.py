@@ -20,30 +20,25 @@ class TrainerArguments:
         "Only `steps` is taken, which changes nothing: with --do_eval, evaluations come every "
         "--eval_steps and at the end.",
         "--evaluation_strategy",
-        resumable=True,
     )
     save_strategy: str | None = flag(
-        None, "Only `steps` is taken, which changes nothing: see --save_steps.", resumable=True
+        None, "Only `steps` is taken, which changes nothing: see --save_steps."
     )
     greater_is_better: bool | None = flag(
         None,
         "Only False is taken, which changes nothing: every --metric_for_best_model is better where "
         "it is lower.",
-        resumable=True,
     )
     do_normalize_eval: bool = flag(
         True, "Only True is taken: texts are scored as the language's normaliser has them."
     )
-    length_column_name: str | None = flag(
-        None, "Changes nothing: rows are not grouped by length.", resumable=True
-    )
+    length_column_name: str | None = flag(None, "Changes nothing: rows are not grouped by length.")
     use_auth_token: bool = flag(
         False,
         "Changes nothing: the login of `hf auth login`, or HF_TOKEN, is always used.",
-        resumable=True,
     )
     model_index_name: str | None = flag(
-        None, "Title of the model card; default: the name of --output_dir.", resumable=True
+        None, "Title of the model card; default: the name of --output_dir."
     )
 
     def problems(self) -> list[str]:

@@ -45,7 +45,8 @@ class Batch:
         """Return the batch in memory that a GPU fetches from faster; `DataLoader` calls this."""
         tensors = (self.input_features, self.decoder_input_ids, self.targets)
         pinned = [None if tensor is None else tensor.pin_memory() for tensor in tensors]
-        return Batch(self.ids, self.references, self.bad, *pinned, self.dropped)
+        features, inputs, targets = pinned
+        return Batch(self.ids, self.references, self.bad, features, inputs, targets, self.dropped)
 
 
 PROBLEM = "problem"

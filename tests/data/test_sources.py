@@ -63,7 +63,7 @@ def test_one_dataset_with_several_splits():
 
 
 def test_a_stream_without_ids_needs_no_torchcodec(tmp_path):
-    """As Common Voice is on the Hub; to number its rows is to write them, which encodes an Audio."""
+    """As Common Voice is on the Hub: to number rows is to write them, which encodes an Audio."""
     kinds = Features({"audio": Audio(), "sentence": Value("string")})
     rows = [{"audio": rows_of([i])[0]["audio"], "sentence": "a"} for i in range(2)]
     path = hub_layout.shard_path(tmp_path, "hi", "train", 0, 1)
