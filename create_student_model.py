@@ -14,6 +14,7 @@ On a laptop:
 
 from dataclasses import dataclass
 
+from distillery.cli.arguments import license_problems
 from distillery.cli.flags import DRY_RUN, VERIFY, at_least, flag, one_of, parse, required
 from distillery.whisper.compute import DTYPES
 
@@ -36,11 +37,14 @@ class StudentArguments:
     )
     hub_model_id: str | None = flag(
         None,
-        "Hub repository; default: the name of the folder. Nothing is uploaded without "
-        "--push_to_hub.",
+        "Hub repository: given, the student is uploaded there, with or without --push_to_hub; "
+        "default: the name of the folder.",
         resumable=True,
     )
     hub_public: bool = flag(False, "Make the uploaded repository public.", resumable=True)
+    license: str | None = flag(
+        None, "Licence of the student, for its card, as the Hub names it: mit.", resumable=True
+    )
     verify: bool = flag(False, VERIFY, resumable=True)
     dry_run: bool = flag(False, DRY_RUN, resumable=True)
 
@@ -50,6 +54,7 @@ class StudentArguments:
             *at_least(self, "encoder_layers", 1),
             *at_least(self, "decoder_layers", 1),
             *one_of(self, "dtype", DTYPES),
+            *license_problems(self.license),
         ]
 
 
@@ -79,7 +84,7 @@ from distillery.storage.checkpoints import sealed_folder
 from distillery.storage.ownership import taken_name
 from distillery.storage.publication import public_names
 from distillery.storage.runs import Run
-from distillery.whisper import checkpoint
+from distillery.whisper import checkpoint, model_card
 from distillery.whisper.student import make_student, spaced_layers
 
 logger = logging.getLogger(__name__)
@@ -188,9 +193,12 @@ def _save(
         f"A student of `{teacher_name}` before training: teacher layers {encoder} of the encoder "
         f"and {decoder} of the decoder."
     )
+    header = model_card.header(
+        run.arguments["teacher_checkpoint"], license=run.arguments["license"]
+    )
     with sealed_folder(run.folder) as temporary:
         checkpoint.save(student, teacher.tokenizer, teacher.feature_extractor, temporary)
-        checkpoint.write_card(temporary, card, title=run.folder.resolve().name)
+        checkpoint.write_card(temporary, card, run.folder.resolve().name, header)
         written = replace(run, folder=temporary)
         written.write_config()
         written.outputs.add_all()

@@ -145,7 +145,15 @@ from distillery.cli.runtime import (
     stage_run,
     start_trackers,
 )
-from distillery.data import filter_report, filter_shards, hub_layout, schema, sources
+from distillery.data import (
+    dataset_card,
+    filter_report,
+    filter_shards,
+    hub_layout,
+    lineage,
+    schema,
+    sources,
+)
 from distillery.data.filter_shards import WORK_FOLDER, Account, ShardWriter, split_files
 from distillery.data.filter_summary import FilterSummary
 from distillery.data.filters import TranscriptFilter
@@ -206,9 +214,10 @@ def main(
             spec: _filter_split(run, spec, rows, row_filter, filter_args, num_workers)
             for spec, rows in splits.items()
         }
-        _report(run, accounts, filter_args, row_filter)
+        summary = _report(run, accounts, filter_args, row_filter)
         ledgers = {spec: ledger for spec, (ledger, _) in accounts.items()}
-        _finish(run, ledgers, row_filter, passed_on(dict(zip(splits, specs, strict=True))))
+        of_labels = passed_on(dict(zip(splits, specs, strict=True)))
+        _finish(run, ledgers, row_filter, {**of_labels, dataset_card.HOURS: summary.hours()})
         _track(accelerator, sum(ledgers.values(), Ledger()))
     end_stage(run, accelerator)
 
@@ -329,8 +338,8 @@ def _filter_split(
 
 def _report(
     run: Run, accounts: Mapping[DatasetSpec, Account], args: FilterArguments, row_filter: RowFilter
-) -> None:
-    """Write the report, and the rows that were dropped where they are wanted.
+) -> FilterSummary:
+    """Write the report, and the rows that were dropped where they are wanted; return the summary.
 
     That comes before the rows that pass are published: it also tells why there are none.
     """
@@ -342,12 +351,13 @@ def _report(
     filter_report.write(run.outputs, summary, sum(ledgers, Ledger()), given, normalizer)
     if args.keep_rejected:
         filter_shards.publish_rejected(run.outputs, accounts)
+    return summary
 
 
 def _finish(
-    run: Run, ledgers: dict[DatasetSpec, Ledger], row_filter: RowFilter, of_labels: dict[str, Any]
+    run: Run, ledgers: dict[DatasetSpec, Ledger], row_filter: RowFilter, notes: dict[str, Any]
 ) -> None:
-    """Check the account, publish the shards, and write card and record; `of_labels` adds to it."""
+    """Check the account, publish the shards, and write card and record; `notes` adds to it."""
     ledger = sum(ledgers.values(), Ledger())
     ledger.check(run.arguments["max_bad_fraction"])
     if ledger.num_out == 0:
@@ -355,20 +365,47 @@ def _finish(
     specs = list(ledgers)
     published = [split_files(run.outputs, spec).publish() for spec in specs]
     ledger.check_written(sum(map(hub_layout.num_rows, published)))
-    splits = hub_layout.splits_by_config(specs)
-    card = f"Rows: {ledger}.{card_text(of_labels)}"
-    hub_layout.write_card(run.folder, splits, "Filtered pseudo-labels", card)
-    run.finish(
-        ledger=ledger.to_dict(),
-        normalizer=row_filter.filter.normalizer.id,
-        language=row_filter.rule.language,
-        task=row_filter.rule.task,
-        **of_labels,
-    )
+    results = {
+        "ledger": ledger.to_dict(),
+        "normalizer": row_filter.filter.normalizer.id,
+        "language": row_filter.rule.language,
+        "task": row_filter.rule.task,
+        **notes,
+    }
+    _write_card(run, specs, results, [path for files in published for path in files])
+    run.finish(**results)
     log_end(
         run,
         f"{ledger.num_out:,} rows to learn from; rows: {ledger}",
         *_next_commands(run, specs, row_filter.rule.language),
+    )
+
+
+def _write_card(
+    run: Run, specs: list[DatasetSpec], results: dict[str, Any], files: list[Path]
+) -> None:
+    """Write the card: what was kept of what, and why; what its own source was made of; a row."""
+    made = lineage.MadeDataset(
+        str(run.folder), {"stage": run.stage, "arguments": run.arguments, **results}
+    )
+    behind = lineage.made_datasets(made.made_of)
+    first = specs[0]
+    parts = [
+        f"Rows to learn from, with their decoder labels in `labels`.{card_text(results)}",
+        *map(dataset_card.describe, [made, *behind]),
+        f"Distributions and the rows near the limits are in `{filter_report.REPORT}`; "
+        "`run.json` holds every flag and version.",
+        dataset_card.example(files),
+        dataset_card.usage(run.folder.resolve().name, str(first.config), str(first.split)),
+    ]
+    hub_layout.write_card(
+        run.folder,
+        hub_layout.splits_by_config(specs),
+        "Filtered pseudo-labels",
+        "\n\n".join(part for part in parts if part),
+        header=dataset_card.header(
+            made.language, made.flags["license"], lineage.public_sources(made.made_of)
+        ),
     )
 
 

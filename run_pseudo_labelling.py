@@ -77,7 +77,7 @@ from distillery.cli.runtime import (
     start_trackers,
 )
 from distillery.cli.speech_progress import SpeechProgress
-from distillery.data import hub_layout, label_folders, schema, sources
+from distillery.data import dataset_card, hub_layout, label_folders, lineage, schema, sources
 from distillery.data.collators import TOO_LONG
 from distillery.data.label_folders import Source
 from distillery.data.sources import describe_splits
@@ -87,7 +87,7 @@ from distillery.labelling.clips import ShardQueue, batches, packed_batches
 from distillery.labelling.labeller import Labeller
 from distillery.labelling.shards import Account, ShardAssembly, warn_of_empty_transcripts
 from distillery.storage.ledger import Ledger
-from distillery.storage.publication import public_names
+from distillery.storage.publication import hub_ids, public_names
 from distillery.storage.runs import Run
 from distillery.storage.shares import Share
 from distillery.whisper import checkpoint
@@ -257,24 +257,46 @@ def _finish(
     for split in splits:
         split.writer.publish()
     sources_of = {split.spec: Source.of(split.source) for split in splits if not split.has_audio}
-    beside_audio = label_folders.record_of(sources_of)
+    files = sorted(run.folder.glob(hub_layout.FILES))
+    results = {
+        **label_folders.record_of(sources_of),
+        "ledger": ledger.to_dict(),
+        dataset_card.HOURS: {dataset_card.OUT: hub_layout.hours(files)},
+        "scores": {str(spec): _scores(spec, account) for spec, account in accounts.items()},
+        "windows": {str(spec): _windows(spec, account) for spec, account in accounts.items()},
+        "attention": teacher.attention,
+    }
+    _write_card(run, specs, results, files)
+    run.finish(**results)
+    next_command = f"python run_data_filtering.py {hub_layout.flags_naming(run.folder, specs)}"
+    next_command += f" -o {shlex.quote(f'{run.folder}-filtered')}"
+    log_end(run, f"{ledger.num_out:,} labelled clips; rows: {ledger}", next_command)
+
+
+def _write_card(
+    run: Run, specs: list[DatasetSpec], results: dict[str, Any], files: list[Path]
+) -> None:
+    """Write the card: who transcribed what, how well where that is known, and a row."""
+    made = lineage.MadeDataset(
+        str(run.folder), {"stage": run.stage, "arguments": run.arguments, **results}
+    )
+    first = specs[0]
+    parts = [
+        f"Transcripts by `{public_names(made.flags['model_name_or_path'])}`."
+        + label_folders.card_text(results),
+        dataset_card.describe(made),
+        dataset_card.scores(results["scores"]),
+        "`run.json` holds every flag and version.",
+        dataset_card.example(files),
+        dataset_card.usage(run.folder.resolve().name, str(first.config), str(first.split)),
+    ]
     hub_layout.write_card(
         run.folder,
         hub_layout.splits_by_config(specs),
         "Pseudo-labelled speech",
-        f"Transcripts by `{public_names(run.arguments['model_name_or_path'])}`."
-        + label_folders.card_text(beside_audio),
+        "\n\n".join(part for part in parts if part),
+        header=dataset_card.header(made.language, made.flags["license"], hub_ids(made.made_of)),
     )
-    run.finish(
-        **beside_audio,
-        ledger=ledger.to_dict(),
-        scores={str(spec): _scores(spec, account) for spec, account in accounts.items()},
-        windows={str(spec): _windows(spec, account) for spec, account in accounts.items()},
-        attention=teacher.attention,
-    )
-    next_command = f"python run_data_filtering.py {hub_layout.flags_naming(run.folder, specs)}"
-    next_command += f" -o {shlex.quote(f'{run.folder}-filtered')}"
-    log_end(run, f"{ledger.num_out:,} labelled clips; rows: {ledger}", next_command)
 
 
 def _scores(spec: DatasetSpec, account: Account) -> dict[str, Any] | None:

@@ -18,6 +18,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
+from huggingface_hub import constants
+
 TOKEN = "hf_of_the_stand_in"
 LFS_SUFFIXES = (".parquet", ".safetensors", ".bin")
 
@@ -93,6 +95,16 @@ class HubServer:
             "HF_HUB_DISABLE_TELEMETRY": "1",
             **more,
         }
+
+    def reach(self, monkeypatch: Any) -> None:
+        """Let the client in this process ask this server alone."""
+        for name, value in self.environment().items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setattr(constants, "ENDPOINT", self.url)
+        template = self.url + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
 
     def files(self, repo: str, kind: str = "models") -> dict[str, bytes]:
         return self.repositories[kind, repo].files

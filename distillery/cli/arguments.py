@@ -4,6 +4,7 @@ How groups are declared and parsed is in `distillery.cli.flags`; groups of train
 evaluation alone are in `training_arguments` and `evaluation_arguments`.
 """
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,8 +49,8 @@ class OutputArguments:
     )
     hub_model_id: str | None = flag(
         None,
-        "Hub repository for the result, such as 'my-org/my-name'; default: the name of the output "
-        "folder. A dataset is uploaded as soon as this is given, a model with --push_to_hub.",
+        "Hub repository for the result, such as 'my-org/my-name': given, it is uploaded there, "
+        "with or without --push_to_hub; default: the name of the output folder.",
         "--hub_id",
         "--hub_dataset_id",
         resumable=True,
@@ -62,9 +63,15 @@ class OutputArguments:
         resumable=True,
     )
 
+    license: str | None = flag(
+        None,
+        "Licence of the result, for its card, as the Hub names it: apache-2.0.",
+        resumable=True,
+    )
+
     def problems(self) -> list[str]:
         """Return what is wrong with the values."""
-        problems = []
+        problems = license_problems(self.license)
         path = self.output_dir and Path(self.output_dir)
         if path and path.exists() and not path.is_dir():
             problems.append(f"--output_dir {self.output_dir} is a file: name a folder")
@@ -75,6 +82,15 @@ class OutputArguments:
         if self.hub_private_repo and self.hub_public:
             problems.append("--hub_private_repo and --hub_public: give one of them")
         return problems
+
+
+def license_problems(license: str | None) -> list[str]:
+    """Return a message if the Hub would refuse a card for its licence, which has hours to come."""
+    if license is None or re.fullmatch(r"[a-z0-9][a-z0-9.-]*", license):
+        return []
+    return [
+        f"--license must be as the Hub names it: apache-2.0, mit, cc-by-4.0, …; got {license!r}"
+    ]
 
 
 @dataclass(frozen=True, kw_only=True)

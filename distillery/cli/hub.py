@@ -7,17 +7,20 @@ those are tried again here (`_patiently`), so that no loop runs within another.
 
 import logging
 import random
+import shlex
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
+import yaml
 from huggingface_hub import (
     CommitOperationAdd,
     CommitOperationDelete,
     HfApi,
     get_session,
+    hf_hub_download,
     hf_hub_url,
     set_client_factory,
     snapshot_download,
@@ -70,6 +73,7 @@ MODEL_FILES = [  # what is fetched of a model
     "punctuation.py",
     "silence.py",
 ]
+BENCHMARK = "eval.yaml"  # in a dataset that the Hub takes for a benchmark
 LOGIN = "run `hf auth login`, or set HF_TOKEN"
 
 HTTPError = HfHubHTTPError.__bases__[0]  # httpx's or httpx2's, as the library has it
@@ -91,21 +95,20 @@ def repo_type(run: Run) -> str:
 def target(run: Run) -> str | None:
     """Return the repository that a run's result is uploaded to, or None.
 
-    A dataset is uploaded as soon as a repository is named for it, as the commands of
-    kotoba-whisper have it; a model wants `--push_to_hub`.
+    It is uploaded as soon as a repository is named for it, as the commands of kotoba-whisper have
+    it.
     """
-    name = run.arguments.get("hub_model_id")
-    is_wanted = run.arguments.get("push_to_hub") or (name and repo_type(run) == "dataset")
-    return (name or run.folder.resolve().name) if is_wanted else None
+    name: str | None = run.arguments.get("hub_model_id")
+    if name is None and run.arguments.get("push_to_hub"):
+        return run.folder.resolve().name
+    return name
 
 
 def upload_plan(run: Run) -> str:
     """Say whether a run's result will be uploaded, and as what."""
     repo_id = target(run)
     if repo_id is None:
-        unused = run.arguments.get("hub_model_id")
-        advice = f": --hub_model_id {unused} wants --push_to_hub, too" if unused else ""
-        return f"nothing is uploaded{advice}"
+        return "nothing is uploaded"
     visibility = "public" if run.arguments.get("hub_public") else "private"
     is_asked = run.arguments.get("push_to_hub")
     reason = "" if is_asked else ", because --hub_model_id names a repository for it"
@@ -139,11 +142,15 @@ def check(run: Run) -> str | None:
         validate_repo_id(name)
         account = _patiently(api.whoami)
         user = str(account["name"])
-        repo_id = name if "/" in name else f"{user}/{name}"
+        repo_id = _full_id(name, user)
         _refuse_foreign_owner(repo_id.partition("/")[0], account)
         if not run.arguments.get("hub_public"):
             _refuse_public(api, repo_id, repo_type(run))
     return user
+
+
+def _full_id(name: str, user: str) -> str:
+    return name if "/" in name else f"{user}/{name}"
 
 
 def _refuse_foreign_owner(owner: str, account: Mapping[str, Any]) -> None:
@@ -184,9 +191,16 @@ def publish(run: Run) -> None:
     except HubError as error:
         raise HubError(
             f"{run.folder} is complete, but was not uploaded as {name}: {error}. "
-            "The same command, started again, uploads it and does nothing else"
+            "The same command, started again, uploads it and does nothing else; so does: "
+            f"{_later_command(run, name)}"
         ) from error
     logger.info("uploaded %s to %s", run.folder, url)
+
+
+def _later_command(run: Run, name: str) -> str:
+    public = ["--hub_public"] if run.arguments.get("hub_public") else []
+    words = ["--folder", str(run.folder), "--hub_model_id", name, *public]
+    return shlex.join(["python", "scripts/publish.py", *words])
 
 
 def _upload(run: Run, name: str) -> str:
@@ -196,10 +210,12 @@ def _upload(run: Run, name: str) -> str:
     environment or the Hub's own token file.
     """
     kind = repo_type(run)
-    files = published_files(run.folder, name.rpartition("/")[2])
-    names = sorted(files, key=lambda path: (path in (CARD, RUN_RECORD), path))
     _bound_requests()
     api = HfApi()
+    with _told():
+        user = "" if "/" in name else str(_patiently(api.whoami)["name"])
+    files = published_files(run.folder, _full_id(name, user))
+    names = sorted(files, key=lambda path: (path in (CARD, RUN_RECORD), path))
     with _told():
         made = _patiently(
             lambda: api.create_repo(
@@ -327,6 +343,21 @@ def _line(text: str) -> str:
 
 
 # --- what is fetched ------------------------------------------------------------------------------
+
+
+def benchmark_tasks(repo_id: str) -> list[dict[str, Any]]:
+    """Return the tasks of a dataset that is a benchmark of the Hub; none of any other.
+
+    Raises:
+        HubError: the Hub does not say.
+    """
+    with _told():
+        try:
+            path = _patiently(lambda: hf_hub_download(repo_id, BENCHMARK, repo_type="dataset"))
+        except (EntryNotFoundError, RepositoryNotFoundError):
+            return []
+    found = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    return list(found.get("tasks", ())) if isinstance(found, dict) else []
 
 
 def download(

@@ -97,6 +97,13 @@ class FilterSummary:
             self._best([*self.best_dropped, *other.best_dropped]),
         )
 
+    def hours(self) -> dict[str, float]:
+        """Return hours of audio, as records have them: in, out, and by the reason for dropping."""
+        hours = {outcome: seconds / 3600 for outcome, seconds in self.seconds.items()}
+        if not hours:
+            return {}
+        return {"in": sum(hours.values()), "out": hours.pop(KEPT, 0.0), **hours}
+
     def to_dict(self) -> dict[str, Any]:
         """Return the summary for a JSON file."""
         return dict(vars(self))

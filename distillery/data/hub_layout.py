@@ -154,6 +154,20 @@ def num_rows(paths: Iterable[Path]) -> int:
     return sum(pq.read_metadata(path).num_rows for path in paths)
 
 
+def hours(paths: Iterable[Path]) -> float | None:
+    """Return the hours of audio in Parquet files, of the rows that say how long they are.
+
+    None where no row does.
+    """
+    seconds = [
+        pc.sum(pq.read_table(path, columns=[schema.DURATION])[schema.DURATION]).as_py()
+        for path in paths
+        if schema.DURATION in pq.read_schema(path).names
+    ]
+    known = [part for part in seconds if part is not None]
+    return sum(known) / 3600 if known else None
+
+
 def splits_by_config(specs: Iterable[DatasetSpec]) -> dict[str, list[str]]:
     """Return the names of splits by configuration, as `write_card` takes them."""
     configs: dict[str, list[str]] = {}
@@ -168,6 +182,7 @@ def write_card(
     title: str,
     body: str,
     outputs: Outputs | None = None,
+    header: Mapping[str, Any] | None = None,
 ) -> None:
     """Write the dataset card, whose header tells `load_dataset` where the files are.
 
@@ -177,6 +192,7 @@ def write_card(
         title: heading of the card.
         body: Markdown below it.
         outputs: list of the card, where it is not the folder's own.
+        header: more of the header: language, licence, what the dataset was made of.
     """
     configs = [
         {
@@ -187,8 +203,10 @@ def write_card(
         }
         for config, names in splits.items()
     ]
-    header = DatasetCardData(task_categories=["automatic-speech-recognition"], configs=configs)
-    card = DatasetCard(f"---\n{header.to_yaml()}\n---\n\n# {title}\n\n{body}\n")
+    data = DatasetCardData(
+        **(header or {}), task_categories=["automatic-speech-recognition"], configs=configs
+    )
+    card = DatasetCard(f"---\n{data.to_yaml()}\n---\n\n# {title}\n\n{body}\n")
     (outputs or Outputs(folder)).write_text(folder / CARD, str(card))
 
 

@@ -18,18 +18,19 @@ from distillery.storage.outputs import FILES, LOGS, is_hidden
 from distillery.storage.runs import CONFIG
 
 CARD = "README.md"
+EVAL_RESULTS = ".eval_results"  # the Hub's folder for results on its benchmarks
 WORKING_FILES = (CONFIG, MANIFEST)  # of use in this folder alone
 
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 _ABSOLUTE = re.compile(r"(?<![^\s`\"'+=])/[^\s`\"'+/]+(?:/[^\s`\"'+/]+)+/?")
 
 
-def published_files(folder: Path, repo_name: str) -> dict[str, Path | bytes]:
+def published_files(folder: Path, repo_id: str) -> dict[str, Path | bytes]:
     """Return what is uploaded of a complete run, by path: a file, or what its copy holds.
 
     Args:
         folder: the run's.
-        repo_name: what the copies call this folder.
+        repo_id: the repository, which the copies name where they would name this folder.
 
     Raises:
         ValueError: the run lists no files: an older version made it.
@@ -44,15 +45,21 @@ def published_files(folder: Path, repo_name: str) -> dict[str, Path | bytes]:
     files: dict[str, Path | bytes] = {name: folder / name for name in names}
     sums = {name: record[FILES][name] for name in names}
     own = {str(folder), str(folder.resolve()), *_values(record["arguments"], "output_dir save_dir")}
-    known = {name: Path(name).name for name in _local_names(record)} | dict.fromkeys(own, repo_name)
+    known = {name: Path(name).name for name in _local_names(record)} | dict.fromkeys(own, repo_id)
     if CARD in files:
-        card = (folder / CARD).read_text(encoding="utf-8")
-        title = re.compile(rf"^# {re.escape(folder.resolve().name)}$", flags=re.MULTILINE)
-        copy = _without_paths(title.sub(lambda _: f"# {repo_name}", card), known).encode()
+        card = _renamed((folder / CARD).read_text("utf-8"), folder.resolve().name, repo_id)
+        copy = _without_paths(card, known).encode()
         files[CARD] = copy
         sums[CARD] = {"size": len(copy), "sha256": hashlib.sha256(copy).hexdigest()}
     public = {**_public(record, known), FILES: sums}
     return {**files, RUN_RECORD: f"{json.dumps(public, ensure_ascii=False, indent=2)}\n".encode()}
+
+
+def _renamed(card: str, name: str, repo_id: str) -> str:
+    """Return a card with the repository in the place of its folder: as title, and in commands."""
+    title = re.compile(rf"^# {re.escape(name)}$", flags=re.MULTILINE)
+    card = title.sub(lambda _: f"# {repo_id.rpartition('/')[2]}", card)
+    return card.replace(f'"{name}"', f'"{repo_id}"')
 
 
 def public_names(names: str) -> str:
@@ -60,15 +67,25 @@ def public_names(names: str) -> str:
 
     Ids of the Hub stay as they are.
     """
-    parts = [names] if Path(names).exists() else names.split("+")
-    return "+".join(Path(name).name if _is_local(name) else name for name in parts)
+    return "+".join(Path(name).name if _is_local(name) else name for name in joined(names))
+
+
+def joined(names: str) -> list[str]:
+    """Return the names that are joined with `+`; a path that exists as it stands is one name."""
+    return [names] if Path(names).exists() else names.split("+")
+
+
+def hub_ids(names: str) -> list[str]:
+    """Return those of names, joined with `+`, that are ids of the Hub."""
+    return [n for n in joined(names) if _HUB_ID.fullmatch(n) and not Path(n).exists()]
 
 
 def _is_work(name: str) -> bool:
     """Tell whether a file serves only this folder: hidden, a checkpoint's, or a log of rows."""
     path = PurePosixPath(name)
     of_checkpoint = PurePosixPath(path.parts[0]).match(CHECKPOINTS) or path.parts[0] == BEST
-    return of_checkpoint or is_hidden(name) or name in WORKING_FILES or path.suffix in LOGS
+    is_work = is_hidden(name) and path.parts[0] != EVAL_RESULTS
+    return of_checkpoint or is_work or name in WORKING_FILES or path.suffix in LOGS
 
 
 def _is_local(name: str) -> bool:
@@ -86,7 +103,7 @@ def _local_names(record: Mapping[str, Any]) -> Iterable[str]:
     """Yield the paths among a run's flags and inputs, as they stand in its record."""
     texts = [value for value in record["arguments"].values() if isinstance(value, str)]
     for text in (*texts, *record["inputs"]):
-        for name in [text] if Path(text).exists() else text.split("+"):
+        for name in joined(text):
             if _is_local(name):
                 yield name
 

@@ -56,6 +56,28 @@ class Run:
     is_complete: bool = False
     started: float = field(default_factory=time.time)
 
+    @classmethod
+    def finished(cls, folder: Path, flag: str) -> "Run":
+        """Return the run that a folder holds.
+
+        Args:
+            folder: the output folder.
+            flag: that names it, as users type it.
+
+        Raises:
+            ValueError: it holds no run that is complete, or several that share it.
+        """
+        path = folder / RUN_RECORD
+        if not path.is_file():
+            raise ValueError(f"{flag} {folder} holds no {RUN_RECORD}: no stage has finished it")
+        record = read_json(path)
+        if record["status"] != COMPLETE or record.get("shared"):
+            raise ValueError(
+                f"{flag} {folder} holds no finished model or dataset, but a run of "
+                f"{record['stage']} that is {'shared' if record.get('shared') else 'not complete'}"
+            )
+        return cls(folder, record["stage"], record["arguments"], record["inputs"], is_complete=True)
+
     @property
     def record_path(self) -> Path:
         """Where the record is kept."""
@@ -93,6 +115,12 @@ class Run:
     def finish(self, **results: Any) -> None:
         """Write the record of a run that is complete; no other process may be writing."""
         self._settle(COMPLETE, **results)
+
+    def list_more(self) -> None:
+        """List the files that were added to a finished run in its record."""
+        record = read_json(self.record_path)
+        write_json(self.record_path, {**record, FILES: self.outputs.to_dict()})
+        self.outputs.forget_journals()
 
     def end_open(self) -> None:
         """Write the record of a run that is never complete: started again, it adds to its files."""

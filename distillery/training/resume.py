@@ -3,6 +3,7 @@
 import json
 import logging
 import pickle
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -16,7 +17,6 @@ from distillery.data import sources
 from distillery.data.specs import DatasetSpec
 from distillery.storage import checkpoints
 from distillery.storage.files import (
-    RUN_RECORD,
     read_json,
     replacing,
     temporary_path,
@@ -24,8 +24,8 @@ from distillery.storage.files import (
 )
 from distillery.storage.ledger import Ledger
 from distillery.storage.outputs import Outputs
-from distillery.storage.publication import public_names
 from distillery.storage.runs import Run
+from distillery.training import card, loss_curve
 from distillery.training.disk import enough_disk
 from distillery.training.loop import Progress, Trainer
 from distillery.training.monitor import LOSS_LOG, TRAIN, LossWindow
@@ -38,8 +38,11 @@ OWNED = (
     checkpoints.CHECKPOINTS,
     checkpoints.BEST,
     LOSS_LOG,
+    loss_curve.FIGURE,
     *checkpoint.OWN_FILES,
 )
+
+DRAW_EVERY_S = 60  # at least, between two figures of the losses
 
 # What a resumed run must keep, however its processes share it; named as a message shows it.
 GLOBAL_BATCH = "per_device_train_batch_size * gradient_accumulation_steps * num_processes"
@@ -87,6 +90,7 @@ class CheckpointSaver:
         self.every = every
         self.keep = keep
         self._saved_step = progress.step
+        self._drawn_s = time.monotonic()
 
     def save_if_due(self, progress: Progress) -> None:
         """Save a checkpoint after every so many updates."""
@@ -99,6 +103,14 @@ class CheckpointSaver:
             progress.window = self.window.to_list()
             save_checkpoint(self.trainer, progress, self.folder, self.keep)
             self._saved_step = progress.step
+            self._draw_losses()
+
+    def _draw_losses(self) -> None:
+        """Draw the losses so far, now and then."""
+        now_s = time.monotonic()
+        if self.trainer.accelerator.is_main_process and now_s - self._drawn_s >= DRAW_EVERY_S:
+            loss_curve.draw(self.folder)
+            self._drawn_s = now_s
 
 
 def save_checkpoint(trainer: Trainer, progress: Progress, folder: Path, keep: int | None) -> None:
@@ -252,8 +264,8 @@ def finish(
     with enough_disk(run.folder):
         staged = temporary_path(run.folder / "model")
         student.save(staged)
-        title = run.arguments.get("model_index_name") or run.folder.resolve().name
-        checkpoint.write_card(staged, _card(run), title=title)
+        loss_curve.draw(run.folder)
+        card.write(staged, run, progress, ledger)
         run.outputs.take_in(staged)
     results = {
         "updates": progress.step,
@@ -262,14 +274,3 @@ def finish(
         "num_dropped": len(progress.dropped_clips),
     }
     run.finish(**results, ledger=ledger.to_dict() if ledger else None)
-
-
-def _card(run: Run) -> str:
-    flags = run.arguments
-    teacher = flags.get("teacher_model_name_or_path")
-    return (
-        f"Made by `{run.stage}` from `{public_names(flags['model_name_or_path'])}`"
-        + (f", following `{public_names(teacher)}`" if teacher else "")
-        + f", on `{public_names(flags['train_dataset_name'])}`. `{RUN_RECORD}` holds every flag "
-        "and version."
-    )

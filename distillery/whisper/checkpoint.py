@@ -3,8 +3,10 @@
 import hashlib
 import logging
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from huggingface_hub import ModelCardData
@@ -289,19 +291,28 @@ def save(
     extractor.save_pretrained(folder)
 
 
-def write_card(folder: Path, description: str, title: str | None = None) -> None:
+def write_card(
+    folder: Path,
+    description: str,
+    title: str | None = None,
+    header: Mapping[str, Any] | None = None,
+) -> None:
     """Write a model card.
 
     Args:
         folder: the checkpoint's folder.
         description: Markdown.
         title: the model's name, where the folder does not have it yet.
+        header: more of the header, as `model_card.header` returns it.
     """
-    header = ModelCardData(
-        pipeline_tag="automatic-speech-recognition", library_name="transformers", tags=["whisper"]
+    data = ModelCardData(
+        **(header or {}),
+        pipeline_tag="automatic-speech-recognition",
+        library_name="transformers",
+        tags=["whisper"],
     )
     title = title or folder.resolve().name
-    text = f"---\n{header.to_yaml()}\n---\n\n# {title}\n\n{description}\n"
+    text = f"---\n{data.to_yaml()}\n---\n\n# {title}\n\n{description}\n"
     (folder / "README.md").write_text(text, encoding="utf-8")
 
 

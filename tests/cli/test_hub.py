@@ -24,13 +24,7 @@ MODEL = {
 @pytest.fixture
 def server(monkeypatch):
     with HubServer() as server:
-        for name, value in server.environment().items():
-            monkeypatch.setenv(name, value)
-        monkeypatch.setattr(constants, "ENDPOINT", server.url)
-        template = server.url + "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        server.reach(monkeypatch)
         monkeypatch.setattr(hub, "FIRST_WAIT_S", 0.01)
         monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: None)
         close_session()
@@ -260,7 +254,8 @@ def test_a_hub_that_is_down_is_told_before_the_work(server, run, monkeypatch):
 @pytest.mark.parametrize(
     ("stage", "flags", "target"),
     [
-        ("run_distillation", {"hub_model_id": "me/x"}, None),
+        ("run_distillation", {}, None),
+        ("run_distillation", {"hub_model_id": "me/x"}, "me/x"),
         ("run_distillation", {"hub_model_id": "me/x", "push_to_hub": True}, "me/x"),
         ("run_distillation", {"push_to_hub": True}, "me/out"),
         ("run_data_filtering", {"hub_model_id": "me/x"}, "me/x"),
@@ -283,13 +278,9 @@ def test_what_is_uploaded_is_what_was_said(server, tmp_path, stage, flags, targe
         assert list(server.repositories) == [(kind, target)]
 
 
-def test_a_model_that_is_named_but_not_pushed_is_pointed_out(tmp_path):
-    run = Run(tmp_path, "run_distillation", {"hub_model_id": "me/x"}, {})
-    assert "--hub_model_id me/x wants --push_to_hub" in hub.upload_plan(run)
-
-
-def test_a_dataset_that_is_named_is_uploaded_and_that_is_said(tmp_path):
-    run = Run(tmp_path, "run_pseudo_labelling", {"hub_model_id": "me/x"}, {})
+@pytest.mark.parametrize("stage", ["run_pseudo_labelling", "run_distillation"])
+def test_what_is_named_is_uploaded_and_that_is_said(tmp_path, stage):
+    run = Run(tmp_path, stage, {"hub_model_id": "me/x"}, {})
     assert hub.upload_plan(run) == (
         "will be uploaded as me/x, private, because --hub_model_id names a repository for it"
     )

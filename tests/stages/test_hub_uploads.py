@@ -1,6 +1,7 @@
 """Stages hand each other datasets and models through a stand-in of the Hub, as users start them."""
 
 import json
+import shlex
 import signal
 import subprocess
 import sys
@@ -8,25 +9,31 @@ import uuid
 
 import pytest
 from hub_server import HubServer
+from huggingface_hub import ModelCard
 from launching import command, environment, launch, wait_until
 from stage_runs import record, snapshot, talkative_model_folder
 from tiny import REPOSITORY, tone_manifest
 
 LABELLING, FILTERING = "run_pseudo_labelling.py", "run_data_filtering.py"
 STUDENT, DISTILLATION = "create_student_model.py", "run_distillation.py"
+EVALUATION, PUBLISHING = "run_short_form_eval.py", "scripts/publish.py"
 
 # What a user's program does elsewhere, in a process that knows nothing of this repository.
 PROGRAM = """
 import json, sys
 from datasets import load_dataset
-from transformers import WhisperForConditionalGeneration, WhisperProcessor
+import numpy as np
+from transformers import WhisperForConditionalGeneration, WhisperProcessor, pipeline
 
 rows = load_dataset("me/labelled", split="train")
 stream = load_dataset("me/labelled", split="train", streaming=True)
 model = WhisperForConditionalGeneration.from_pretrained("me/student")
 processor = WhisperProcessor.from_pretrained("me/student")
+recognise = pipeline("automatic-speech-recognition", model="me/student")
+short = {"num_beams": 1, "max_new_tokens": 5}
+said = recognise(np.zeros(8000, np.float32), generate_kwargs=short)["text"]
 transcripts = [list(rows["whisper_transcript"]), [row["whisper_transcript"] for row in stream]]
-print(json.dumps([*transcripts, model.config.decoder_layers, len(processor.tokenizer)]))
+print(json.dumps([*transcripts, model.config.decoder_layers, len(processor.tokenizer), said]))
 """
 
 
@@ -66,7 +73,7 @@ def test_a_recipe_runs_from_hub_id_to_hub_id_and_tells_no_folder(server, env, te
         launch(
             STUDENT,
             *("--teacher_checkpoint", teacher, "-o", root / "init"),
-            *("--push_to_hub", "--hub_model_id", "me/init"),
+            *("--hub_model_id", "me/init"),
             env=env,
         ),
         launch(
@@ -76,9 +83,21 @@ def test_a_recipe_runs_from_hub_id_to_hub_id_and_tells_no_folder(server, env, te
             *("--push_to_hub", "--hub_model_id", "me/student", "-o", root / "student"),
             env=env,
         ),
+        launch(
+            EVALUATION,
+            *("-m", "me/student", "-d", "me/labelled", "-l", "ja", "-o", root / "eval"),
+            *("--generation_max_length", 20),
+            env=env,
+        ),
+        launch(
+            PUBLISHING,
+            *("-m", root / "student", "--eval_results", root / "eval"),
+            *("--hub_model_id", "me/student"),
+            env=env,
+        ),
     ]
     assert sorted(server.files("me/student")) == [
-        *("README.md", "config.json", "generation_config.json", "merges.txt"),
+        *("README.md", "config.json", "generation_config.json", "loss.png", "merges.txt"),
         *("model.safetensors", "normalizer.json", "preprocessor_config.json", "run.json"),
         *("tokenizer.json", "tokenizer_config.json", "vocab.json"),
     ]
@@ -98,11 +117,17 @@ def test_a_recipe_runs_from_hub_id_to_hub_id_and_tells_no_folder(server, env, te
         cwd=tmp_path,
         check=True,
     )
-    rows, stream, num_layers, num_tokens = json.loads(done.stdout)
+    rows, stream, num_layers, num_tokens, said = json.loads(done.stdout)
     assert rows == stream
     assert len(rows) == 4
     assert num_layers == 2
     assert num_tokens > 256
+    assert isinstance(said, str)
+    results = ModelCard(server.files("me/student")["README.md"].decode()).data.eval_results
+    assert {(each.dataset_type, each.metric_type) for each in results} == {
+        ("me/labelled", "wer"),
+        ("me/labelled", "cer"),
+    }
 
 
 def test_a_hub_that_is_down_is_told_before_anything_is_written(server, env, teacher, tmp_path):
@@ -129,14 +154,20 @@ def test_a_result_that_could_not_be_uploaded_is_uploaded_by_the_same_command(
     done = launch(LABELLING, *words, env=env, check=False)
     assert done.returncode == 1
     assert f"{tmp_path / 'out'} is complete, but was not uploaded as me/labelled" in done.stdout
-    assert "The same command, started again, uploads it" in done.stdout
+    (told,) = (line for line in done.stdout.splitlines() if "is complete, but" in line)
+    assert "The same command, started again, uploads it" in told
     assert "Traceback" not in done.stdout
     assert record(tmp_path / "out")["status"] == "complete"
     before = snapshot(tmp_path / "out")
     server.faults.clear()
-    launch(LABELLING, *words, env=env)
-    assert snapshot(tmp_path / "out") == before
+    # The command that the message names, and the same one again.
+    script, *named = shlex.split(told.split("so does: python ")[1])
+    launch(script, *named, env=env)
     assert "run.json" in server.files("me/labelled", "datasets")
+    del server.repositories["datasets", "me/labelled"]
+    launch(LABELLING, *words, env=env)
+    assert "run.json" in server.files("me/labelled", "datasets")
+    assert snapshot(tmp_path / "out") == before
 
 
 def test_a_kill_during_the_upload_and_a_rerun_complete(server, env, teacher, tmp_path):

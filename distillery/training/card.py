@@ -1,0 +1,71 @@
+"""The card of a trained model: what it was made of and on, how, and its losses."""
+
+from pathlib import Path
+
+from distillery.data import dataset_card, lineage
+from distillery.storage.files import RUN_RECORD
+from distillery.storage.ledger import Ledger
+from distillery.storage.publication import public_names
+from distillery.storage.runs import Run
+from distillery.training.loop import Progress
+from distillery.training.loss_curve import FIGURE
+from distillery.whisper import checkpoint, model_card
+
+
+def write(folder: Path, run: Run, progress: Progress, ledger: Ledger | None) -> None:
+    """Write the card.
+
+    Args:
+        folder: of the model, which may not be the run's yet.
+        run: as its flags describe it.
+        progress: at the end.
+        ledger: of the rows; None for a stream.
+    """
+    flags = run.arguments
+    data = flags["train_dataset_name"]
+    behind = lineage.made_datasets(data)
+    language = flags["language"] or next((d.language for d in behind if d.language), None)
+    name = run.folder.resolve().name
+    parts = [
+        _summary(run),
+        model_card.usage(name, language),
+        _training(run, progress, ledger),
+        *(["## Data", *map(dataset_card.describe, behind)] if behind else []),
+    ]
+    header = model_card.header(
+        flags.get("teacher_model_name_or_path") or flags["model_name_or_path"],
+        language,
+        flags["license"],
+        lineage.public_sources(data),
+    )
+    title = flags.get("model_index_name") or name
+    checkpoint.write_card(folder, "\n\n".join(parts), title, header)
+
+
+def _summary(run: Run) -> str:
+    flags = run.arguments
+    teacher = flags.get("teacher_model_name_or_path")
+    return (
+        f"Made by `{run.stage}` from `{public_names(flags['model_name_or_path'])}`"
+        + (f", following `{public_names(teacher)}`" if teacher else "")
+        + f", on `{public_names(flags['train_dataset_name'])}`. `{RUN_RECORD}` holds every flag "
+        "and version."
+    )
+
+
+def _training(run: Run, progress: Progress, ledger: Ledger | None) -> str:
+    """Return updates, rows, losses and the flags that decide what comes out."""
+    parts = [f"{progress.step:,} updates."]
+    if ledger is not None:
+        parts.append(f"Rows: {ledger}.")
+    if progress.bad_clips:
+        parts.append(f"Clips that could not be used: {len(progress.bad_clips):,}.")
+    lines = ["## Training", "", " ".join(parts)]
+    if (run.folder / FIGURE).exists():
+        lines += ["", f"![losses]({FIGURE})"]
+    lines += ["", "<details><summary>Flags</summary>", "", "| flag | value |", "|:---|:---|"]
+    for name, value in run.arguments.items():
+        if name not in run.may_change and value not in (None, False, ""):
+            shown = public_names(value) if isinstance(value, str) else value
+            lines.append(f"| `{name}` | {shown} |")
+    return "\n".join([*lines, "", "</details>"])
