@@ -9,7 +9,11 @@ Writes  its card: the results with their intervals, the licence; and the Hub's r
 Without --hub_model_id nothing is uploaded. What a user wrote into the card stays.
 """
 
+import sys
 from dataclasses import dataclass
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # works from a bare clone
 
 from distillery.cli.arguments import license_problems
 from distillery.cli.flags import flag, parse, required
@@ -47,7 +51,6 @@ if __name__ == "__main__":
 
 import logging
 from dataclasses import replace
-from pathlib import Path
 
 import yaml
 

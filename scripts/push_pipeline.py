@@ -12,7 +12,11 @@ The same, uploaded; the card then names the repository, which is private without
         --push_to_hub --hub_model_id my-org/my-student-v1.1
 """
 
+import sys
 from dataclasses import dataclass
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # works from a bare clone
 
 from distillery.cli.arguments import OutputArguments
 from distillery.cli.flags import VERIFY, flag, parse, required
@@ -36,7 +40,6 @@ if __name__ == "__main__":
 
 import shutil
 from dataclasses import replace
-from pathlib import Path
 
 from transformers.dynamic_module_utils import custom_object_save
 

@@ -1,6 +1,9 @@
 """Cards of what a chain of stages makes, and `scripts/publish.py`, which completes and uploads."""
 
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 import yaml
@@ -8,7 +11,7 @@ from hub_server import HubServer, Repository
 from huggingface_hub import DatasetCard, ModelCard, constants
 from huggingface_hub.utils import close_session
 from stage_runs import read_manifest, record, run, snapshot, talkative_model_folder
-from tiny import tone_manifest
+from tiny import REPOSITORY, tone_manifest
 from training_runs import DISTILLATION
 
 from distillery.cli import hub
@@ -199,3 +202,15 @@ def test_what_cannot_be_published_is_refused(chain, tmp_path):
         run(PUBLISH, "-m", chain / "eval")
     with pytest.raises(ValueError, match=r"holds no result of .*init, but of .*student"):
         run(PUBLISH, "-m", chain / "init", "--eval_results", chain / "eval")
+
+
+@pytest.mark.parametrize("script", [PUBLISH, "scripts/push_pipeline.py"])
+def test_a_script_in_a_subfolder_runs_from_a_bare_clone(script, tmp_path):
+    done = subprocess.run(
+        [sys.executable, REPOSITORY / script, "--help"],
+        env={**os.environ, "PYTHONPATH": ""},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr

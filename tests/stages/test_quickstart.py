@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from launching import environment
+from notebook_runs import executed
 from tiny import REPOSITORY
 
 SMALL = {
@@ -63,12 +64,16 @@ def test_a_row_for_each_model_and_set(first):
     assert (folder / "losses.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_a_second_start_skips_what_is_finished(first):
+def test_a_second_start_by_the_notebook_skips_what_is_finished(first):
     folder, _ = first
     models = sorted(folder.glob("*/model.safetensors"))
     before = {path: path.stat().st_mtime_ns for path in [*models, *folder.rglob("*.parquet")]}
     assert len(models) == 4
-    again = quickstart(folder)
+    sizes = {name: value for name, value in SMALL.items() if name != "VENV"}
+    printed = executed("quickstart.ipynb", {**sizes, "OUTPUT_DIR": folder})
+    again = "".join(printed)
+    assert "said:  " in printed[-1] and "heard: " in printed[-1]
+    assert "# student" in again  # its card
     # Teacher, labels, filter, student, distillation.
     assert again.count("is complete: nothing to do") == 5
     assert again.count("was evaluated before") == 10
