@@ -42,6 +42,7 @@ HOMONYMS = {
     "folders": {"text"},
     "segmentation": {"segments"},
     "speech": {"start", "end"},
+    "card_results": {"id"},  # of a benchmark, as the Hub has it
 }
 SPECIAL_TOKEN = re.compile(r"<\|[a-z.0-9]+\|>")
 CHECKPOINT_FOLDER = re.compile(r"checkpoint-(\d|\*|\{|$)|^best$")
