@@ -60,6 +60,8 @@ def _training(run: Run, progress: Progress, ledger: Ledger | None) -> str:
         parts.append(f"Rows: {ledger}.")
     if progress.bad_clips:
         parts.append(f"Clips that could not be used: {len(progress.bad_clips):,}.")
+    if progress.dropped_clips:
+        parts.append(f"Clips of unwanted length: {len(progress.dropped_clips):,}.")
     lines = ["## Training", "", " ".join(parts)]
     if (run.folder / FIGURE).exists():
         lines += ["", f"![losses]({FIGURE})"]
