@@ -15,6 +15,10 @@ from vocabulary import (
     train_tokenizer,
 )
 
+from distillery.text.cleaning import TextCleaning
+from distillery.text.labels import LabelRule, plain_text
+from distillery.text.tokens import SpecialTokens
+
 LITERALS = [
     "",
     " ",
@@ -51,6 +55,23 @@ def reload(tokenizer, folder):
     tokenizer.save_pretrained(folder)
     tokenizer.save_vocabulary(str(folder))
     return WhisperTokenizer.from_pretrained(folder)
+
+
+@needs_openai
+def test_hindi_survives_its_tokens(openai):
+    """Labels of Hindi, as Whisper's own tokenizer makes them, say what was written."""
+    tokens = SpecialTokens.from_tokenizer(openai, is_multilingual=True)
+    clean = TextCleaning(remove_punctuation=True)
+    rule = LabelRule(tokens, openai, "hi", "transcribe", 448, 1.0, 1.0, 0, clean=clean)
+    spoken = "“दुःख” और सुख, ज़रा-सा हँसते हैं; राष्ट्रपति श्री कृष्ण?"
+    wanted = "दुःख और सुख ज़रासा हँसते हैं राष्ट्रपति श्री कृष्ण"
+    assert plain_text(rule("a", spoken), tokens, openai) == wanted
+    timed = f"<|0.00|> {spoken}<|2.50|>"
+    assert openai.decode(rule("a", timed), decode_with_timestamps=True).endswith(
+        f"<|0.00|> {wanted}<|2.50|><|endoftext|>"
+    )
+    ids = openai.encode(timed, add_special_tokens=False)
+    assert rule("a", ids) == rule("a", timed)
 
 
 def test_special_tokens_are_in_whispers_order():

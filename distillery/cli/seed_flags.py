@@ -89,6 +89,8 @@ TRAINING = {
     "num_workers": "use --dataloader_num_workers",
 }
 
+FINETUNING = {name: advice for name, advice in TRAINING.items() if name != "config_name"}
+
 EVALUATION = {
     **_HUB,
     **_MODEL_PARTS,
@@ -140,7 +142,7 @@ SEED_FLAGS = {
     "run_data_filtering": FILTERING,
     "create_student_model": STUDENT,
     "run_distillation": TRAINING,
-    "run_finetuning": TRAINING,
+    "run_finetuning": FINETUNING,
     "run_short_form_eval": SHORT_FORM,
     "run_long_form_eval": LONG_FORM,
     "run_speed_eval": SPEED,

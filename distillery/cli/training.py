@@ -7,12 +7,16 @@ from typing import Any
 
 from accelerate import Accelerator
 
-from distillery.cli.arguments import DecodingArguments, RunArguments
+from distillery.cli.arguments import DecodingArguments, ModelArguments, RunArguments
+from distillery.cli.example_arguments import ExampleArguments
 from distillery.cli.runtime import log_end, log_start, stage_run, start_trackers
 from distillery.cli.training_arguments import TrainingArguments, TrainingFlags
 from distillery.data.collators import DurationLimits, SpeechCollator
 from distillery.data.order import BatchPlan
 from distillery.storage.runs import Run
+from distillery.text.cleaning import TextCleaning
+from distillery.text.normalizers import UNSPACED_LANGUAGES
+from distillery.text.tokens import language_code
 from distillery.training import loop, resume
 from distillery.training.monitor import LOSS_LOG, LossMonitor, finish_trackers
 from distillery.training.rows import BatchLoader, eval_sets, training_data
@@ -124,6 +128,17 @@ def label_settings(flags: TrainingFlags) -> LabelSettings:
         seed=flags.run.seed,
         min_duration_s=flags.data.min_duration_in_seconds,
         max_duration_s=flags.data.max_duration_in_seconds,
+        cleaning=text_cleaning(flags.examples, flags.decoding.language),
+    )
+
+
+def text_cleaning(args: ExampleArguments, language: str | None) -> TextCleaning:
+    """Return what is done to the texts that are learnt."""
+    return TextCleaning(
+        args.do_lower_case,
+        args.do_remove_punctuation,
+        "".join("".join(args.chars_to_ignore).split()),
+        has_spaces=language is None or language_code(language) not in UNSPACED_LANGUAGES,
     )
 
 
@@ -181,13 +196,28 @@ def load_student(
     Raises:
         ValueError: it cannot be trained by several processes, or does not write the language.
     """
-    student = checkpoint.load(
-        str(newest or flags.model.model_name_or_path),
+    return prepare_student(accelerator, load_weights(newest, flags.model), flags)
+
+
+def load_weights(newest: Path | None, model_args: ModelArguments) -> checkpoint.Whisper:
+    """Load the model that the flags name, or where there is one, a run's newest checkpoint."""
+    return checkpoint.load(
+        str(newest or model_args.model_name_or_path),
         "float32",
-        flags.model.attn_type,
-        None if newest else flags.model.model_revision,
-        flags.model.cache_dir,
+        model_args.attn_type,
+        None if newest else model_args.model_revision,
+        model_args.cache_dir,
     )
+
+
+def prepare_student(
+    accelerator: Accelerator, student: checkpoint.Whisper, flags: TrainingFlags
+) -> checkpoint.Whisper:
+    """Make a model ready to be trained.
+
+    Raises:
+        ValueError: it cannot be trained by several processes, or does not write the language.
+    """
     refuse_layerdrop(student, accelerator.num_processes)
     make_trainable(student, frozen(flags.training), flags.training.gradient_checkpointing)
     set_prompt(student, flags.decoding.language, flags.decoding.task)

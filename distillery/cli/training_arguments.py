@@ -10,6 +10,7 @@ from distillery.cli.arguments import (
     ReadingArguments,
     RunArguments,
 )
+from distillery.cli.example_arguments import ExampleArguments
 from distillery.cli.flags import at_least, flag, one_of, plus_list, required, same_length, within
 from distillery.cli.trainer_arguments import TrainerArguments, dtype_problems, with_dtype
 from distillery.data.specs import DatasetSpec, broadcast_specs
@@ -259,6 +260,7 @@ class TrainingFlags(NamedTuple):
     output: OutputArguments
     run: RunArguments
     trainer: TrainerArguments = TrainerArguments()
+    examples: ExampleArguments = ExampleArguments()
 
     @classmethod
     def of(cls, *groups: Any) -> "TrainingFlags":

@@ -13,6 +13,7 @@ from distillery.data.order import BatchPlan
 from distillery.storage import checkpoints
 from distillery.storage.runs import Run
 from distillery.training.step import freeze, refuse_layerdrop
+from distillery.whisper.adapters import AdaptedWhisper
 from distillery.whisper.checkpoint import Whisper
 
 FLOAT32, ADAMW = 4, 8  # bytes for each number, and for AdamW's two means of its gradient
@@ -121,8 +122,11 @@ def checkpoint_bytes(
     saved = math.ceil(num_updates / args.save_steps)
     # The oldest goes when the newest is whole.
     kept = min(saved, args.save_total_limit + 1 if args.save_total_limit else saved)
+    trained = _num_trained(student, args)
+    # Of adapters, a checkpoint holds nothing else.
+    numbers = trained if isinstance(student, AdaptedWhisper) else student.num_parameters
     models = 2 if args.do_eval else 1  # the last, and the best
-    return kept * (weights + _num_trained(student, args) * ADAMW) + models * weights
+    return kept * (numbers * FLOAT32 + trained * ADAMW) + models * weights
 
 
 def _resume_status(run: Run) -> str:

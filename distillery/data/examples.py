@@ -118,6 +118,11 @@ def _tightened(limits: TranscriptFilter, spec: DatasetSpec) -> TranscriptFilter:
 def _reason(row: Mapping[str, Any], rule: LabelRule, limits: TranscriptFilter) -> str | None:
     stored = row.get(schema.LABELS)
     if stored is not None:
+        if rule.clean is not None:
+            raise ValueError(
+                f"row {row[schema.ID]}: its labels are built already, so that --do_lower_case, "
+                "--do_remove_punctuation and --chars_to_ignore come too late: leave them out"
+            )
         return _reason_against_labels(stored, row, rule, limits)
     target = _target(row)
     if target is None:

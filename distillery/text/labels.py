@@ -11,7 +11,7 @@ without its first, where the prompt and `<|startoftranscript|>` itself do not co
 
 import re
 import struct
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 
@@ -85,6 +85,7 @@ class LabelRule:
         seed: of the draws.
         max_label_length: ids of a whole sequence, prompt included; a prompt is shortened to fit.
             None: as many as the positions take.
+        clean: applied to every text that is learnt, prompts included.
     """
 
     tokens: SpecialTokens
@@ -96,6 +97,7 @@ class LabelRule:
     condition_on_prev_probability: float
     seed: int
     max_label_length: int | None = None
+    clean: Callable[[str], str] | None = None
 
     def body(self, transcript: str | Sequence[int]) -> list[int]:
         """Return the ids of a transcript's text and timestamps.
@@ -104,10 +106,14 @@ class LabelRule:
         that lists token ids is read as those.
         """
         if isinstance(transcript, str):
-            transcript = listed_ids(transcript, self.tokens) or self.tokenizer.encode(
-                transcript, add_special_tokens=False
-            )
-        return text_ids(transcript, self.tokens)
+            transcript = listed_ids(transcript, self.tokens) or self._encode(transcript)
+        ids = text_ids(transcript, self.tokens)
+        if self.clean is None:
+            return ids
+        return self._encode(self.clean(self.tokenizer.decode(ids, decode_with_timestamps=True)))
+
+    def _encode(self, text: str) -> list[int]:
+        return self.tokenizer.encode(text, add_special_tokens=False)
 
     def __call__(
         self,
@@ -132,7 +138,7 @@ class LabelRule:
         conditioned = for_prompt < self.condition_on_prev_probability
         body = self.body(transcript)
         timestamps = keep_timestamps and has_timestamps(body, self.tokens)
-        prompt = text_ids(previous, self.tokens) if previous and conditioned else []
+        prompt = self.body(previous) if previous and conditioned else []
         if not timestamps:
             body = without_timestamps(body, self.tokens)
             prompt = without_timestamps(prompt, self.tokens)

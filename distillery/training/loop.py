@@ -224,7 +224,8 @@ def _update(
         sync = nullcontext() if is_last else accelerator.no_sync(trainer.step)
         with sync, enough_memory(f"an update with {len(batch.ids)} rows at once", SMALLER_BATCH):
             losses = trainer.learner.losses(batch, trainer.step)
-            accelerator.backward(losses.total * scale)
+            if losses.total.requires_grad:  # not where layerdrop left out all that is trained
+                accelerator.backward(losses.total * scale)
         sums += losses.to_tensor()
     norm = float(accelerator.clip_grad_norm_(trainer.step.parameters(), trainer.max_grad_norm))
     # With float16 the gradient scaler skips the update itself, and lowers its scale.

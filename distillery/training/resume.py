@@ -126,7 +126,7 @@ def save_checkpoint(trainer: Trainer, progress: Progress, folder: Path, keep: in
     if trainer.accelerator.is_main_process:
         path = checkpoints.checkpoint_path(folder, progress.step)
         with enough_disk(folder), checkpoints.sealed_folder(path, Outputs(folder)) as temporary:
-            trainer.learner.student.save(temporary)
+            trainer.learner.student.save_for_resuming(temporary)
             state = {
                 "optimizer": trainer.optimizer.state_dict(),
                 "schedule": trainer.schedule.state_dict(),

@@ -29,6 +29,7 @@ def label_rule(student: Processor, settings: LabelSettings) -> LabelRule:
         timestamp_probability=settings.timestamp_probability,
         condition_on_prev_probability=settings.condition_on_prev_probability,
         seed=settings.seed,
+        clean=settings.cleaning if settings.cleaning.changes_texts else None,
     )
 
 
@@ -197,7 +198,7 @@ def eval_sets(
     """
     if not specs:
         raise ValueError("--do_eval needs --eval_dataset_name")
-    rule = label_rule(student, settings)
+    rule = label_rule(student, settings.for_evaluation())
     limits = TranscriptFilter(
         normalizer=student.normalizer(settings.language, settings.task),
         max_label_length=rule.max_positions,

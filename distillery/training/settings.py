@@ -1,9 +1,10 @@
 """What a training run is told, as plain values; nothing heavy is imported here."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from distillery.data.order import BatchPlan
+from distillery.text.cleaning import NO_CLEANING, TextCleaning
 
 
 @dataclass(frozen=True)
@@ -19,6 +20,7 @@ class LabelSettings:
         wer_threshold: percent; pseudo-labelled rows further from their reference are left out.
         seed: of what is drawn for a row, and of the rows' order.
         min_duration_s, max_duration_s: shorter and longer clips are left out.
+        cleaning: of the texts.
     """
 
     language: str | None
@@ -30,6 +32,11 @@ class LabelSettings:
     seed: int
     min_duration_s: float | None = None
     max_duration_s: float | None = None
+    cleaning: TextCleaning = NO_CLEANING
+
+    def for_evaluation(self) -> "LabelSettings":
+        """Return the settings of rows that are not learnt from: they stay as they are."""
+        return replace(self, cleaning=NO_CLEANING)
 
 
 @dataclass(frozen=True)

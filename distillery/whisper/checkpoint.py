@@ -98,15 +98,19 @@ class Whisper(Processor):
         """Write a checkpoint folder, as the function `save` does."""
         save(self.model, self.tokenizer, self.feature_extractor, folder)
 
+    def save_for_resuming(self, folder: str | Path) -> None:
+        """Write what training needs to go on: the same, unless a part alone is trained."""
+        self.save(folder)
+
 
 def load_processor(
     name_or_path: str, revision: str | None = None, cache_dir: str | None = None
 ) -> Processor:
     """Load all of a checkpoint but its weights; arguments and errors as for `load`."""
     source = {"revision": revision or "main", "cache_dir": cache_dir}
-    _check_model_type(name_or_path, source)
+    check_model_type(name_or_path, source)
     config = WhisperConfig.from_pretrained(name_or_path, **source)
-    generation = _generation_config(name_or_path, source)
+    generation = generation_config(name_or_path, source)
     tokenizer = WhisperTokenizer.from_pretrained(name_or_path, **source)
     extractor = WhisperFeatureExtractor.from_pretrained(name_or_path, **source)
     tokens = SpecialTokens.from_tokenizer(tokenizer, is_multilingual(generation, config))
@@ -178,11 +182,20 @@ def load_outline(
     config = WhisperConfig.from_pretrained(name_or_path, **source)
     with torch.device("meta"):
         model = WhisperForConditionalGeneration(config).to(getattr(torch, dtype))
-    model.generation_config = _generation_config(name_or_path, source)
+    model.generation_config = generation_config(name_or_path, source)
     return Whisper(**vars(processor), model=model)
 
 
-def _generation_config(name_or_path: str, source: dict[str, str | None]) -> GenerationConfig:
+def generation_config(name_or_path: str, source: dict[str, str | None]) -> GenerationConfig:
+    """Return a checkpoint's settings of generation, or those of none where it has none.
+
+    Args:
+        name_or_path: a folder or a Hub id.
+        source: more arguments of `from_pretrained`.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
     try:
         return GenerationConfig.from_pretrained(name_or_path, **source)
     except OSError as error:
@@ -218,7 +231,8 @@ def is_multilingual(generation: GenerationConfig, config: WhisperConfig) -> bool
     return bool(config.vocab_size != 51864 if stated is None else stated)
 
 
-def _check_model_type(name: str, source: dict[str, str | None]) -> None:
+def check_model_type(name: str, source: dict[str, str | None]) -> None:
+    """Raise FileNotFoundError or ValueError unless a folder or a Hub id has a Whisper's config."""
     try:
         config = WhisperConfig.get_config_dict(name, **source)[0]
     except OSError as error:  # without a connection it does not say what was asked for

@@ -134,6 +134,26 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been(runs, tmp_path, script, targ
     assert record(tmp_path / "run")["status"] == "complete"
 
 
+@pytest.mark.parametrize(
+    ("target", "call"), [("distillery.training.loop:_update", 5), ("torch:save", 2)]
+)
+def test_adapters_go_on_too(runs, tmp_path, target, call):
+    lora = ["--lora_rank", 2, "--lora_dropout", 0.1, "--lora_target_modules", "q_proj+fc2"]
+    run(FINETUNING, *runs.to(FINETUNING, tmp_path / "whole", *lora))
+    args = runs.to(FINETUNING, tmp_path / "run", *lora)
+    assert run_in_child(FINETUNING, target, call, KILL, *args) == -KILL
+    run(FINETUNING, *args)
+    assert_same_run(tmp_path / "run", tmp_path / "whole")
+    other = runs.to(FINETUNING, tmp_path / "other", *lora, "--lora_alpha", 1)
+    run(FINETUNING, *other)
+    assert not torch.equal(
+        *(
+            weights(tmp_path / name)["model.decoder.layers.0.fc2.weight"]
+            for name in ("run", "other")
+        )
+    )
+
+
 def test_a_run_that_is_killed_again_and_again_at_random(runs, tmp_path):
     rng = random.Random(0)
     args = runs.to(DISTILLATION, tmp_path)

@@ -158,6 +158,29 @@ def test_labels_from_plain_text(finetune, tokens, tokenizer, monkeypatch):
         assert row["labels"] == [*prefix, tokens.no_timestamps, *body, tokens.end_of_text]
 
 
+def test_training_texts_are_cleaned_and_evaluated_ones_are_not(
+    finetune, tmp_path, tokenizer, monkeypatch
+):
+    spoken = "“कि हूँ, ज़रा-सा!” WHO"
+    rows = manifest(tmp_path / "h.jsonl", text=lambda i: spoken)
+    seen = record_rows(monkeypatch)
+    cleaning = ["--do_lower_case", "--do_remove_punctuation", "--chars_to_ignore", "र", "H"]
+    evaluation = ["--do_eval", "--eval_dataset_name", rows, "--max_eval_samples", 1]
+    folder = finetune(*ONE_EPOCH, *cleaning, *evaluation, rows=rows)
+    *learnt, evaluated = [row for rows in seen for row in rows]
+    texts = {tokenizer.decode(row["labels"], skip_special_tokens=True) for row in learnt}
+    assert texts == {"कि हूँ ज़ासा wo"}
+    assert tokenizer.decode(evaluated["labels"], skip_special_tokens=True) == spoken
+    assert record(folder)["arguments"]["chars_to_ignore"] == ["र", "H"]
+
+
+def test_labels_that_are_built_already_cannot_be_cleaned(finetune, tmp_path, tokens):
+    labels = [*tokens.prefix("ja", "transcribe", False), 5, tokens.end_of_text]
+    rows = manifest(tmp_path / "l.jsonl", labels=lambda i: labels)
+    with pytest.raises(ValueError, match=r"row l-0000: its labels are built already"):
+        finetune(*ONE_EPOCH, "--do_lower_case", rows=rows)
+
+
 @pytest.mark.parametrize("share", [0, 1])
 def test_labels_from_text_with_timestamps(finetune, tmp_path, tokens, monkeypatch, share):
     rows = manifest(tmp_path / "t.jsonl", timed=lambda i: f"<|0.00|>{TEXTS[i % 5]}<|0.80|>")
@@ -322,6 +345,51 @@ def test_bfloat16_is_near_float32(finetune, place, other_precision):
         assert one["loss"] == pytest.approx(other["loss"], rel=0.01)
         assert one["loss"] != other["loss"]
     assert {tensor.dtype for tensor in weights(half).values()} == {torch.float32}
+
+
+def test_adapters_alone_are_trained_and_the_result_is_plain(finetune, place):
+    flags = ["--lora_rank", 4, "--max_steps", 10, "--learning_rate", "0.03", "--do_eval"]
+    flags += ["--eval_dataset_name", place / "rows.jsonl", "--predict_with_generate"]
+    flags += ["--generation_max_length", 12, "--metric_for_best_model", "loss"]
+    folder = finetune(*flags, "--per_device_train_batch_size", 10)
+    log = training_log(folder)
+    assert log[-1]["loss"] < log[0]["loss"] - 0.1
+    for plain in (folder, folder / "best"):
+        found, base = weights(plain), weights(place / "model")
+        moved = {name for name in base if not torch.equal(found[name], base[name])}
+        assert found.keys() == base.keys()
+        assert {name.split(".")[-2] for name in moved} == {"q_proj", "v_proj"}
+    assert not (folder / "checkpoint-10" / "model.safetensors").exists()
+    whole = finetune("--max_steps", 1, to="whole")
+    adapters, everything = (
+        sum(path.stat().st_size for path in each.iterdir())
+        for each in (folder / "checkpoint-10", whole / "checkpoint-1")
+    )
+    assert adapters < everything / 5
+
+
+def test_a_model_begins_with_random_weights(finetune, place, tmp_path, capsys):
+    shape = model_folder(tmp_path / "shape", decoder_layers=1)
+    flags = ["--config_name", shape, "--max_steps", 2, "--save_steps", 1]
+    finetune(*flags, "--dry_run", to="dry")
+    assert "checkpoint" in capsys.readouterr().out
+    folder = finetune(*flags)
+    model = checkpoint.load(str(folder)).model
+    assert model.config.decoder_layers == 1
+    assert str(shape) in record(folder)["inputs"]
+    assert_same_run(finetune(*flags, to="again"), folder)
+    other = weights(finetune(*flags, "--seed", 1, to="other"))
+    name = "model.decoder.embed_tokens.weight"
+    assert not torch.allclose(other[name], weights(folder)[name], atol=1e-3)
+
+
+def test_flags_of_adapters_that_do_not_fit_are_named(finetune, capsys):
+    flags = ["--lora_rank", 0, "--lora_target_modules", "q_proj+proj_out", "--config_name", "x"]
+    with pytest.raises(SystemExit):
+        finetune(*flags)
+    said = capsys.readouterr().err
+    assert "--lora_rank must be >= 1" in said
+    assert "--lora_target_modules must be of q_proj, " in said and "got 'proj_out'" in said
 
 
 # --- evaluation -----------------------------------------------------------------------------------
