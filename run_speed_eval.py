@@ -122,7 +122,6 @@ from distillery.cli.runtime import (
 )
 from distillery.data import schema, sources
 from distillery.evaluation import speed
-from distillery.evaluation.results import JsonRow, append_row
 from distillery.evaluation.speed import Sound, SpeedCandidate
 from distillery.evaluation.speed_results import (
     ONE,
@@ -133,6 +132,7 @@ from distillery.evaluation.speed_results import (
     speed_table,
     write_csv,
 )
+from distillery.storage.json_lines import JsonRow, append_row
 from distillery.storage.ledger import allowance, most_bad
 from distillery.storage.outputs import Written
 from distillery.storage.provenance import code_commit, versions

@@ -109,8 +109,10 @@ def evaluation(folder: Path, size: int) -> Command:
     other = tone_manifest(folder / "clips" / "other.jsonl", size - size // 2)
     flags = ["-m", model, "-d", f"{one}+{other}", "-l", "ja", "-b", 2]
     flags += ["--generation_max_length", 24, "--html", folder / "out" / "page.html"]
-    results = "distillery.evaluation.results"
-    phases = {f"{results}:{name}": SAVING for name in ("write_predictions", "append_row")}
+    phases = {
+        "distillery.evaluation.results:write_predictions": SAVING,
+        "distillery.storage.json_lines:append_row": SAVING,
+    }
     phases["run_short_form_eval:_Transcriber.transcribe"] = WORKING
     phases["distillery.evaluation.evaluations:Evaluation.conclude"] = PUBLISHING
     phases["distillery.cli.evaluation:write_page"] = PUBLISHING

@@ -14,6 +14,7 @@ from distillery.data.specs import DatasetSpec
 from distillery.evaluation import comparison, results
 from distillery.evaluation.report import worst
 from distillery.evaluation.results import Prediction, Result
+from distillery.storage import json_lines
 from distillery.storage.files import write_json
 from distillery.storage.ledger import allowance, most_bad
 from distillery.storage.outputs import Outputs, Written
@@ -157,7 +158,7 @@ class Evaluation:
             logger.warning("%s is damaged: %s; it is made again", self.folder / name, fault)
         if faults or not self.metrics_path.exists() or not self.predictions_path.exists():
             return None
-        row = results.find_row(results.read_rows(self.metrics_path), self.identity)
+        row = results.find_row(json_lines.read_rows(self.metrics_path), self.identity)
         return None if row is None else Result.from_row(row)
 
     def complete(self, result: Result) -> Result:
@@ -210,7 +211,7 @@ class Evaluation:
     def _append_row(self, result: Result) -> None:
         # Rows are only added, whoever wrote those that are there.
         self.outputs.add({self.metrics_path: Written()})
-        results.append_row(self.metrics_path, result.to_row())
+        json_lines.append_row(self.metrics_path, result.to_row())
 
     def _provenance(self) -> dict[str, Any]:
         """Return the path of the predictions, the columns read, and the versions of the code."""

@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from distillery.evaluation.results import JsonRecord, JsonRow, find_row, read_rows
+from distillery.evaluation.results import JsonRecord, find_row
 from distillery.evaluation.tables import folder_names, markdown_table
 from distillery.storage.files import replacing
+from distillery.storage.json_lines import JsonRow, read_rows
 
 logger = logging.getLogger(__name__)
 

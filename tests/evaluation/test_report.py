@@ -12,6 +12,7 @@ from tiny import SAMPLE_RATE
 from distillery.evaluation import figures, report, results
 from distillery.evaluation.report import Entry
 from distillery.evaluation.results import Prediction, Result
+from distillery.storage.json_lines import append_row
 
 HOSTILE = "</script><script>document.title = 'hacked'</script><img src=x onerror=alert(1)>\"'&amp;"
 RIGHT_TO_LEFT = "abc \u202edef\u202c \u2067ghi"
@@ -94,7 +95,7 @@ def results_folder(folder, rows, predictions=JAPANESE):
     for number, row in enumerate(rows):
         row = replace(row, predictions=f"predictions/{number}.csv")
         results.write_predictions(folder / row.predictions, predictions)
-        results.append_row(folder / "metric.ja.transcribe.jsonl", row.to_row())
+        append_row(folder / "metric.ja.transcribe.jsonl", row.to_row())
     return folder
 
 
@@ -127,9 +128,9 @@ def test_worst_come_first_and_right_ones_not_at_all():
 def test_gathered_are_the_newest_rows_of_all_files(tmp_path):
     folder = results_folder(tmp_path, [row_of(cer=8.0), row_of("/models/student")])
     newer = row_of(cer=7.0, predictions="x").to_row()
-    results.append_row(folder / "metric.ja.transcribe.jsonl", newer)
+    append_row(folder / "metric.ja.transcribe.jsonl", newer)
     other = row_of(dataset="org/en").to_row()
-    results.append_row(folder / "metric.en.transcribe.jsonl", other)
+    append_row(folder / "metric.en.transcribe.jsonl", other)
     entries = [entry.result for entry in report.gather(folder)]
     found = [(result.model, result.dataset, result.cer_norm) for result in entries]
     assert sorted(found) == [

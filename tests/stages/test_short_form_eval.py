@@ -308,7 +308,7 @@ def test_bad_clip_is_named_and_counted(tmp_path, flags, manifest, capsys):
 
 
 def test_kill_before_the_row_is_whole_leaves_none(tmp_path, flags, evaluated):
-    kill(SCRIPT, "distillery.evaluation.results:append_row", 1, *flags, "-o", tmp_path)
+    kill(SCRIPT, "distillery.storage.json_lines:append_row", 1, *flags, "-o", tmp_path)
     assert metrics(tmp_path) == []
     run(SCRIPT, *flags, "-o", tmp_path)
     ((row,), (wanted,)) = metrics(tmp_path), metrics(evaluated)
