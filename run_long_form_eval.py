@@ -21,92 +21,10 @@ On a laptop:
     python run_long_form_eval.py -m my-student -d my_talks.jsonl --language ja -o eval
 """
 
-from dataclasses import dataclass
-from typing import Any
-
-from distillery.cli.arguments import DataArguments, DecodingArguments, ModelArguments, RunArguments
+from distillery.cli.arguments import DecodingArguments, ModelArguments, RunArguments
 from distillery.cli.evaluation_arguments import EvaluationArguments, draft_problems
-from distillery.cli.flags import at_least, flag, parse
-from distillery.data.specs import NONE
-
-SEQUENTIAL, CHUNKED = "sequential", "chunked"
-
-
-@dataclass(frozen=True, kw_only=True)
-class RecordingArguments(DataArguments):
-    """Datasets to read."""
-
-    segment: str = flag(
-        NONE,
-        "none: whole recordings, of which subtitles are the text and its times; cues, vad: clips "
-        "that are cut out of them, as other stages do.",
-    )
-
-
-@dataclass(frozen=True)
-class LongFormArguments:
-    """Decoding of long recordings."""
-
-    algorithm: str | None = flag(
-        None,
-        f"How to decode: {SEQUENTIAL}, {CHUNKED}, or both joined with '+'; default: {CHUNKED} with "
-        f"--chunk_length_s, else {SEQUENTIAL}.",
-    )
-    chunk_length_s: float | None = flag(
-        None, "Chunked: most seconds of a chunk; default: the model's window."
-    )
-    stride_length_s: float | None = flag(
-        None,
-        "Chunked: seconds; a chunk is cut at the quietest place in its last two strides; "
-        "default: a sixth of a chunk.",
-    )
-    condition_on_prev_tokens: bool = flag(
-        False, "Sequential: show the decoder what it wrote before in the recording."
-    )
-    temperature_fallback: bool = flag(
-        False, "Sequential: decode a window again, by sampling, where the result looks bad."
-    )
-
-    def algorithms(self) -> list[str]:
-        """Return the names of the algorithms to run."""
-        if self.algorithm is None:
-            return [SEQUENTIAL if self.chunk_length_s is None else CHUNKED]
-        return self.algorithm.split("+")
-
-    def settings(self, algorithm: str) -> dict[str, Any]:
-        """Return the settings of an algorithm."""
-        names = {
-            SEQUENTIAL: ("condition_on_prev_tokens", "temperature_fallback"),
-            CHUNKED: ("chunk_length_s", "stride_length_s"),
-        }
-        return {name: getattr(self, name) for name in names[algorithm]}
-
-    def problems(self) -> list[str]:
-        """Return what is wrong with the values."""
-        asked = self.algorithms()
-        unknown = [name for name in asked if name not in (SEQUENTIAL, CHUNKED)]
-        problems = [
-            f"--algorithm must be of {SEQUENTIAL}, {CHUNKED}; got {name!r}" for name in unknown
-        ]
-        if len(set(asked)) < len(asked):
-            problems.append(f"--algorithm names one twice: {self.algorithm}")
-        if self.chunk_length_s is not None and self.chunk_length_s <= 0:
-            problems.append(f"--chunk_length_s must be > 0, got {self.chunk_length_s}")
-        if CHUNKED not in asked:
-            problems += [
-                f"--{name} needs chunked decoding: give --chunk_length_s or --algorithm {CHUNKED}"
-                for name in ("chunk_length_s", "stride_length_s")
-                if getattr(self, name) is not None
-            ]
-        if SEQUENTIAL not in asked:
-            problems += [
-                f"--{name} belongs to sequential decoding: add --algorithm {SEQUENTIAL}+{CHUNKED}, "
-                "or leave it out"
-                for name in ("condition_on_prev_tokens", "temperature_fallback")
-                if getattr(self, name)
-            ]
-        return [*problems, *at_least(self, "stride_length_s", 0)]
-
+from distillery.cli.flags import parse
+from distillery.cli.long_form_arguments import SEQUENTIAL, LongFormArguments, RecordingArguments
 
 GROUPS = (
     ModelArguments,
@@ -129,10 +47,11 @@ if __name__ == "__main__":
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import field, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from accelerate import Accelerator
@@ -142,6 +61,7 @@ from numpy.typing import NDArray
 from distillery.audio.decoding import AudioError, Waveform, decode_audio
 from distillery.audio.loudness import levels_db, silent_frames
 from distillery.cli import evaluation as stages
+from distillery.cli.long_form import long_form_of, with_chunk
 from distillery.cli.runtime import (
     hold_folder,
     log_end,
@@ -169,13 +89,7 @@ from distillery.evaluation.recordings import (
 from distillery.storage.progress import ProgressBar
 from distillery.text.timestamps import Segment
 from distillery.whisper.checkpoint import Whisper
-from distillery.whisper.long_form import (
-    TEMPERATURES,
-    NumberedSegments,
-    text_of,
-    transcribe_in_chunks,
-    transcribe_sequentially,
-)
+from distillery.whisper.long_form import text_of
 from distillery.whisper.windows import Decoding
 
 logger = logging.getLogger(__name__)
@@ -199,7 +113,7 @@ def main(
     candidate = stages.load_candidate(
         model_args, accelerator, args.assistant_model, outline=run_args.dry_run
     )
-    long_args = _with_chunk(long_args, candidate.whisper)
+    long_args = with_chunk(long_args, candidate.whisper)
     asked = stages.decoding_of(decoding_args, args.generation_max_length)
     scoring = stages.scoring_of(args, data_args.max_bad_fraction, verify=run_args.verify)
     specs = data_args.specs()
@@ -221,20 +135,6 @@ def main(
         made = f"metric.*.jsonl, predictions and their segments; results: {len(results)}"
         log_end(run, made, f"python score_predictions.py -o {args.output_dir}")
     accelerator.end_training()
-
-
-def _with_chunk(args: LongFormArguments, whisper: Whisper) -> LongFormArguments:
-    """Fill in the length of chunks, and check it and their stride."""
-    if CHUNKED not in args.algorithms():
-        return args
-    stages.check_chunk(args.chunk_length_s, whisper)
-    chunk_s = args.chunk_length_s or whisper.log_mel.window_s
-    if args.stride_length_s is not None and 2 * args.stride_length_s >= chunk_s:
-        raise ValueError(
-            f"--stride_length_s {args.stride_length_s:g} must be less than half of a chunk of "
-            f"{chunk_s:g} s"
-        )
-    return replace(args, algorithm="+".join(args.algorithms()), chunk_length_s=chunk_s)
 
 
 def _plans(
@@ -280,7 +180,13 @@ class _Transcriber:
         recordings = _Recordings(rows_here, self.whisper.log_mel.sampling_rate)
         is_quiet = not self.accelerator.is_local_main_process
         bar = ProgressBar(desc="evaluating", unit=" recordings", disable=is_quiet)
-        decode = self._algorithm(planned)
+        decode = long_form_of(
+            self.long_args,
+            self.whisper,
+            planned.decoding,
+            self.args.per_device_eval_batch_size,
+            planned.identity["algorithm"],
+        )
         for done, (number, segments) in enumerate(decode(recordings.waveforms()), start=1):
             recordings.note(number, segments)
             bar.update()
@@ -289,28 +195,6 @@ class _Transcriber:
         bar.close()
         everything = gather_object(recordings.transcriptions)
         return everything, time.perf_counter() - started
-
-    def _algorithm(self, planned: Evaluation) -> Callable[[Iterable[Waveform]], NumberedSegments]:
-        """Return the algorithm of an evaluation, as a function of recordings."""
-        whisper, settings = self.whisper, self.long_args
-        decoding, batch_size = planned.decoding, self.args.per_device_eval_batch_size
-        if planned.identity["algorithm"] == CHUNKED:
-            return lambda waveforms: transcribe_in_chunks(
-                whisper,
-                waveforms,
-                decoding,
-                batch_size,
-                chunk_length_s=settings.chunk_length_s or whisper.log_mel.window_s,
-                stride_length_s=settings.stride_length_s,
-            )
-        return lambda waveforms: transcribe_sequentially(
-            whisper,
-            waveforms,
-            decoding,
-            batch_size,
-            condition_on_prev_tokens=settings.condition_on_prev_tokens,
-            temperatures=TEMPERATURES if settings.temperature_fallback else TEMPERATURES[:1],
-        )
 
 
 @dataclass

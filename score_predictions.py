@@ -1,7 +1,8 @@
 r"""Score files of predictions, and print tables of all results in a folder.
 
 Reads   CSV files with the columns reference_raw and prediction_raw, or reference and prediction;
-        and id, where there is one. And the results that evaluations left.
+        and id, where there is one; the predictions.jsonl of run_inference.py; and the results that
+        evaluations left.
 Writes  one row per file in `metric.<language>.<task>.jsonl`, and its predictions as CSV; with
         --html a page about all results.
 
@@ -29,7 +30,9 @@ class PredictionsArguments:
     """Files to score."""
 
     predictions_file: str | None = flag(
-        None, "CSV files to score, joined with '+'; default: only show the results that are there."
+        None,
+        "CSV files, or JSON lines of run_inference.py, to score, joined with '+'; default: only "
+        "show the results that are there.",
     )
     model_name_or_path: str | None = flag(
         None,

@@ -31,8 +31,8 @@ TRACKERS = ("wandb", "tensorboard", "trackio", "none")
 
 
 @dataclass(frozen=True)
-class OutputArguments:
-    """Output folder and upload."""
+class FolderArguments:
+    """Output folder."""
 
     output_dir: str = required("Folder to write to.", "-o", resumable=True)
     overwrite_output_dir: bool = flag(
@@ -41,6 +41,19 @@ class OutputArguments:
         "out to go on where a killed run stopped.",
         resumable=True,
     )
+
+    def problems(self) -> list[str]:
+        """Return what is wrong with the values."""
+        path = self.output_dir and Path(self.output_dir)
+        if path and path.exists() and not path.is_dir():
+            return [f"--output_dir {self.output_dir} is a file: name a folder"]
+        return []
+
+
+@dataclass(frozen=True)
+class OutputArguments(FolderArguments):
+    """Output folder and upload."""
+
     push_to_hub: bool = flag(
         False,
         "Upload the result to the Hub, as a private repository; login and name are checked at the "
@@ -71,10 +84,7 @@ class OutputArguments:
 
     def problems(self) -> list[str]:
         """Return what is wrong with the values."""
-        problems = license_problems(self.license)
-        path = self.output_dir and Path(self.output_dir)
-        if path and path.exists() and not path.is_dir():
-            problems.append(f"--output_dir {self.output_dir} is a file: name a folder")
+        problems = [*super().problems(), *license_problems(self.license)]
         if self.hub_private_repo is False:
             problems.append(
                 "--hub_private_repo (--private_dataset) False: to publish, give --hub_public"

@@ -1,14 +1,15 @@
-"""Subtitles (SRT and WebVTT) to cues: what is said, and when."""
+"""Subtitles (SRT and WebVTT) to cues, what is said and when; and segments to subtitles."""
 
 import codecs
 import html
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 
 from distillery.text.spacing import joined
+from distillery.text.timestamps import Segment
 
 SUFFIXES = (".srt", ".vtt")
 MAX_BYTES = 64 << 20
@@ -131,3 +132,40 @@ def _in_order(cues: Sequence[Cue]) -> list[Cue]:
 
 def _times(cue: Cue) -> tuple[int, int]:
     return cue.start_ms, cue.end_ms
+
+
+# --- writing --------------------------------------------------------------------------------------
+
+
+def srt_text(segments: Iterable[Segment]) -> str:
+    """Return SRT, with a cue for each segment that has a text."""
+    cues = (
+        f"{number}\n{_clock(start_ms, ',')} --> {_clock(end_ms, ',')}\n"
+        # An arrow would be taken for the times of a cue.
+        f"{text.replace('-->', '→')}\n"
+        for number, (start_ms, end_ms, text) in enumerate(_spans(segments), start=1)
+    )
+    return "\n".join(cues)
+
+
+def webvtt_text(segments: Iterable[Segment]) -> str:
+    """Return WebVTT, with a cue for each segment that has a text."""
+    cues = (
+        f"{_clock(start_ms, '.')} --> {_clock(end_ms, '.')}\n{html.escape(text, quote=False)}\n"
+        for start_ms, end_ms, text in _spans(segments)
+    )
+    return "\n".join(["WEBVTT\n", *cues])
+
+
+def _spans(segments: Iterable[Segment]) -> Iterator[tuple[int, int, str]]:
+    """Yield start, end and text, on one line; a segment without length is shown for a moment."""
+    for segment in segments:
+        text = " ".join(segment.text.split())
+        if text:
+            start_ms = round(segment.start * 1000)
+            yield start_ms, max(round(segment.end * 1000), start_ms + 1), text
+
+
+def _clock(ms: int, point: str) -> str:
+    seconds, ms = divmod(ms, 1000)
+    return f"{seconds // 3600:02}:{seconds // 60 % 60:02}:{seconds % 60:02}{point}{ms:03}"

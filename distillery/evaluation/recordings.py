@@ -8,6 +8,7 @@ from operator import add
 from typing import Any
 
 from distillery.data import schema
+from distillery.data.transcript_files import segment_rows
 from distillery.evaluation.evaluations import Evaluation, Transcription
 from distillery.evaluation.hallucinations import Hallucinations
 from distillery.text.timestamps import Segment, score_timestamps, segments_of_markup
@@ -56,16 +57,9 @@ def timestamp_figures(
 
 def _details(recording: RecordingTranscription) -> dict[str, Any]:
     """Return what the file beside the predictions has for a recording."""
-    segments = [
-        {
-            schema.SEGMENT_START: round(segment.start, 3),
-            schema.SEGMENT_END: round(segment.end, 3),
-            schema.TEXT: segment.text.strip(),
-        }
-        for segment in recording.segments
-    ]
+    segments = [segment._replace(text=segment.text.strip()) for segment in recording.segments]
     counts = asdict(recording.hallucinations) if recording.hallucinations else {}
-    return {schema.ID: recording.id, **counts, schema.SEGMENTS: segments}
+    return {schema.ID: recording.id, **counts, schema.SEGMENTS: segment_rows(segments)}
 
 
 def reference_segments(row: Mapping[str, Any]) -> list[Segment] | None:

@@ -145,6 +145,9 @@ def unit_of(normalizer_id: str) -> Unit:
     return "char" if "no-spaces" in normalizer_id else "word"
 
 
+JSON_LINES = ".jsonl"
+PREDICTION = "prediction"
+
 _FIELDS = {f.name for f in fields(Result)} - {"more"}
 
 
@@ -227,15 +230,16 @@ def read_foreign_predictions(path: str | os.PathLike[str]) -> list[tuple[str, st
     """Return id, reference and prediction, as written, of a predictions file from anywhere.
 
     The columns may be those of `Prediction`, of which the raw texts are taken, or `reference` and
-    `prediction`. Without a column `id`, or with one that does not tell the rows apart, rows are
-    numbered from 1. "NA", "null" and "" are texts, not missing values.
+    `prediction`; in JSON lines, such as inference writes, `text` is the prediction. Without a
+    column `id`, or with one that does not tell the rows apart, rows are numbered from 1. "NA",
+    "null" and "" are texts, not missing values.
 
     Raises:
         ValueError: a column is missing, there is no row, or a row has too few or too many fields.
     """
     path = Path(path)
-    header, rows = _read_csv(path)
-    reference, prediction = (_column(path, header, side) for side in ("reference", "prediction"))
+    header, rows = _read_json_lines(path) if path.suffix == JSON_LINES else _read_csv(path)
+    reference, prediction = (_column(path, header, side) for side in (schema.REFERENCE, PREDICTION))
     if not rows:
         raise ValueError(f"{path}: there is no row below the header")
     ids = [row[header.index(schema.ID)] for row in rows] if schema.ID in header else []
@@ -266,6 +270,16 @@ def _read_csv(path: Path) -> tuple[tuple[str, ...], list[list[str]]]:
                 )
             rows.append(fields)
     return header, rows
+
+
+def _read_json_lines(path: Path) -> tuple[tuple[str, ...], list[list[str]]]:
+    """Return the keys and the rows of JSON lines as texts; what is null or absent is no text."""
+    rows = read_rows(path)
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    texts = [[str(row[n]) if row.get(n) is not None else "" for n in names] for row in rows]
+    if PREDICTION not in names:
+        names = [PREDICTION if name == schema.TEXT else name for name in names]
+    return tuple(names), texts
 
 
 def _column(path: Path, header: tuple[str, ...], side: str) -> int:

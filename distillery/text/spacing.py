@@ -16,9 +16,9 @@ def needs_space(before: str, after: str) -> bool:
     """Tell whether a space belongs between two texts."""
     if not (before and after) or before[-1].isspace() or after[0].isspace():
         return False
-    return not (_is_unspaced(before[-1]) and _is_unspaced(after[0]))
+    return not (is_unspaced(before[-1]) and is_unspaced(after[0]))
 
 
-def _is_unspaced(character: str) -> bool:
+def is_unspaced(character: str) -> bool:
     """Tell whether a character belongs to Chinese or Japanese, their punctuation included."""
     return bool(re.match(r"[\u3000-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uff01-\uff9f]", character))

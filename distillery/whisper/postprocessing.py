@@ -8,6 +8,7 @@ import numpy as np
 
 from distillery.audio.decoding import Waveform
 from distillery.text.labels import has_timestamps, plain_text
+from distillery.text.timestamps import Segment
 from distillery.text.tokens import TIMESTAMP_STEP_S
 from distillery.whisper.checkpoint import Whisper
 from distillery.whisper.pipelines.punctuation import Punctuator, load_punctuator
@@ -60,6 +61,23 @@ class Postprocessor:
         chunks = chunks_of(whisper, ids)
         chunks = finish(chunks, self.punctuator, audio if self.stable_ts else None)
         return "".join(chunk["text"] for chunk in chunks).strip()
+
+    def segments(
+        self, segments: Sequence[Segment], waveform: Waveform, sampling_rate: int
+    ) -> list[Segment]:
+        """Return the segments of a recording, in order, with their times and texts processed.
+
+        Args:
+            segments: what the model wrote.
+            waveform: the recording, float32 (samples,).
+            sampling_rate: samples a second.
+        """
+        chunks = [{"timestamp": (each.start, each.end), "text": each.text} for each in segments]
+        audio = {"raw": waveform, "sampling_rate": sampling_rate} if self.stable_ts else None
+        finished = finish(chunks, self.punctuator, audio) if chunks else []
+        times = [chunk["timestamp"] for chunk in finished]
+        texts = [chunk["text"] for chunk in finished]
+        return [Segment(start, end, text) for (start, end), text in zip(times, texts, strict=True)]
 
     def punctuated(self, text: str) -> str:
         """Punctuate a text without timestamps."""

@@ -1,6 +1,7 @@
 import pytest
 
-from distillery.data.subtitles import Cue, read_subtitles
+from distillery.data.subtitles import Cue, read_subtitles, srt_text, webvtt_text
+from distillery.text.timestamps import Segment
 
 SRT = """1
 00:00:01,000 --> 00:00:02,500
@@ -149,3 +150,38 @@ def test_a_file_without_end_is_no_subtitles(tmp_path):
         file.truncate(1 << 40)  # takes no place on the disk
     with pytest.raises(ValueError, match=r"a\.srt has more than 64 MiB"):
         read_subtitles(tmp_path / "a.srt")
+
+
+WRITTEN = [
+    Segment(0.0, 1.2346, " Hello there. "),
+    Segment(1.2346, 3.5, ""),
+    Segment(3661.5, 3661.5, "no --> time & <i>no</i> markup"),
+    Segment(360_000.0, 360_001.0, "ねこが\n\nみずをのむ。"),
+]
+
+
+@pytest.mark.parametrize(("write", "suffix"), [(srt_text, ".srt"), (webvtt_text, ".vtt")])
+def test_written_cues_are_read_back(tmp_path, write, suffix):
+    path = tmp_path / f"talk{suffix}"
+    path.write_text(write(WRITTEN), "utf-8")
+    found = read_subtitles(path)
+    assert found.refused == []
+    times = [(cue.start_ms, cue.end_ms) for cue in found.cues]
+    assert times == [(0, 1235), (3_661_500, 3_661_501), (360_000_000, 360_001_000)]
+    texts = [cue.text for cue in found.cues]
+    assert texts[0] == "Hello there."
+    assert texts[2] == "ねこが みずをのむ。"
+    # SRT knows no escapes: an arrow would be taken for times, and a tag for one.
+    escaped = "no --> time & <i>no</i> markup"
+    assert texts[1] == (escaped if suffix == ".vtt" else "no → time & no markup")
+
+
+def test_subtitles_look_as_players_want_them():
+    segments = [Segment(0.5, 2.0, "a"), Segment(2.0, 65.04, "b")]
+    assert srt_text(segments) == (
+        "1\n00:00:00,500 --> 00:00:02,000\na\n\n2\n00:00:02,000 --> 00:01:05,040\nb\n"
+    )
+    assert webvtt_text(segments) == (
+        "WEBVTT\n\n00:00:00.500 --> 00:00:02.000\na\n\n00:00:02.000 --> 00:01:05.040\nb\n"
+    )
+    assert (srt_text([]), webvtt_text([])) == ("", "WEBVTT\n")

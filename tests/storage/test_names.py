@@ -1,7 +1,9 @@
+import re
+
 import pytest
 
 from distillery.storage.ledger import Ledger
-from distillery.storage.names import printable
+from distillery.storage.names import file_name, printable
 
 
 @pytest.mark.parametrize("name", ["", "a.wav", "ねこ ü é", "a b", "\N{GRINNING FACE}", "C:\\x"])
@@ -32,3 +34,39 @@ def test_places_of_an_account_can_be_read():
     ledger = Ledger(num_in=1)
     ledger.quarantine("empty", "a\n\x1b[31m.txt")
     assert r"[a\n\x1b[31m.txt]" in str(ledger)
+
+
+@pytest.mark.parametrize("name", ["a", "talk 1".replace(" ", "-"), "ねこ", "a.b-c_d", "x" * 180])
+def test_safe_names_of_files_stay(name):
+    assert file_name(name) == name
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *(
+            "",
+            ".",
+            "..",
+            ".hidden",
+            "../../etc/passwd",
+            "/etc/passwd",
+            "a/b",
+            "a\\b",
+            "a b",
+            "CON:",
+        ),
+        *("a\0b", "a\nb", "\ud800", "x" * 5000, "ね" * 100, "\u202egpj"),
+    ],
+)
+def test_any_name_becomes_that_of_a_file(name, tmp_path):
+    safe = file_name(name)
+    assert re.fullmatch(r"[\w-][\w.-]*", safe)
+    (tmp_path / f"{safe}.srt").touch()
+    assert [path.name for path in tmp_path.rglob("*")] == [f"{safe}.srt"]
+    assert file_name(name) == safe
+
+
+def test_no_two_names_become_one():
+    names = ["a/b", "a_b", "a b", "a\\b", "x" * 200, "x" * 201, ".a", "a"]
+    assert len({file_name(name) for name in names}) == len(names)
