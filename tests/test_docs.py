@@ -60,6 +60,7 @@ def test_every_command_parses(script, words, tmp_path, monkeypatch):
     (tmp_path / "filtered" / "config.yaml").write_text("dataset_name: labelled\n")
     if "--predictions_file" in words:
         for name in words[words.index("--predictions_file") + 1].split("+"):
+            (tmp_path / name).parent.mkdir(exist_ok=True)
             (tmp_path / name).touch()
     groups = parsed(script, words)
     assert [type(group).__name__ for group in groups] == [g.__name__ for g in groups_of(script)]
