@@ -66,11 +66,9 @@ class FilterSummary:
                 summary.seconds[outcome] = summary.seconds.get(outcome, 0.0) + row.duration_s
         kept = [row for row in rows if row.verdict.reason is None]
         dropped = [row for row in rows if row.verdict.reason is not None]
+        sides = {"kept": _values(kept), "dropped": _values(dropped)}
         summary.bins = {
-            name: {
-                "kept": _binned(ends, (_value(row, name) for row in kept)),
-                "dropped": _binned(ends, (_value(row, name) for row in dropped)),
-            }
+            name: {side: _binned(ends, values[name]) for side, values in sides.items()}
             for name, ends in BIN_ENDS.items()
         }
         summary.worst_kept = summary._worst(_examples(kept))
@@ -142,12 +140,17 @@ def _examples(rows: Iterable[JudgedRow]) -> list[Example]:
     ]
 
 
-def _value(row: JudgedRow, name: str) -> float | None:
-    return row.duration_s if name == "duration_s" else getattr(row.verdict, name)
+def _values(rows: Sequence[JudgedRow]) -> dict[str, list[float | None]]:
+    """Return the values of each of `BIN_ENDS`."""
+    return {
+        "wer": [row.verdict.wer for row in rows],
+        "cer": [row.verdict.cer for row in rows],
+        "duration_s": [row.duration_s for row in rows],
+    }
 
 
-def _binned(ends: Sequence[float], values: Iterable[float | None]) -> list[int]:
+def _binned(ends: Sequence[float], values: Sequence[float | None]) -> list[int]:
     """Return how many values are in each bin; those that are not known are in none."""
-    known = np.array([value for value in values if value is not None], dtype=float)
-    places = np.searchsorted(ends, known, side="left")
+    numbers = np.array(values, dtype=float)  # None becomes NaN
+    places = np.searchsorted(ends, numbers[~np.isnan(numbers)], side="left")
     return [int(count) for count in np.bincount(places, minlength=len(ends) + 1)]

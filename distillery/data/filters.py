@@ -4,9 +4,9 @@ They read metadata and text only, never audio, so that a whole corpus is filtere
 with several faults is counted under the first that is looked for, and the cheapest come first.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 from distillery.data import schema
@@ -78,6 +78,11 @@ class TranscriptFilter:
         return self.wer_threshold is not None or self.cer_threshold is not None
 
     @property
+    def compares(self) -> bool:
+        """Whether texts are compared with their references."""
+        return self.has_threshold or self.scores_all
+
+    @property
     def ranked_by(self) -> str:
         """The error rate that decides about rows, `wer` or `cer`."""
         return "cer" if self.wer_threshold is None else "wer"
@@ -85,8 +90,7 @@ class TranscriptFilter:
     @property
     def reads_text(self) -> bool:
         """Whether any limit needs to know what was transcribed, beside its length."""
-        compares = self.has_threshold or self.scores_all
-        return compares or self.max_compression_ratio is not None or self.drop_all_capitals
+        return self.compares or self.max_compression_ratio is not None or self.drop_all_capitals
 
     def reason(self, row: Mapping[str, Any], transcript: str, num_label_tokens: int) -> str | None:
         """Return the first `FilterReason` that the row is dropped for, or None to keep it.
@@ -100,12 +104,22 @@ class TranscriptFilter:
         """
         return self.verdict(row, transcript, num_label_tokens).reason
 
-    def verdict(self, row: Mapping[str, Any], transcript: str, num_label_tokens: int) -> Verdict:
-        """Return what `reason` does, with the error rates of a row that was compared."""
+    def verdict(
+        self,
+        row: Mapping[str, Any],
+        transcript: str,
+        num_label_tokens: int,
+        normalized: Callable[[str], str] | None = None,
+    ) -> Verdict:
+        """Return what `reason` does, with the error rates of a row that was compared.
+
+        `normalized` does what the normaliser does, where texts were normalised before.
+        """
         reason = self._reason_beside_reference(row, transcript, num_label_tokens)
-        if reason is not None or not (self.has_threshold or self.scores_all):
+        if reason is not None or not self.compares:
             return Verdict(reason)
-        verdict = self._compared(row.get(schema.TEXT), transcript)
+        normalized = normalized or partial(_normalized, self.normalizer)
+        verdict = self._compared(row.get(schema.TEXT), transcript, normalized)
         return verdict if self.has_threshold else verdict._replace(reason=None)
 
     def _reason_beside_reference(
@@ -134,11 +148,12 @@ class TranscriptFilter:
         ratio = compression_ratio(raw_text(transcript)) if stored_ratio is None else stored_ratio
         return ratio > self.max_compression_ratio
 
-    def _compared(self, reference: str | None, transcript: str) -> Verdict:
+    def _compared(
+        self, reference: str | None, transcript: str, normalized: Callable[[str], str]
+    ) -> Verdict:
         if reference is None:
             return Verdict(FilterReason.EMPTY_REFERENCE)
-        expected = _normalized(self.normalizer, reference)
-        actual = _normalized(self.normalizer, transcript)
+        expected, actual = normalized(reference), normalized(transcript)
         if not expected:
             # Two empty texts agree: silence, labelled as silence.
             agrees = not actual and not self.strict
@@ -171,7 +186,7 @@ def _normalized(normalizer: Normalizer, text: str) -> str:
 
 
 def _below(value: float | None, limit: float | None, *, or_at: bool = False) -> bool:
-    if value is None or limit is None:
+    if limit is None or value is None:
         return False
     return value < limit or (or_at and value == limit)
 

@@ -6,13 +6,15 @@ clip becomes a Python object; a few at a time, so that memory is bounded whateve
 
 import logging
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 from datasets import Dataset, Features, Value
+from numpy.typing import NDArray
 
 from distillery.audio.decoding import AudioError, decode_audio
 from distillery.audio.log_mel import LogMel
@@ -21,7 +23,15 @@ from distillery.data.filters import FilterReason, TranscriptFilter, Verdict
 from distillery.data.hub_layout import embedded_audio
 from distillery.storage.ledger import Ledger
 from distillery.storage.names import printable
-from distillery.text.labels import LabelRule, num_text_labels, plain_texts
+from distillery.text.label_columns import (
+    IdLists,
+    Places,
+    labels_of,
+    text_ids,
+    without_timestamps,
+)
+from distillery.text.labels import LabelRule
+from distillery.text.token_bytes import TokenBytes
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +48,8 @@ JUDGED_BY = (
     schema.COMPRESSION_RATIO,
     schema.TRUNCATED,
 )
+IDS = (schema.WHISPER_TRANSCRIPT, schema.CONDITION_ON_PREV)
+NO_TRANSCRIPT = Verdict(FilterReason.NO_TRANSCRIPT)
 VERDICT_TYPES = {
     schema.FILTER_REASON: Value("string"),
     schema.FILTER_WER: Value("float32"),
@@ -52,7 +64,7 @@ class JudgedRow(NamedTuple):
     reference: str | None
     transcript: str
     duration_s: float | None
-    labels: list[int]
+    labels: Sequence[int] | NDArray[np.int32]
     verdict: Verdict
 
 
@@ -83,9 +95,13 @@ class RowFilter:
     def judge(self, chunk: Dataset) -> list[JudgedRow]:
         """Label and judge rows by their text and metadata alone."""
         names = [name for name in JUDGED_BY if name in chunk.column_names]
-        rows = chunk.select_columns(names).with_format("arrow")[:].to_pylist()
-        labels = [self._labels(row) for row in rows]
-        texts = plain_texts(labels, self.rule.tokens, self.rule.tokenizer)
+        table = chunk.select_columns(names).with_format("arrow")[:]
+        labels, num_text = self._labels(table)
+        words = without_timestamps(text_ids(labels, self.rule.tokens), self.rule.tokens)
+        texts = self._token_bytes.texts(words)
+        rows = table.drop_columns([name for name in IDS if name in names]).to_pylist()
+        normalized = self._normalized(rows, texts)
+        has_transcript = table[schema.WHISPER_TRANSCRIPT].is_valid().to_pylist()
         return [
             JudgedRow(
                 row[schema.ID],
@@ -93,26 +109,44 @@ class RowFilter:
                 text,
                 row.get(schema.DURATION),
                 row_labels,
-                self._verdict(row, text, row_labels),
+                self.filter.verdict(row, text, num, normalized) if is_there else NO_TRANSCRIPT,
             )
-            for row, row_labels, text in zip(rows, labels, texts, strict=True)
+            for row, row_labels, num, text, is_there in zip(
+                rows, labels.split(), num_text.tolist(), texts, has_transcript, strict=True
+            )
         ]
 
-    def _labels(self, row: Mapping[str, Any]) -> list[int]:
-        """Return a row's labels, none where the teacher wrote nothing that was stored."""
-        if row[schema.WHISPER_TRANSCRIPT] is None:
-            return []
-        return self.rule(
-            row[schema.ID],
-            row[schema.WHISPER_TRANSCRIPT],
-            row.get(schema.CONDITION_ON_PREV),
-            truncated=bool(row.get(schema.TRUNCATED)),
+    @cached_property
+    def _token_bytes(self) -> TokenBytes:
+        return TokenBytes.of(self.rule.tokenizer)
+
+    def _labels(self, table: pa.Table) -> tuple[IdLists, Places]:
+        """Return the labels of each row, and their lengths without prompts."""
+        transcripts = table[schema.WHISPER_TRANSCRIPT]
+        if not pa.types.is_list(transcripts.type):
+            bodies = [text and self.rule.body(text) for text in transcripts.to_pylist()]
+            transcripts = pa.array(bodies, pa.list_(pa.int32()))
+        nulls = pa.nulls(len(table), pa.list_(pa.int32()))
+        columns = {name: table[name] for name in table.column_names}
+        truncated = columns.get(schema.TRUNCATED, pa.nulls(len(table), pa.bool_()))
+        return labels_of(
+            self.rule,
+            table[schema.ID].to_pylist(),
+            IdLists.of(transcripts),
+            IdLists.of(columns.get(schema.CONDITION_ON_PREV, nulls)),
+            truncated.fill_null(False).to_numpy(zero_copy_only=False),
         )
 
-    def _verdict(self, row: Mapping[str, Any], transcript: str, labels: list[int]) -> Verdict:
-        if not labels:
-            return Verdict(FilterReason.NO_TRANSCRIPT)
-        return self.filter.verdict(row, transcript, num_text_labels(labels, self.rule.tokens))
+    def _normalized(
+        self, rows: Sequence[Mapping[str, Any]], transcripts: Sequence[str]
+    ) -> Callable[[str], str] | None:
+        """Return the normaliser of these texts, each of which was normalised once."""
+        if not (self.filter.compares and self.filter.normalizer.joins):
+            return None
+        references = (row.get(schema.TEXT) for row in rows)
+        texts = list(dict.fromkeys([*filter(None, references), "", *transcripts]))
+        normalized = self.filter.normalizer.many(texts)
+        return dict(zip(texts, normalized, strict=True)).__getitem__
 
     def passing(
         self, chunk: Dataset, judged: Sequence[JudgedRow], ledger: Ledger

@@ -133,7 +133,7 @@ class LabelRule:
             truncated: the transcript was cut at a maximum length, so that no end is learnt from it.
             epoch: of training; each one draws anew.
         """
-        for_timestamps, for_prompt = _draws(f"{self.seed} {epoch} {row_id}")
+        for_timestamps, for_prompt = drawn(self.seed, epoch, row_id)
         keep_timestamps = for_timestamps < self.timestamp_probability
         conditioned = for_prompt < self.condition_on_prev_probability
         body = self.body(transcript)
@@ -146,22 +146,30 @@ class LabelRule:
         text = [*prefix, *body] if truncated else [*prefix, *body, self.tokens.end_of_text]
         return [*self._fitting_prompt(prompt, len(text)), *text]
 
+    @property
+    def longest(self) -> int:
+        """The most ids of a whole sequence."""
+        fed_back = self.max_positions + 1  # the last label is not
+        return fed_back if self.max_label_length is None else min(fed_back, self.max_label_length)
+
+    @property
+    def longest_prompt(self) -> int:
+        """The most ids of a prompt: Whisper gives half of its positions to it."""
+        return self.longest // 2 - 1
+
     def _fitting_prompt(self, prompt: list[int], num_text: int) -> list[int]:
-        longest = self.max_positions + 1  # the last label is not fed back
-        if self.max_label_length is not None:
-            longest = min(longest, self.max_label_length)
-        # Whisper gives half of its positions to the prompt.
-        most = min(longest // 2 - 1, longest - num_text - 1)
+        most = min(self.longest_prompt, self.longest - num_text - 1)
         kept = prompt[-most:] if most > 0 else []
         return [self.tokens.start_of_prev, *kept] if kept else []
 
 
-def _draws(key: str) -> tuple[float, float]:
-    """Return two numbers of [0, 1) that look random and follow from the key.
+def drawn(seed: int, epoch: int, row_id: str) -> tuple[float, float]:
+    """Return two numbers of [0, 1) that look random, for a row's timestamps and its prompt.
 
     A generator of the module `random` takes five times as long to be seeded.
     """
-    first, second = struct.unpack("<QQ", blake2b(key.encode(), digest_size=16).digest())
+    key = f"{seed} {epoch} {row_id}".encode()
+    first, second = struct.unpack("<QQ", blake2b(key, digest_size=16).digest())
     return (first >> 11) / 2**53, (second >> 11) / 2**53  # as many bits as a float holds
 
 

@@ -12,7 +12,7 @@ import json
 import logging
 import re
 import unicodedata
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -50,6 +50,9 @@ SPELLING_PACKAGES = ("whisper_normalizer", "whisper")  # modules
 SPELLING_TABLE = Path("normalizers", "english.json")
 
 _MARKUP = re.compile(r"<\|[^<>|]*\|>")
+NUL = "\0"  # no rule touches it, and none sees beyond it but those for brackets
+_NOT_JOINED = re.compile(r"[<\[(\0]")
+MOST_JOINED = 1000  # texts: more take no less time, and more memory
 ZERO_WIDTH_SPACE = "\u200b"  # parts the words of Khmer and Burmese, unseen
 
 
@@ -61,15 +64,31 @@ class Normalizer:
         id: the name that results are recorded under.
         steps: the rules, applied in order; the text is stripped at the end.
         raw_steps: the few rules that hold for raw rates too.
+        joins: whether `steps` do to texts that a NUL parts what they do to each of them.
     """
 
     id: str
     steps: tuple[Callable[[str], str], ...]
     raw_steps: tuple[Callable[[str], str], ...] = ()
+    joins: bool = False
 
     def __call__(self, text: str) -> str:
         """Return `text` as it is to be compared."""
         return _apply(self.steps, text)
+
+    def many(self, texts: Sequence[str]) -> list[str]:
+        """Return what a call returns for each text, in a third of the time where `joins` is set."""
+        if not self.joins:
+            return [self(text) for text in texts]
+        normalized: list[str] = []
+        for start in range(0, len(texts), MOST_JOINED):
+            some = texts[start : start + MOST_JOINED]
+            # What is in brackets goes: one that is not closed would take the next texts with it.
+            alone = {i: self(text) for i, text in enumerate(some) if _NOT_JOINED.search(text)}
+            joined = NUL.join("" if i in alone else text for i, text in enumerate(some))
+            parts = [text.strip() for text in _apply(self.steps, joined).split(NUL)]
+            normalized += [alone.get(i, text) for i, text in enumerate(parts)]
+        return normalized
 
     def raw(self, text: str) -> str:
         """Return `text` as it is to be compared without normalisation.
@@ -120,12 +139,15 @@ def normalizer_for(
         )
     keeps_marks = variant == "auto" and (code is None or code in MARKED_LANGUAGES)
     if variant == "marks" or keeps_marks:
-        plain = Normalizer("marks-kept", (_basic_rules(keep_marks=True),))
+        plain = Normalizer("marks-kept", (_basic_rules(keep_marks=True),), joins=True)
     else:
-        plain = Normalizer("whisper-basic", (_basic_rules(),))
+        plain = Normalizer("whisper-basic", (_basic_rules(),), joins=True)
     if code in UNSPACED_LANGUAGES and variant != KOTOBA_FILTER:
         return Normalizer(
-            f"{plain.id}+no-spaces", (*plain.steps, _remove_spaces), (_remove_spaces,)
+            f"{plain.id}+no-spaces",
+            (*plain.steps, _remove_spaces),
+            (_remove_spaces,),
+            joins=True,
         )
     return plain
 
@@ -194,21 +216,27 @@ def _remove_spaces(text: str) -> str:
     return "".join(text.replace(ZERO_WIDTH_SPACE, "").split())
 
 
-class _SymbolSpaces(dict[int, str]):
-    """For `str.translate`: a space for each symbol, punctuation and mark, found once."""
-
-    def __missing__(self, code: int) -> str:
-        character = chr(code)
-        self[code] = " " if unicodedata.category(character)[0] in "MSP" else character
-        return self[code]
+_ABOVE_FFFF = re.compile("[\U00010000-\U0010ffff]")
 
 
-_SYMBOL_SPACES = _SymbolSpaces()
+@cache
+def _symbols() -> re.Pattern[str]:
+    """Return a pattern of symbols, punctuation and marks, and of all characters above U+FFFF.
+
+    Of these only some are meant: a pattern that names them would look through a list each time.
+    """
+    codes = (code for code in range(0x10000) if unicodedata.category(chr(code))[0] in "MSP")
+    return re.compile(f"[{''.join(re.escape(chr(code)) for code in codes)}\U00010000-\U0010ffff]")
+
+
+def _space_for(match: re.Match[str]) -> str:
+    return " " if unicodedata.category(match[0])[0] in "MSP" else match[0]
 
 
 def _remove_symbols(s: str) -> str:
     """Replace symbols, punctuation and marks with spaces, as Whisper's rule does, but sooner."""
-    return unicodedata.normalize("NFKC", s).translate(_SYMBOL_SPACES)
+    text = unicodedata.normalize("NFKC", s)
+    return _symbols().sub(_space_for if _ABOVE_FFFF.search(text) else " ", text)
 
 
 def _remove_symbols_keep_marks(s: str) -> str:

@@ -8,7 +8,7 @@ table of languages is imported where it is looked up, so that flags can name tas
 import re
 from dataclasses import dataclass
 from functools import cache, cached_property
-from typing import Protocol
+from typing import Any, Protocol
 
 TRANSCRIBE = "transcribe"
 TRANSLATE = "translate"
@@ -43,6 +43,14 @@ class Tokenizer(Protocol):
 
 class BackendTokenizer(Protocol):
     """What this package needs of a tokenizer of the package `tokenizers`."""
+
+    decoder: object
+
+    def get_vocab(self, with_added_tokens: bool = True) -> dict[str, int]:
+        """Return the id of each token."""
+
+    def get_added_tokens_decoder(self) -> dict[int, Any]:
+        """Return the tokens that were added, whose `special` tells special ones."""
 
     def decode_batch(
         self, sequences: list[list[int]], skip_special_tokens: bool = True

@@ -4,9 +4,11 @@ import random
 import sys
 
 import pytest
-from transformers.models.whisper.english_normalizer import BasicTextNormalizer
+from transformers.models.whisper.english_normalizer import BasicTextNormalizer, remove_symbols
 
+from distillery.text import normalizers
 from distillery.text.normalizers import (
+    FILTER_VARIANTS,
     SPELLING_PACKAGES,
     SPELLING_TABLE,
     installed_spelling,
@@ -169,6 +171,44 @@ def test_whispers_own_spelling_table_is_there_without_a_model():
         pytest.skip("openai-whisper, whose table is read, comes with scripts/test.sh")
     assert normalizer_for("en").id == "whisper-english"
     assert normalizer_for("en")("Favourite mouldy aeroplanes") == "favorite moldy airplanes"
+
+
+MANY = [
+    "",
+    " ",
+    "a",
+    "ΑΣ",
+    "Σ",
+    "ﾞ",
+    "\u0301é",
+    "İ",
+    "ß",
+    "か\u3099",
+    "(笑",
+    "笑)",
+    "[a",
+    "b]>",
+    "<",
+    "(x) y",
+]
+ALPHABET = "aΣ İかガ\u3099\u0301\u200b\u200d हिन्दी。、-😀\U000e0100\n\x1c\x85\u2028\0<>[]()１ﾞ"
+
+
+@pytest.mark.parametrize("variant", FILTER_VARIANTS)
+@pytest.mark.parametrize("language", ["ja", "de", "hi", "th", "en", None])
+def test_many_texts_are_normalised_as_each_one_is(language, variant, monkeypatch):
+    monkeypatch.setattr(normalizers, "MOST_JOINED", 50)
+    draw = random.Random(f"{language} {variant}")
+    texts = MANY + ["".join(draw.choices(ALPHABET, k=draw.randint(0, 9))) for _ in range(700)]
+    normalizer = normalizer_for(language, variant=variant)
+    assert normalizer.many(texts) == [normalizer(text) for text in texts]
+    assert normalizer.many([]) == []
+
+
+def test_symbols_are_those_of_whispers_own_rule():
+    for plane in range(0, 0x30000, 0x10000):
+        text = "\0".join(map(chr, range(plane, plane + 0x10000)))
+        assert normalizers._remove_symbols(text) == remove_symbols(text)
 
 
 def test_latin_cyrillic_and_greek():
