@@ -12,7 +12,7 @@ from tiny import REPOSITORY
 from distillery.cli.parser import StageParser
 from distillery.cli.seed_flags import OTHER_MEANINGS, SEED_FLAGS
 
-MORE_SCRIPTS = ("scripts/push_pipeline.py", "scripts/publish.py")
+MORE_SCRIPTS = ("scripts/push_pipeline.py", "scripts/publish.py", "scripts/split_dataset.py")
 PAGES = [str(path.relative_to(REPOSITORY)) for path in sorted(REPOSITORY.glob("docs/**/*.md"))]
 READ_ON_GITHUB = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "benchmarks/README.md"]
 PROSE = [*READ_ON_GITHUB, *PAGES]

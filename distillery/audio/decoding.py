@@ -98,6 +98,16 @@ def _decoded(
     raise AudioError(f"cannot be decoded: {'; '.join(reasons)}")
 
 
+def stated_seconds(audio: Mapping[str, Any] | None) -> float | None:
+    """Return how long a clip's header says that it lasts; None where libsndfile cannot tell."""
+    try:
+        with _opened(_source(audio)) as stream, _sound_file(stream) as file:
+            frames = _stated_frames(stream, file)
+            return None if frames is None else frames / file.samplerate
+    except (AudioError, _UnknownFormatError, soundfile.LibsndfileError):
+        return None
+
+
 def encode_flac(samples: Waveform, rate: int) -> bytes:
     """Return mono samples as FLAC of 16 bits, which keeps a 16-bit recording exactly.
 
