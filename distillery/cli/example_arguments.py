@@ -9,6 +9,11 @@ from distillery.cli.flags import flag, repeated
 class ExampleArguments:
     """Training examples."""
 
+    pack: bool = flag(
+        False,
+        "Let utterances share windows of the model's length, of which little is silence then: in "
+        "order within a recording, all others where they fit best. Rows of a batch are windows.",
+    )
     do_lower_case: bool = flag(
         False, "Learn to write small letters only. The texts that are scored stay as they are."
     )

@@ -129,6 +129,7 @@ def label_settings(flags: TrainingFlags) -> LabelSettings:
         min_duration_s=flags.data.min_duration_in_seconds,
         max_duration_s=flags.data.max_duration_in_seconds,
         cleaning=text_cleaning(flags.examples, flags.decoding.language),
+        pack=flags.examples.pack,
     )
 
 

@@ -8,7 +8,6 @@ from distillery.cli import forecast, training
 from distillery.cli.forecast import Line, size
 from distillery.cli.training_arguments import TrainingArguments, TrainingFlags
 from distillery.data import label_folders, schema
-from distillery.data.examples import TARGET_COLUMNS
 from distillery.data.order import BatchPlan
 from distillery.storage import checkpoints
 from distillery.storage.runs import Run
@@ -35,7 +34,7 @@ def lines(
         student: an outline, in the dtype of the computation.
         teacher: an outline; None for plain fine-tuning.
     """
-    args, targets = flags.training, (schema.TEXT, "--text_column_name", *TARGET_COLUMNS)
+    args, targets = flags.training, (schema.TEXT, "--text_column_name", *schema.TARGET_COLUMNS)
     refuse_layerdrop(student, accelerator.num_processes)
     # Fails by name if they misfit.
     student.tokens.prefix(flags.decoding.language, flags.decoding.task, True)

@@ -14,21 +14,23 @@ from distillery.data import hub_layout, label_folders, schema, sources
 from distillery.data.filters import FilterReason, TranscriptFilter
 from distillery.data.label_folders import SIGNALS, LabelledRows
 from distillery.data.order import BatchPlan
+from distillery.data.packed_examples import PackedRows, Packing
+from distillery.data.packing import Part, Window
 from distillery.data.specs import DatasetSpec
 from distillery.storage.ledger import Ledger
 from distillery.text.labels import LabelRule, has_timestamps, num_text_labels, plain_text
 
 logger = logging.getLogger(__name__)
 
-# What a row's targets are made of: the first of these columns that it has a value in.
-TARGET_COLUMNS = (schema.LABELS, schema.WHISPER_TRANSCRIPT, schema.TEXT)
 SHUFFLED_ROWS = 1000  # in a block; a stream is shuffled block by block
 
 
 class TrainingRows(torch.utils.data.Dataset[dict[str, Any]]):
     """Rows of several datasets, one behind the other, with labels for the epoch that asks."""
 
-    def __init__(self, parts: Sequence[Dataset | LabelledRows], rule: LabelRule) -> None:
+    def __init__(
+        self, parts: Sequence[Dataset | LabelledRows | PackedRows], rule: LabelRule
+    ) -> None:
         """Keep the datasets; `parts` must not be empty."""
         self.parts = parts
         self.rule = rule
@@ -52,16 +54,11 @@ def labels_of(row: Mapping[str, Any], rule: LabelRule, epoch: int) -> list[int]:
         return list(stored)
     return rule(
         row[schema.ID],
-        _target(row),
+        schema.target(row),
         row.get(schema.CONDITION_ON_PREV),
         truncated=bool(row.get(schema.TRUNCATED)),
         epoch=epoch,
     )
-
-
-def _target(row: Mapping[str, Any]) -> Any:
-    """Return the first of a row's target columns that is not null; an empty text counts."""
-    return next((row[name] for name in TARGET_COLUMNS if row.get(name) is not None), None)
 
 
 def usable_rows(
@@ -81,7 +78,7 @@ def usable_rows(
         ValueError: there is nothing to learn from in it, or every row is left out.
     """
     rows = label_folders.load(spec, sampling_rate)
-    column = next((name for name in TARGET_COLUMNS if name in rows.column_names), None)
+    column = next((name for name in schema.TARGET_COLUMNS if name in rows.column_names), None)
     if column is None:
         sources.require_column(rows, spec, schema.TEXT, "--text_column_name")
     if column == schema.LABELS:
@@ -124,7 +121,7 @@ def _reason(row: Mapping[str, Any], rule: LabelRule, limits: TranscriptFilter) -
                 "--do_remove_punctuation and --chars_to_ignore come too late: leave them out"
             )
         return _reason_against_labels(stored, row, rule, limits)
-    target = _target(row)
+    target = schema.target(row)
     if target is None:
         return FilterReason.EMPTY_REFERENCE
     body = rule.body(target)
@@ -162,13 +159,18 @@ class StreamedRows(torch.utils.data.IterableDataset[list[dict[str, Any]]]):
         weights: Sequence[float] | None,
         rule: LabelRule,
         limits: TranscriptFilter,
+        packing: Packing | None = None,
     ) -> None:
-        """Keep the streams and what decides about their rows."""
+        """Keep the streams and what decides about their rows.
+
+        With a `packing`, utterances of one block share windows, and these are the rows.
+        """
         self.rows_per_pass: int | None = None  # unknown before the end of the first pass
         self.streams = list(streams)
         self.weights = weights
         self.rule = rule
         self.limits = limits
+        self.packing = packing
 
     def place(self, plan: BatchPlan, first_update: int, process: int) -> None:
         """Say whose micro-batches are wanted, and from which update on."""
@@ -183,15 +185,30 @@ class StreamedRows(torch.utils.data.IterableDataset[list[dict[str, Any]]]):
             for turn in range(self.plan.accumulation * self.plan.num_processes):
                 batch = list(islice(rows, self.plan.per_device))
                 if turn % self.plan.num_processes == self.process:
-                    yield [{**row, schema.LABELS: labels_of(row, self.rule, e)} for e, row in batch]
+                    yield [self._labelled(*parts) for parts in batch]
 
-    def _shuffled(self) -> Iterator[tuple[int, dict[str, Any]]]:
-        """Yield (pass over the streams, row) without end."""
+    def _labelled(
+        self, epoch: int, parts: list[dict[str, Any]], starts: list[int]
+    ) -> dict[str, Any]:
+        row = self.packing.row(parts, starts) if self.packing else parts[0]
+        return {**row, schema.LABELS: labels_of(row, self.rule, epoch)}
+
+    def _shuffled(self) -> Iterator[tuple[int, list[dict[str, Any]], list[int]]]:
+        """Yield (pass over the streams, rows of a window, where they start in it) without end."""
         rows = self._usable()
-        for block in count():
-            shuffled = list(islice(rows, SHUFFLED_ROWS))
-            order = np.random.default_rng([self.rule.seed, block]).permutation(len(shuffled))
-            yield from (shuffled[i] for i in order)
+        for number in count():
+            block = list(islice(rows, SHUFFLED_ROWS))
+            windows = self._windows([row for _, row in block], number)
+            order = np.random.default_rng([self.rule.seed, number]).permutation(len(windows))
+            for parts in (windows[i].parts for i in order):
+                epoch = block[parts[0].row][0]
+                yield epoch, [block[p.row][1] for p in parts], [p.start for p in parts]
+
+    def _windows(self, rows: list[dict[str, Any]], number: int) -> list[Window[int]]:
+        """Return the windows of a block: of one row each, where nothing is packed."""
+        if self.packing is None:
+            return [Window((Part(index, 0, 0),)) for index in range(len(rows))]
+        return list(self.packing.windows(rows, [self.rule.seed, number]))
 
     def _usable(self) -> Iterator[tuple[int, dict[str, Any]]]:
         for epoch in count():

@@ -271,7 +271,7 @@ def window_audio(
         encode: makes 16 bits of the samples.
 
     Raises:
-        AudioError: a part cannot be decoded.
+        AudioError: a part cannot be decoded, or reaches into the next one.
     """
     if len(parts) == 1:
         return embed_audio({schema.AUDIO: parts[0]})
@@ -282,6 +282,9 @@ def window_audio(
         try:
             wave = decode_audio(stored, sampling_rate)
         except AudioError as error:
-            raise AudioError(f"clip {name}, which was labelled before, {error}") from error
-        placed.append(Part(({}, wave), round(offset * sampling_rate), len(wave)))
+            raise AudioError(f"clip {name}, which is a part of a window, {error}") from error
+        start = round(offset * sampling_rate)
+        if placed and start < placed[-1].end:
+            raise AudioError(f"the clip before {name} lasts longer than its `duration` says")
+        placed.append(Part(({}, wave), start, len(wave)))
     return {"bytes": encode(waveform(Window(tuple(placed))), sampling_rate), "path": None}

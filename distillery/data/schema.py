@@ -4,6 +4,9 @@ A stage reads and writes these names only; the user's own column names are trans
 dataset is loaded (`distillery.data.sources`).
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 ID = "id"  # unique in its split; every join is by it
 AUDIO = "audio"  # the source bytes, exactly as they came in
 TEXT = "text"  # the reference transcript, where there is one
@@ -39,3 +42,11 @@ FILTER_CER = "filter_cer"
 
 # Names of the reference in public speech datasets: the first that exists is taken by default.
 REFERENCE_NAMES = (TEXT, "transcription", "sentence", "transcript")
+
+# What a row's targets are made of: the first of these columns that it has a value in.
+TARGET_COLUMNS = (LABELS, WHISPER_TRANSCRIPT, TEXT)
+
+
+def target(row: Mapping[str, Any]) -> Any:
+    """Return the first of a row's target columns that is not null; an empty text counts."""
+    return next((row[name] for name in TARGET_COLUMNS if row.get(name) is not None), None)

@@ -1,21 +1,28 @@
 """Which rows a model is trained and evaluated on, with which labels, and in which batches."""
 
+import logging
 import signal
 from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass, replace
 
+from datasets import Dataset
 from torch.utils.data import DataLoader
 
-from distillery.data import label_folders
+from distillery.data import label_folders, schema
 from distillery.data.collators import Batch, SpeechCollator
 from distillery.data.examples import StreamedRows, TrainingRows, usable_rows
 from distillery.data.filters import TranscriptFilter
+from distillery.data.label_folders import LabelledRows
 from distillery.data.order import BatchPlan, Order
+from distillery.data.packed_examples import PackedRows, Packing
+from distillery.data.packing import Layout
 from distillery.data.specs import DatasetSpec
 from distillery.storage.ledger import Ledger
 from distillery.text.labels import LabelRule
 from distillery.training.settings import LabelSettings, Length
 from distillery.whisper.checkpoint import Processor
+
+logger = logging.getLogger(__name__)
 
 
 def label_rule(student: Processor, settings: LabelSettings) -> LabelRule:
@@ -147,26 +154,48 @@ def training_data(
         ValueError: a dataset has nothing to learn from, or a stream is to be read in epochs.
     """
     rule = label_rule(student, settings)
+    max_ids = min(settings.max_label_length, rule.max_positions)
     limits = TranscriptFilter(
         normalizer=student.normalizer(settings.language, settings.task),
         wer_threshold=settings.wer_threshold,
         min_duration_s=settings.min_duration_s,
         max_duration_s=settings.max_duration_s,
-        max_label_length=min(settings.max_label_length, rule.max_positions),
+        max_label_length=max_ids,
     )
+    log_mel = student.log_mel
+    layout = Layout(log_mel.sampling_rate, log_mel.window_samples)
+    packing = Packing(layout, rule, max_ids) if settings.pack else None
     samples = [spec.samples for spec in specs if spec.samples is not None]
     weights = tuple(map(float, samples)) if len(samples) == len(specs) else None
     if specs[0].streaming:
         streams = [label_folders.stream(spec) for spec in specs]
-        streamed = StreamedRows(streams, weights, rule, limits)
+        streamed = StreamedRows(streams, weights, rule, limits, packing)
         return TrainingData(streamed, None, None, plan, *length.count(plan, None), loader)
-    rate = student.log_mel.sampling_rate
-    loaded = [usable_rows(spec, rule, limits, rate) for spec in specs]
-    rows = TrainingRows([part for part, _ in loaded], rule)
+    loaded = [usable_rows(spec, rule, limits, log_mel.sampling_rate) for spec in specs]
+    parts = [
+        part if packing is None else _packed(part, spec, packing)
+        for spec, (part, _) in zip(specs, loaded, strict=True)
+    ]
+    rows = TrainingRows(parts, rule)
     ledger = sum((ledger for _, ledger in loaded), Ledger())
     order = Order(rows.sizes, weights, rule.seed)
     counts = length.count(plan, order.rows_per_epoch)
     return TrainingData(rows, order, ledger, plan, *counts, loader)
+
+
+def _packed(
+    rows: Dataset | LabelledRows, spec: DatasetSpec, packing: Packing
+) -> Dataset | LabelledRows | PackedRows:
+    """Return the windows of a dataset; itself where its rows are windows, or hold features."""
+    columns = set(rows.column_names)
+    if schema.SEGMENT_IDS in columns or schema.INPUT_FEATURES in columns:
+        return rows
+    if schema.DURATION not in columns:
+        logger.warning("%s is not packed: it has no column `duration`", spec)
+        return rows
+    packed = PackedRows.of(rows, packing)
+    logger.info("%s: %s", spec, packed.fill)
+    return packed
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ class LabelSettings:
         seed: of what is drawn for a row, and of the rows' order.
         min_duration_s, max_duration_s: shorter and longer clips are left out.
         cleaning: of the texts.
+        pack: whether utterances share windows of the model's length.
     """
 
     language: str | None
@@ -33,6 +34,7 @@ class LabelSettings:
     min_duration_s: float | None = None
     max_duration_s: float | None = None
     cleaning: TextCleaning = NO_CLEANING
+    pack: bool = False
 
     def for_evaluation(self) -> "LabelSettings":
         """Return the settings of rows that are not learnt from: they stay as they are."""

@@ -79,7 +79,7 @@ def test_a_window_sounds_as_if_it_had_been_stored(clips):
 def test_a_window_with_a_broken_part_says_so_and_stops_nothing(clips):
     clips[1][schema.AUDIO]["bytes"] = b"no audio"
     row = joined([window("a", "b")], clips)[0]
-    assert row[PROBLEM].startswith("clip b, which was labelled before, cannot be decoded")
+    assert row[PROBLEM].startswith("clip b, which is a part of a window, cannot be decoded")
 
 
 def test_labels_without_a_row_are_an_error_that_names_it(clips):

@@ -270,5 +270,5 @@ def test_a_clip_that_broke_since_is_named(rows):
         list(with_audio(changed, windows, RATE))
     for row in windows:
         del row[CLIP_STATE]
-    with pytest.raises(ValueError, match=f"clip {name}, which was labelled before, has no audio"):
+    with pytest.raises(ValueError, match=f"clip {name}, which is a part of a window, has no audio"):
         list(with_audio(changed, windows, RATE))
