@@ -15,7 +15,16 @@ On a laptop:
 from dataclasses import dataclass
 
 from distillery.cli.arguments import license_problems
-from distillery.cli.flags import DRY_RUN, VERIFY, at_least, flag, one_of, parse, required
+from distillery.cli.flags import (
+    DRY_RUN,
+    VERIFY,
+    at_least,
+    flag,
+    one_of,
+    parse,
+    repeated,
+    required,
+)
 from distillery.whisper.compute import DTYPES
 
 
@@ -27,6 +36,10 @@ class StudentArguments:
     save_dir: str = required("Folder to write to.", "-o", "--output_dir", resumable=True)
     encoder_layers: int | None = flag(None, "Encoder layers of the student; default: all.")
     decoder_layers: int = flag(2, "Decoder layers of the student.")
+    decoder_layers_numbers: list[int] = repeated(  # noqa: RUF009 (a field with a factory)
+        "Which of the teacher's decoder layers these are, from 0, or from the end as -1; default: "
+        "spaced maximally."
+    )
     dtype: str = flag("float32", f"Dtype of its weights: {', '.join(DTYPES)}.")
     cache_dir: str | None = flag(None, "Folder for files fetched from the Hub.", resumable=True)
     push_to_hub: bool = flag(
@@ -53,9 +66,19 @@ class StudentArguments:
         return [
             *at_least(self, "encoder_layers", 1),
             *at_least(self, "decoder_layers", 1),
+            *_count_problems(self),
             *one_of(self, "dtype", DTYPES),
             *license_problems(self.license),
         ]
+
+
+def _count_problems(args: StudentArguments) -> list[str]:
+    numbers = args.decoder_layers_numbers
+    if len(numbers) in (0, args.decoder_layers):
+        return []
+    return [
+        f"--decoder_layers_numbers names {len(numbers)}, --decoder_layers {args.decoder_layers}"
+    ]
 
 
 GROUPS = (StudentArguments,)
@@ -152,10 +175,23 @@ def _copied_layers(
     args: StudentArguments, teacher: checkpoint.Whisper
 ) -> tuple[list[int], list[int]]:
     config = teacher.model.config
-    return (
-        _layers("--encoder_layers", config.encoder_layers, args.encoder_layers),
-        _layers("--decoder_layers", config.decoder_layers, args.decoder_layers),
-    )
+    encoder = _layers("--encoder_layers", config.encoder_layers, args.encoder_layers)
+    if args.decoder_layers_numbers:
+        return encoder, _named_layers(config.decoder_layers, args.decoder_layers_numbers)
+    return encoder, _layers("--decoder_layers", config.decoder_layers, args.decoder_layers)
+
+
+def _named_layers(num_teacher: int, numbers: list[int]) -> list[int]:
+    wrong = [number for number in numbers if not -num_teacher <= number < num_teacher]
+    if wrong:
+        raise ValueError(
+            f"--decoder_layers_numbers {wrong[0]}: the teacher has {num_teacher} decoder layers, 0 "
+            f"to {num_teacher - 1}"
+        )
+    named = [number % num_teacher for number in numbers]
+    if len(set(named)) < len(named):
+        raise ValueError(f"--decoder_layers_numbers {numbers}: a layer is copied once")
+    return named
 
 
 def _layers(flag_name: str, num_teacher: int, num_student: int | None) -> list[int]:

@@ -92,9 +92,11 @@ def seed_flag_tables() -> Iterator[str]:
         yield "|---|---|---|"
         rows = {name: ("no", answer) for name, answer in answers.items()}
         rows |= {name: ("yes", here) for name, here in OTHER_MEANINGS.get(stage, {}).items()}
-        for name, (is_taken, here) in sorted(rows.items()):
-            dashes = "--" if len(name) > 1 else "-"
-            yield f"| `{dashes}{name}` | {is_taken} | {_markdown(here)} |"
+        alike: dict[tuple[str, str], list[str]] = {}  # flags with the same answer share a row
+        for name, answer in sorted(rows.items()):
+            alike.setdefault(answer, []).append(f"`{'--' if len(name) > 1 else '-'}{name}`")
+        for (is_taken, here), names in alike.items():
+            yield f"| {', '.join(names)} | {is_taken} | {_markdown(here)} |"
         yield ""
 
 

@@ -4,6 +4,7 @@ The lists are theirs, with their placeholders filled in; each must parse to what
 """
 
 import re
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from seed_commands import (
     KOTOBA_EVALUATION,
     LOCAL_FILES,
 )
+from transformers import Seq2SeqTrainingArguments
 
 from distillery.cli.flags import flags_of
 from distillery.cli.parser import StageParser
@@ -82,9 +84,8 @@ def spellings(script):
 
 
 def test_every_stage_of_the_seeds_has_a_table_of_their_flags():
-    assert {f"{stage}.py" for stage in SEED_FLAGS} == set(SCRIPTS) - {
-        *("reazonspeech_manual_downloader.py", "score_predictions.py", "run_inference.py")
-    }
+    ours_alone = {"score_predictions.py", "run_inference.py"}
+    assert {f"{stage}.py" for stage in SEED_FLAGS} == set(SCRIPTS) - ours_alone
 
 
 # Of their scripts for labelling and filtering, the bilingual ones too: all that were once refused,
@@ -113,11 +114,92 @@ def test_every_flag_of_theirs_is_taken_or_answered_and_listed(stage):
         assert name in SEED_FLAGS[stage].keys() | OTHER_MEANINGS[stage].keys() | OF_ONE_MEANING
 
 
+# All flags of their other scripts, whatever they mean here.
+EVALUATION = """
+    dataset_name model_name_or_path subfolder model_variant cache_dir assistant_model_name_or_path
+    dtype use_pipeline chunk_length_s return_timestamps language task attn_implementation batch_size
+    num_beams temperature_fallback logprob_threshold no_speech_threshold condition_on_prev_tokens
+    compression_ratio_threshold samples_per_dataset dataset_config_name dataset_split_name
+    dataset_cache_dir overwrite_cache preprocessing_num_workers audio_column_name text_column_name
+    generation_max_length log_predictions preprocessing_only wandb_project wandb_name wandb_dir
+    wandb_job_type save_code_to_wandb streaming max_eval_samples seed use_fast_tokenizer prompt_text
+    precise_tok_generation num_batches only_short_form only_long_form"""
+TRAINING = """
+    model_name_or_path config_name tokenizer_name feature_extractor_name cache_dir
+    use_fast_tokenizer model_revision subfolder token attn_implementation attn_type
+    train_dataset_name train_dataset_config_name train_dataset_samples eval_dataset_name
+    eval_dataset_config_name dataset_cache_dir overwrite_cache preprocessing_num_workers
+    preprocessing_batch_size max_train_samples max_eval_samples audio_column_name text_column_name
+    eval_text_column_name max_duration_in_seconds min_duration_in_seconds max_label_length
+    pad_target_to_multiple_of preprocessing_only train_split_name eval_split_name streaming
+    wer_threshold use_pseudo_labels timestamp_probability condition_on_prev_probability
+    return_timestamps language task wandb_project wandb_name wandb_dir freeze_encoder freeze_decoder
+    freeze_embed_positions dtype save_best_total_limit resume_from_checkpoint adam_epsilon
+    dataloader_prefetch_factor dataloader_pin_memory fp16 bf16 optim warmup_ratio
+    dataset_name_1 dataset_config_name_2 dataset_kl_1 dataset_task_2"""
+ALL_OF_THEIRS = {
+    "reazonspeech_manual_downloader": "t target p pool s start_que e end_que health_check",
+    "create_student_model": """teacher_checkpoint subfolder encoder_layers decoder_layers
+        decoder_layers_numbers save_dir push_to_hub cache_dir""",
+    "run_distillation": f"{TRAINING} teacher_model_name_or_path temperature kl_weight",
+    "run_finetuning": TRAINING,
+    "run_short_form_eval": f"""{EVALUATION} m model d dataset dataset_split dataset_config a attn
+        l language t task column_audio column_text b batch c chunk_length o output_dir p punctuator
+        s stable_ts translation_model pretty_table max_samples_per_split config_name tokenizer_name
+        feature_extractor_name processor_name model_revision token attn_type max_label_length""",
+    "run_long_form_eval": EVALUATION,
+    "run_speed_eval": """m model a attn t task o output l language n n_trial d duration s
+        sampling_rate translation_model pretty_table""",
+}
+# Those of them that `../shared/seed_flags.md` found to be read otherwise here, or ignored.
+READ_OTHERWISE = {
+    "run_distillation": """preprocessing_num_workers dataloader_num_workers train_dataset_samples
+        eval_steps streaming temperature""",
+    "run_short_form_eval": """preprocessing_num_workers dtype chunk_length return_timestamps
+        generation_max_length""",
+    "run_long_form_eval": """dataloader_num_workers preprocessing_num_workers temperature_fallback
+        return_timestamps generation_max_length""",
+    "run_speed_eval": "d",
+}
+
+
+@pytest.mark.parametrize("stage", ALL_OF_THEIRS)
+def test_every_flag_of_their_other_scripts_is_taken_or_answered(stage):
+    taken = {name.lstrip("-").replace("-", "_") for name in spellings(f"{stage}.py")}
+    names = ALL_OF_THEIRS[stage].split()
+    assert [n for n in names if (n in taken) == (n in SEED_FLAGS[stage])] == []
+    assert {*READ_OTHERWISE.get(stage, "").split()} <= OTHER_MEANINGS[stage].keys()
+
+
+@pytest.mark.parametrize("stage", ["run_distillation", "run_finetuning"])
+def test_every_setting_of_the_trainer_is_taken_or_answered(stage):
+    taken = {name.lstrip("-").replace("-", "_") for name in spellings(f"{stage}.py")}
+    settings = {each.name for each in fields(Seq2SeqTrainingArguments)}
+    assert settings - taken - SEED_FLAGS[stage].keys() == set()
+
+
+@pytest.mark.parametrize("stage", SEED_FLAGS)
+def test_every_flag_that_is_not_taken_gets_its_sentence(capsys, monkeypatch, stage):
+    monkeypatch.setattr("sys.argv", [f"{stage}.py"])
+    names = SEED_FLAGS[stage]
+    if not names:
+        return
+    typed = [f"{'--' if len(name) > 1 else '-'}{name}" for name in names]
+    told = complaints(capsys, *typed, groups=groups_of(f"{stage}.py"))
+    answers = [line for line in told if line.startswith("unknown flag ")]
+    assert answers == [
+        f"unknown flag {flag}: {answer}" for flag, answer in zip(typed, names.values(), strict=True)
+    ]
+
+
 @pytest.mark.parametrize("stage", OTHER_MEANINGS)
 def test_every_flag_of_another_meaning_exists(stage):
     known = spellings(f"{stage}.py")
+    known = {name.replace("-", "_") for name in known}
     for name, here in OTHER_MEANINGS[stage].items():
-        assert {f"--{name}", *re.findall(r"--[a-z_]+", here)} <= known.keys(), name
+        typed = f"__{name}" if len(name) > 1 else f"_{name}"
+        told = {flag.replace("-", "_") for flag in re.findall(r"--[a-z_]+", here)}
+        assert {typed, *told} <= known, name
 
 
 @pytest.mark.parametrize("stage", SEED_FLAGS)

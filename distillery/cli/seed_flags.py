@@ -62,12 +62,41 @@ FILTERING = {
 
 STUDENT = {
     "subfolder": "fetch the teacher first, and give the folder to --teacher_checkpoint",
-    "decoder_layers_numbers": "layers are taken maximally spaced: give their number as "
-    "--decoder_layers",
     "token": _HUB["token"],
 }
 
+# Settings of transformers' trainer, which the seeds' training scripts take, too.
+_OF_TRAINER = """
+    accelerator_config activation_checkpointing activation_checkpointing_kwargs
+    auto_find_batch_size average_tokens_across_devices batch_eval_metrics bf16_full_eval
+    data_seed dataloader_drop_last dataloader_in_order dataloader_multiprocessing_context
+    dataloader_persistent_workers ddp_backend ddp_broadcast_buffers ddp_bucket_cap_mb
+    ddp_find_unused_parameters ddp_static_graph debug disable_tqdm do_predict
+    enable_jit_checkpoint eval_accumulation_steps eval_delay eval_do_concat_batches
+    eval_on_start eval_use_gather_object fp16_full_eval full_determinism generation_config
+    gradient_checkpointing_kwargs hub_always_push hub_revision hub_strategy ignore_data_skip
+    include_for_metrics include_num_input_tokens_seen label_names label_smoothing_factor
+    liger_kernel_config local_rank log_level log_level_replica log_on_each_node logging_dir
+    logging_first_step logging_nan_inf_filter logging_strategy lr_scheduler_kwargs
+    neftune_noise_alpha optim_args optim_target_modules parallelism_config prediction_loss_only
+    project remove_unused_columns restore_callback_states_from_checkpoint save_on_each_node
+    save_only_model save_safetensors skip_memory_metrics sortish_sampler tf32 torch_compile
+    torch_compile_backend torch_compile_mode torch_empty_cache_steps trackio_bucket_id
+    trackio_space_id trackio_static_space_id train_sampling_strategy use_cache use_cpu
+    use_liger_kernel
+"""
+_LAUNCHED = "it is set in a configuration file of `accelerate launch`"
+_TRAINER = {
+    **dict.fromkeys(
+        _OF_TRAINER.split(),
+        "a setting of transformers' trainer, which is not used here: leave it out",
+    ),
+    **dict.fromkeys(("deepspeed", "fsdp", "fsdp_config"), _LAUNCHED),
+    "run_name": "set the environment variable WANDB_NAME",
+}
+
 TRAINING = {
+    **_TRAINER,
     **_HUB,
     **_MODEL_PARTS,
     **_PREPROCESSING,
@@ -137,7 +166,8 @@ SPEED = {
     "pretty_table": "the table is always printed: leave it out",
 }
 
-SEED_FLAGS = {
+SEED_FLAGS: dict[str, dict[str, str]] = {
+    "reazonspeech_manual_downloader": {},
     "run_pseudo_labelling": LABELLING,
     "run_data_filtering": FILTERING,
     "create_student_model": STUDENT,
@@ -157,7 +187,86 @@ _TAKEN_BY_ALL = {
     "wandb_project": "the stage's name unless given; holds for every tracker, and switches none on",
 }
 
+_ONLY_SPLIT = "the only split"
+_FIRST_NAME = "the first usual name there is"
+_DTYPE_HERE = "`auto`: bfloat16 on a GPU that has it, else float32"
+_NO_DECODERS = "changes nothing: clips are decoded in --dataloader_num_workers"
+
+_TRAINING_HERE = {
+    **_TAKEN_BY_ALL,
+    "dtype": f"{_DTYPE_HERE} (there: float32)",
+    "streaming": "off (there: on)",
+    "hub_model_id": "uploads by itself (there: with --push_to_hub alone)",
+    "train_split_name": f"{_ONLY_SPLIT} (there: train)",
+    "text_column_name": f"{_FIRST_NAME} (there: none)",
+    "train_dataset_samples": "weighs rows that are not streamed, too, until every dataset is "
+    "exhausted (there: streams alone, until the first is)",
+    "eval_dataset_name": "none (there: --train_dataset_name)",
+    "eval_split_name": f"{_ONLY_SPLIT} (there: validation)",
+    "eval_text_column_name": f"{_FIRST_NAME} (there: text)",
+    "eval_steps": "none: at the end only (there: after each epoch)",
+    "max_duration_in_seconds": "none (there: 30)",
+    "learning_rate": "1e-4 (there: 5e-5)",
+    "per_device_train_batch_size": "16 (there: 8)",
+    "per_device_eval_batch_size": "16 (there: 8)",
+    "logging_steps": "50 (there: 500, of distil-whisper 25 in its commands)",
+    "preprocessing_num_workers": _NO_DECODERS,
+    "dataloader_num_workers": "changes nothing for a stream, which is read between two updates",
+}
+
+_EVALUATION_HERE = {
+    **{name: _TAKEN_BY_ALL[name] for name in ("report_to", "wandb_project")},
+    "dtype": f"{_DTYPE_HERE} (distil-whisper: float16, kotoba-whisper: bfloat16 on a GPU)",
+    "model": "no default (there: kotoba-tech/kotoba-whisper-v1.1)",
+    "dataset": "no default (there: japanese-asr/ja_asr.jsut_basic5000)",
+    "dataset_name": "a name without a slash is one of the Hub's (distil-whisper's script puts "
+    "distil-whisper/ before it)",
+    "dataset_split_name": f"{_ONLY_SPLIT} (there: test)",
+    "text_column_name": f"{_FIRST_NAME} (kotoba-whisper: transcription, distil-whisper: text)",
+    "language": "none, for English-only models; required of others (kotoba-whisper: ja)",
+    "streaming": "off (there: on)",
+    "return_timestamps": "off (there: on)",
+    "generation_max_length": "225 (there: 256)",
+    "preprocessing_num_workers": _NO_DECODERS,
+}
+
 OTHER_MEANINGS = {
+    "reazonspeech_manual_downloader": {
+        "health_check": "what is damaged is renamed, and fetched by the next download (there: "
+        "deleted)",
+        "start_que": "needs --end_que, as there; the folder is named after both",
+    },
+    "create_student_model": {
+        "push_to_hub": "private unless --hub_public is given (there: public)",
+    },
+    "run_distillation": {
+        **_TRAINING_HERE,
+        "temperature": "in evaluation, too (there: 1)",
+    },
+    "run_finetuning": _TRAINING_HERE,
+    "run_short_form_eval": {
+        **_EVALUATION_HERE,
+        "chunk_length": "none: a clip must fit into the model's window (kotoba-whisper: 15 s)",
+        "punctuator": "with any model, and another punctuator by its name (there: with "
+        "kotoba-whisper v1.1 and v2.1 alone)",
+        "stable_ts": "with any model (there: with kotoba-whisper v1.1 and v2.1 alone)",
+        "pretty_table": "beside a model, the table of all results; without one it only prints "
+        "(there always)",
+    },
+    "run_long_form_eval": {
+        **_EVALUATION_HERE,
+        "preprocessing_num_workers": "changes nothing: recordings are decoded as they are read",
+        "dataloader_num_workers": "changes nothing: recordings are decoded as they are read",
+        "chunk_length_s": "none, which decodes window after window (there: 30, with a pipeline)",
+        "temperature_fallback": "off (there: on); a window is decoded again above a compression "
+        "ratio of 2.4 (there: 1.35)",
+    },
+    "run_speed_eval": {
+        "model": "several are joined with '+'; no default (there: kotoba-tech/kotoba-whisper-v1.0)",
+        "d": "datasets whose recordings are laid end to end (there: seconds, here --lengths_s)",
+        "o": "a folder (there: a file)",
+        "language": "none (there: en)",
+    },
     "run_pseudo_labelling": {
         **_TAKEN_BY_ALL,
         "concatenate_audio": "on, where a column of recordings or speakers is there, with a pause "

@@ -65,6 +65,7 @@ def layers(state, stack):
         (["--decoder_layers", 2], [0, 1], [0, 3], [[0, 0], [1, 1]]),
         (["--decoder_layers", 1], [0, 1], [3], [[0, 1]]),
         (["--encoder_layers", 1, "--decoder_layers", 3], [1], [0, 1, 3], [[0, 0], [2, 1]]),
+        (["--decoder_layers_numbers", 1, -1], [0, 1], [1, 3], [[1, 1]]),
     ],
 )
 def test_the_right_layers_are_copied_and_all_else(
@@ -179,6 +180,8 @@ def test_kill_while_saving_leaves_nothing_under_the_name(tmp_path, teacher):
     [
         (["--decoder_layers", 5], r"--decoder_layers: a student of 5 .* ask for 1 to 4"),
         (["--encoder_layers", 3], r"--encoder_layers: a student of 3 .* ask for 1 to 2"),
+        (["--decoder_layers_numbers", 0, 4], r"_numbers 4: the teacher has 4 .* 0 to 3"),
+        (["--decoder_layers_numbers", 3, -1], r"_numbers \[3, -1\]: a layer is copied once"),
     ],
 )
 def test_too_many_layers_are_named(tmp_path, teacher, flags, message):
