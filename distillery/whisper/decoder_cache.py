@@ -41,7 +41,7 @@ class CachedDecoder:
         self._heard_values = allocate(config.max_source_positions)
 
     def hear(self, states: Tensor, rows: slice) -> None:
-        """Let rows begin, and hear windows from now on.
+        """Let rows hear windows from now on; they `forget` before they write of them.
 
         Args:
             states: of the encoder, (rows, positions, width).
@@ -49,11 +49,15 @@ class CachedDecoder:
         """
         for index, layer in enumerate(self.decoder.layers):
             attention = layer.encoder_attn
-            # What is not written yet is masked, but must be a number: a NaN would come through.
-            self._keys[index][rows] = 0
-            self._values[index][rows] = 0
             self._heard_keys[index][rows] = _split(attention, attention.k_proj(states))
             self._heard_values[index][rows] = _split(attention, attention.v_proj(states))
+
+    def forget(self, rows: slice) -> None:
+        """Let rows write from the beginning again, about the windows that they hear."""
+        # What is not written yet is masked, but must be a number: a NaN would come through.
+        for cached in (self._keys, self._values):
+            for layer in cached:
+                layer[rows] = 0
 
     def move(self, source: int, target: int) -> None:
         """Copy a row over another."""

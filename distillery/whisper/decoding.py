@@ -1,9 +1,12 @@
 """What is asked of the decoder for a window, and what it answers."""
 
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 from distillery.text.tokens import language_code
 from distillery.whisper.checkpoint import Processor, Whisper
+
+OPTIONS = ("temperature_fallback",)
 
 
 @dataclass(frozen=True)
@@ -12,7 +15,8 @@ class Decoding:
 
     language, task and timestamps choose the decoder's prefix: without a language, a multilingual
     model detects it in each window. `num_beams` 1 is greedy search; `max_length` bounds a window's
-    ids, prefix and end included.
+    ids, prefix and end included. `temperature_fallback` decodes a window again where its transcript
+    looks bad (see `distillery.whisper.fallback`).
     """
 
     language: str | None
@@ -20,6 +24,12 @@ class Decoding:
     timestamps: bool
     num_beams: int
     max_length: int
+    temperature_fallback: bool = False
+
+    def settings(self) -> dict[str, Any]:
+        """Return what a result says of it: of options, which came later, only those that are on."""
+        settings = asdict(self)
+        return {name: settings[name] for name in settings if name not in OPTIONS or settings[name]}
 
     def fitted_to(self, whisper: Processor, *, detect_language: bool = False) -> "Decoding":
         """Return the same, with the length bounded by the model's decoder positions.
@@ -58,6 +68,7 @@ class Transcript:
         no_speech_prob: probability of `<|nospeech|>` behind `<|startoftranscript|>`; None where
             the tokenizer has no such token.
         language: code of what was given or detected; None for an English-only model.
+        temperature: at which the ids were drawn; 0 where they are the most probable ones.
     """
 
     ids: list[int]
@@ -65,3 +76,4 @@ class Transcript:
     avg_logprob: float
     no_speech_prob: float | None = None
     language: str | None = None
+    temperature: float = 0.0

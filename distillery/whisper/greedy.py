@@ -3,10 +3,12 @@
 A window that ends leaves the batch, and a waiting one takes its place (as in Orca, Yu et al., OSDI
 2022). Every row stands at a position of its own, so prompts of any lengths, languages, tasks and
 timestamps go side by side, and what is written for a window does not depend on its neighbours. In
-float32 it is id for id what transformers' `generate` writes without beams.
+float32 it is id for id what transformers' `generate` writes without beams. Where temperature
+fallback is asked for, a row whose transcript looks bad begins again at its place: the window is not
+encoded again, and what is drawn depends on its seed alone.
 
 On CUDA a step is captured as a graph, shapes come in few sizes, and the end is looked for every few
-steps only. That part has not been run yet: no GPU was at hand.
+steps only. Tests do the same on a CPU; on a GPU it has not been run yet: none was at hand.
 """
 
 import gc
@@ -22,9 +24,10 @@ from torch import Tensor
 
 from distillery.text.tokens import language_code
 from distillery.whisper.checkpoint import Whisper
-from distillery.whisper.decoder_batch import Batch, likeliest_languages, on_cuda
+from distillery.whisper.decoder_batch import Batch, Shape, Start, likeliest_languages, on_cuda
 from distillery.whisper.decoder_cache import compute_dtype
 from distillery.whisper.decoding import Decoding, Transcript
+from distillery.whisper.fallback import kept, next_temperature
 from distillery.whisper.memory import is_out_of_memory
 
 logger = logging.getLogger(__name__)
@@ -49,21 +52,25 @@ class Window(Generic[Key]):
         features: log-mel, float (mels, frames), on any device.
         decoding: how; its beams are not looked at.
         prompt: ids that the decoder sees before the prefix.
+        seed: of what is drawn at a temperature, from 0 to 2**32 - 1.
+        temperature: the first that is tried.
     """
 
     key: Key
     features: Tensor
     decoding: Decoding
     prompt: Sequence[int] = ()
+    seed: int = 0
+    temperature: float = 0.0
 
 
 @dataclass
 class _Row(Generic[Key]):
-    """A window in the batch: so many ids were given, are there now, and are the most."""
+    """A window in the batch: what it began with, how many ids are there now, and are the most."""
 
     window: Window[Key]
     language: str | None
-    num_given: int
+    start: Start
     num_ids: int
     most: int
 
@@ -145,36 +152,42 @@ class GreedyDecoder(Generic[Key]):
         if tokens.is_multilingual and None in languages:
             detected = likeliest_languages(batch.first_logits(rows), tokens)
             languages = [given or found for given, found in zip(languages, detected, strict=True)]
-        begun, given = [], []
-        for window, language in zip(group, languages, strict=True):
-            how, code = window.decoding, language and language_code(language)
-            prefix = tokens.prefix(code, how.task, how.timestamps)
-            ids = [*window.prompt, *prefix]
-            most = min(how.max_length + len(window.prompt), self.whisper.max_label_length)
-            if most <= len(ids):
-                raise ValueError(
-                    f"window {window.key}: {len(ids)} ids of prompt and prefix leave no room for a "
-                    f"transcript of at most {how.max_length} ids, the model has "
-                    f"{self.whisper.max_label_length} positions"
-                )
-            given.append(ids)
-            begun.append(_Row(window, code, len(ids), len(ids) + 1, most))
-        starts = [len(window.prompt) for window in group]
-        batch.begin(given, starts, [window.decoding.timestamps for window in group], rows)
+        begun = [
+            self._row(window, language and language_code(language), window.temperature)
+            for window, language in zip(group, languages, strict=True)
+        ]
+        batch.begin([row.start for row in begun], rows)
         return begun
+
+    def _row(self, window: Window[Key], language: str | None, temperature: float) -> _Row[Key]:
+        """Return the row of a window that begins, and writes its first id at once."""
+        how = window.decoding
+        ids = [*window.prompt, *self.whisper.tokens.prefix(language, how.task, how.timestamps)]
+        most = min(how.max_length + len(window.prompt), self.whisper.max_label_length)
+        if most <= len(ids):
+            raise ValueError(
+                f"window {window.key}: {len(ids)} ids of prompt and prefix leave no room for a "
+                f"transcript of at most {how.max_length} ids, the model has "
+                f"{self.whisper.max_label_length} positions"
+            )
+        # Each temperature draws anew.
+        seed = (window.seed + round(1000 * temperature)) % 2**32
+        start = Start(ids, len(window.prompt), how.timestamps, temperature, seed)
+        return _Row(window, language, start, len(ids) + 1, most)
 
     def _step(self, batch: "Batch") -> None:
         """Let every row write some ids, as many as none is too long for."""
         most = min(row.most - row.num_ids for row in self._rows)
         num_steps, length = min(self.steps_between_tests, most), max(r.num_ids for r in self._rows)
-        any_timed = any(row.window.decoding.timestamps for row in self._rows)
+        any_timed = any(row.start.timed for row in self._rows)
+        any_drawn = any(row.start.temperature > 0 for row in self._rows)
         for step in range(num_steps):
-            batch.step(len(self._rows), length + step, any_timed)
+            batch.step(Shape(len(self._rows), length + step, any_timed, any_drawn))
         for row in self._rows:
             row.num_ids += num_steps
 
     def _collect(self, batch: "Batch") -> list[tuple[Key, Transcript]]:
-        """Take the rows out that have ended, and close the gaps."""
+        """Take the rows out that have ended and are not to begin again, and close the gaps."""
         is_open = batch.is_open[: len(self._rows)].tolist()
         ended = [
             index
@@ -182,11 +195,19 @@ class GreedyDecoder(Generic[Key]):
             if not goes_on or row.num_ids == row.most
         ]
         finished = batch.read(ended) if ended else []
-        found = [
-            (row.window.key, self._transcript(row, *values))
-            for row, values in zip([self._rows[index] for index in ended], finished, strict=True)
-        ]
-        for index in reversed(ended):
+        found, leaving = [], []
+        for index, values in zip(ended, finished, strict=True):
+            row = self._rows[index]
+            transcript = self._transcript(row, *values)
+            judged = self.whisper, row.window.decoding, transcript
+            warmer = next_temperature(*judged)
+            if warmer is None:
+                found.append((row.window.key, kept(*judged)))
+                leaving.append(index)
+            else:
+                self._rows[index] = again = self._row(row.window, row.language, warmer)
+                batch.begin([again.start], slice(index, index + 1))
+        for index in reversed(leaving):
             last = self._rows.pop()
             if index < len(self._rows):
                 batch.move(len(self._rows), index)
@@ -196,17 +217,17 @@ class GreedyDecoder(Generic[Key]):
     def _transcript(
         self, row: _Row[Key], ids: list[int], logprob: float, no_speech: float
     ) -> Transcript:
-        tokens = self.whisper.tokens
-        written = ids[row.num_given : row.num_ids]
+        tokens, num_given = self.whisper.tokens, len(row.start.ids)
+        written = ids[num_given : row.num_ids]
         if tokens.end_of_text in written:
             written = written[: written.index(tokens.end_of_text) + 1]
-        prefix = ids[len(row.window.prompt) : row.num_given]
         return Transcript(
-            [*prefix, *written],
+            [*ids[row.start.begin : num_given], *written],
             written[-1] != tokens.end_of_text,
             logprob / len(written),
             None if tokens.no_speech is None else no_speech,
             row.language,
+            row.start.temperature,
         )
 
     def _halve(self) -> None:

@@ -5,25 +5,22 @@ that hours take no more memory than their samples. Both algorithms cut where it 
 no word is cut in two, and skip digital silence, for which models make up text.
 """
 
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import islice
+from itertools import starmap
+from zlib import crc32
 
-import torch
+import numpy as np
 
 from distillery.audio.decoding import Waveform
 from distillery.audio.loudness import next_sound, quietest
-from distillery.text.compression import compression_ratio
-from distillery.text.labels import plain_text, text_ids
+from distillery.text.labels import text_ids
 from distillery.text.timestamps import Passage, Segment, passages
 from distillery.whisper.checkpoint import Whisper
-from distillery.whisper.windows import Decoding, Transcript, transcribe_windows
+from distillery.whisper.greedy import Key, Window
+from distillery.whisper.windows import Decoding, Transcript, transcribe_stream
 
-# When a window is decoded again, at the next temperature (Radford et al. 2022, section 4.5).
-TEMPERATURES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
-MAX_COMPRESSION_RATIO = 2.4
-MIN_AVG_LOGPROB = -1.0
-NO_SPEECH_PROBABILITY = 0.6  # above it, a window with an unsure transcript is silence
 MAX_TEMPERATURE_OF_PROMPT = 0.5  # text drawn at a higher one misleads the next windows
 
 MIN_ADVANCE = 0.1  # of a window: the least step to the next one, however odd the timestamps
@@ -42,7 +39,6 @@ def text_of(segments: Sequence[Segment]) -> str:
     return "".join(segment.text for segment in segments).strip()
 
 
-@torch.inference_mode()
 def transcribe_sequentially(
     whisper: Whisper,
     waveforms: Iterable[Waveform],
@@ -50,7 +46,6 @@ def transcribe_sequentially(
     batch_size: int,
     *,
     condition_on_prev_tokens: bool = False,
-    temperatures: Sequence[float] = TEMPERATURES[:1],
 ) -> NumberedSegments:
     """Transcribe recordings window by window, each from where the timestamps of the last one end.
 
@@ -66,42 +61,89 @@ def transcribe_sequentially(
         decoding: see `Decoding`; timestamps are always written.
         batch_size: recordings that are read side by side.
         condition_on_prev_tokens: show the decoder what it wrote before in the recording.
-        temperatures: tried in order as long as a window's transcript looks bad.
 
     Yields:
         The number of a recording and its segments, as soon as it is finished.
     """
     decoding = replace(decoding, timestamps=True)
-    waiting = enumerate(waveforms)
-    reading: list[_Reading] = []
-    while reading := reading + [
-        _Reading(number, wave) for number, wave in islice(waiting, batch_size - len(reading))
-    ]:
-        _read_next_windows(whisper, reading, decoding, condition_on_prev_tokens, temperatures)
-        yield from ((r.number, r.segments) for r in reading if r.is_finished)
-        reading = [recording for recording in reading if not recording.is_finished]
+    desk = _Desk(whisper, enumerate(waveforms), decoding, batch_size, condition_on_prev_tokens)
+    for number, transcript in transcribe_stream(whisper, desk, decoding, batch_size):
+        desk.read(number, transcript)
+        yield from desk.take_finished()
+    yield from desk.take_finished()
 
 
-def _read_next_windows(
-    whisper: Whisper,
-    reading: Sequence["_Reading"],
-    decoding: Decoding,
-    condition_on_prev_tokens: bool,
-    temperatures: Sequence[float],
-) -> None:
-    """Decode the next window of each recording, in one batch; digital silence is skipped first."""
-    for recording in reading:
-        recording.position = next_sound(
-            recording.waveform, whisper.log_mel.sampling_rate, recording.position
-        )
-    audible = [recording for recording in reading if not recording.is_finished]
-    windows = [recording.window(whisper) for recording in audible]
-    prompts = [r.prompt(whisper) if condition_on_prev_tokens else [] for r in audible]
-    decoded = _decode_with_fallback(whisper, windows, prompts, decoding, temperatures)
-    for recording, (transcript, temperature) in zip(audible, decoded, strict=True):
-        recording.read(whisper, transcript)
-        if temperature > MAX_TEMPERATURE_OF_PROMPT:
+class _Desk:
+    """Recordings that are read side by side, as an iterator over the windows to be decoded next.
+
+    It ends where no recording has one now, and goes on once a transcript was read.
+    """
+
+    def __init__(
+        self,
+        whisper: Whisper,
+        waveforms: Iterator[tuple[int, Waveform]],
+        decoding: Decoding,
+        num_places: int,
+        condition_on_prev_tokens: bool,
+    ) -> None:
+        self._whisper, self._waveforms, self._decoding = whisper, waveforms, decoding
+        self._num_places, self._has_prompts = num_places, condition_on_prev_tokens
+        self._ready: deque[_Reading] = deque()
+        self._in_decoder: dict[int, _Reading] = {}
+        self._finished: list[tuple[int, list[Segment]]] = []
+
+    def __iter__(self) -> "_Desk":
+        return self
+
+    def __next__(self) -> Window[int]:
+        """Return the next window of a recording; digital silence is skipped first."""
+        while recording := self._next():
+            rate = self._whisper.log_mel.sampling_rate
+            recording.position = next_sound(recording.waveform, rate, recording.position)
+            if not recording.is_finished:
+                self._in_decoder[recording.number] = recording
+                prompt = recording.prompt(self._whisper) if self._has_prompts else []
+                samples, number = recording.window(self._whisper), recording.number
+                return window_of(self._whisper, number, samples, self._decoding, prompt)
+            self._finished.append((recording.number, recording.segments))
+        raise StopIteration
+
+    def _next(self) -> "_Reading | None":
+        """Return a recording that is ready to be read on, or a new one where there is a place."""
+        if self._ready:
+            return self._ready.popleft()
+        if len(self._in_decoder) == self._num_places:
+            return None
+        return next(starmap(_Reading, self._waveforms), None)
+
+    def read(self, number: int, transcript: Transcript) -> None:
+        """Take in what was written for a recording's window."""
+        recording = self._in_decoder.pop(number)
+        recording.read(self._whisper, transcript)
+        if transcript.temperature > MAX_TEMPERATURE_OF_PROMPT:
             recording.history.clear()
+        if recording.is_finished:
+            self._finished.append((recording.number, recording.segments))
+        else:
+            self._ready.append(recording)
+
+    def take_finished(self) -> NumberedSegments:
+        """Yield the recordings that were read to their end, once each."""
+        while self._finished:
+            yield self._finished.pop(0)
+
+
+def window_of(
+    whisper: Whisper,
+    key: Key,
+    samples: Waveform,
+    decoding: Decoding,
+    prompt: Sequence[int] = (),
+) -> Window[Key]:
+    """Return the window of some sound; what is drawn for it depends on its samples."""
+    (features,) = whisper.log_mel([samples], whisper.model.device)
+    return Window(key, features, decoding, prompt, crc32(np.ascontiguousarray(samples)))
 
 
 @dataclass
@@ -127,10 +169,10 @@ class _Reading:
         most = whisper.max_label_length // 2 - 1
         return [whisper.tokens.start_of_prev, *self.history[-most:]] if self.history else []
 
-    def read(self, whisper: Whisper, transcript: Transcript | None) -> None:
-        """Keep a window's passages and go on behind them; None is a window without speech."""
+    def read(self, whisper: Whisper, transcript: Transcript) -> None:
+        """Keep a window's passages and go on behind them."""
         rate, size = whisper.log_mel.sampling_rate, whisper.log_mel.window_samples
-        ids = text_ids(transcript.ids, whisper.tokens) if transcript else []
+        ids = text_ids(transcript.ids, whisper.tokens)
         window_end = min(self.position + size, len(self.waveform))
         window_s = (window_end - self.position) / rate
         is_last = window_end == len(self.waveform)
@@ -178,51 +220,6 @@ def _complete_passages(
     return [], (0.0, last.start) if 0 < last.start < window_s else (window_s, window_s)
 
 
-def _decode_with_fallback(
-    whisper: Whisper,
-    windows: Sequence[Waveform],
-    prompts: Sequence[list[int]],
-    decoding: Decoding,
-    temperatures: Sequence[float],
-) -> list[tuple[Transcript | None, float]]:
-    """Return the transcript of each window, None where it has no speech, and its temperature."""
-    if not windows:
-        return []
-    features = whisper.log_mel(windows, whisper.model.device)
-    transcripts: dict[int, tuple[Transcript | None, float]] = {}
-    pending = list(range(len(windows)))
-    for temperature in temperatures:
-        shown = [prompts[index] for index in pending]
-        found = transcribe_windows(
-            whisper, features[pending], decoding, prompts=shown, temperature=temperature
-        )
-        tried = list(zip(pending, found, strict=True))
-        transcripts.update({i: (each, temperature) for i, each in tried})
-        if len(temperatures) == 1:
-            break
-        transcripts.update({i: (None, temperature) for i, each in tried if _is_silence(each)})
-        pending = [i for i, each in tried if not _is_silence(each) and _looks_bad(whisper, each)]
-        if not pending:
-            break
-    return [transcripts[i] for i in range(len(windows))]
-
-
-def _is_unsure(transcript: Transcript) -> bool:
-    return transcript.avg_logprob < MIN_AVG_LOGPROB
-
-
-def _is_silence(transcript: Transcript) -> bool:
-    """Tell whether `<|nospeech|>` is likely and what is written is not."""
-    silence = transcript.no_speech_prob
-    return _is_unsure(transcript) and silence is not None and silence > NO_SPEECH_PROBABILITY
-
-
-def _looks_bad(whisper: Whisper, transcript: Transcript) -> bool:
-    text = plain_text(transcript.ids, whisper.tokens, whisper.tokenizer)
-    return _is_unsure(transcript) or compression_ratio(text) > MAX_COMPRESSION_RATIO
-
-
-@torch.inference_mode()
 def transcribe_in_chunks(
     whisper: Whisper,
     waveforms: Iterable[Waveform],
@@ -253,24 +250,21 @@ def transcribe_in_chunks(
     """
     rate = whisper.log_mel.sampling_rate
     stride_s = chunk_length_s / 6 if stride_length_s is None else stride_length_s
-    segments: dict[int, list[Segment]] = {}
+    recordings: dict[int, _Chunks] = {}
 
-    def cut_all() -> Iterator[_Chunk]:
+    def windows() -> Iterator[Window[tuple[int, int]]]:
         for number, waveform in enumerate(waveforms):
-            segments[number] = []  # silence has no chunk, and is a recording all the same
-            for start, end in chunk_bounds(waveform, rate, chunk_length_s, 2 * stride_s):
-                yield _Chunk(number, start, waveform[start:end])
+            bounds = list(chunk_bounds(waveform, rate, chunk_length_s, 2 * stride_s))
+            recordings[number] = _Chunks(bounds)
+            for index, (start, end) in enumerate(bounds):
+                yield window_of(whisper, (number, index), waveform[start:end], decoding)
 
-    chunks = cut_all()
-    while batch := list(islice(chunks, batch_size)):
-        features = whisper.log_mel([chunk.samples for chunk in batch], whisper.model.device)
-        transcripts = transcribe_windows(whisper, features, decoding)
-        for chunk, transcript in zip(batch, transcripts, strict=True):
-            segments[chunk.number] += chunk.segments(whisper, transcript)
-        # A recording is finished once a chunk of a later one was seen.
-        for number in [number for number in segments if number < batch[-1].number]:
-            yield number, segments.pop(number)
-    yield from segments.items()
+    for (number, index), transcript in transcribe_stream(whisper, windows(), decoding, batch_size):
+        recordings[number].read(whisper, index, transcript)
+        # Silence has no chunk, and is a recording all the same.
+        for done in [n for n, recording in recordings.items() if recording.is_finished]:
+            yield done, recordings.pop(done).segments
+    yield from ((number, recording.segments) for number, recording in recordings.items())
 
 
 def chunk_bounds(
@@ -294,19 +288,28 @@ def chunk_bounds(
         start = next_sound(waveform, rate, end)
 
 
-@dataclass(frozen=True)
-class _Chunk:
-    """A piece of a recording; `start` in samples."""
+@dataclass
+class _Chunks:
+    """A recording whose chunks, from `bounds` in samples, are being decoded in any order."""
 
-    number: int
-    start: int
-    samples: Waveform
+    bounds: list[tuple[int, int]]
+    read_segments: dict[int, list[Segment]] = field(default_factory=dict)
 
-    def segments(self, whisper: Whisper, transcript: Transcript) -> list[Segment]:
-        """Return the segments of a chunk's transcript, at their times in the recording."""
+    @property
+    def is_finished(self) -> bool:
+        return len(self.read_segments) == len(self.bounds)
+
+    @property
+    def segments(self) -> list[Segment]:
+        """All that was written, in the order of the recording."""
+        return [each for _, found in sorted(self.read_segments.items()) for each in found]
+
+    def read(self, whisper: Whisper, index: int, transcript: Transcript) -> None:
+        """Keep the segments of a chunk's transcript, at their times in the recording."""
         rate = whisper.log_mel.sampling_rate
-        offset, duration = self.start / rate, len(self.samples) / rate
-        return [
+        start, end = self.bounds[index]
+        offset, duration = start / rate, (end - start) / rate
+        self.read_segments[index] = [
             Segment(
                 offset + min(passage.start, duration),
                 offset + min(duration if passage.end is None else passage.end, duration),

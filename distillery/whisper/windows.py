@@ -1,12 +1,12 @@
 """Decoding of single windows; `distillery.whisper.long_form` makes recordings of them.
 
-Greedy search is our own (`distillery.whisper.greedy`); beams, temperatures and drafts are
-transformers' `generate`.
+Greedy search and what is drawn at a temperature is our own (`distillery.whisper.greedy`); beams and
+drafts are transformers' `generate`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from itertools import groupby
+from itertools import groupby, islice
 from typing import Any
 
 import torch
@@ -24,7 +24,8 @@ from distillery.whisper.checkpoint import Whisper
 from distillery.whisper.decoder_batch import Batch, likeliest_languages
 from distillery.whisper.decoding import Decoding as Decoding
 from distillery.whisper.decoding import Transcript as Transcript
-from distillery.whisper.greedy import GreedyDecoder, Window, encode
+from distillery.whisper.fallback import kept, next_temperature
+from distillery.whisper.greedy import GreedyDecoder, Key, Window, encode
 from distillery.whisper.speculation import Draft, DraftedWhisper
 
 
@@ -47,14 +48,12 @@ def decoder_passes(whisper: Whisper, decoding: Decoding) -> list[tuple[Any, str]
     return [(whisper.model.model.decoder, "forward"), (whisper.model.proj_out, "forward")]
 
 
-@torch.inference_mode()
 def transcribe_windows(
     whisper: Whisper,
     input_features: Tensor,
     decoding: Decoding,
     *,
     prompts: Sequence[Sequence[int]] = (),
-    temperature: float = 0.0,
 ) -> list[Transcript]:
     """Transcribe windows side by side.
 
@@ -64,54 +63,95 @@ def transcribe_windows(
         input_features: float (batch, mels, frames of the window).
         decoding: see `Decoding`.
         prompts: ids that each window's decoder sees before its prefix; one of no ids is none.
-        temperature: above 0, ids are drawn from the softmax at this temperature, without beams.
     """
     shown = list(prompts) or [()] * len(input_features)
-    if temperature > 0 or decoding.num_beams > 1:
-        return _search(whisper, input_features, decoding, shown, temperature)
-    if isinstance(whisper, DraftedWhisper) and not any(shown):
-        # Transformers drafts for one window at a time.
-        return [
-            transcript
-            for window in input_features
-            for transcript in _search(whisper, window[None], decoding, [()], draft=whisper.draft)
-        ]
     windows = [
         Window(index, features, decoding, prompt)
         for index, (features, prompt) in enumerate(zip(input_features, shown, strict=True))
     ]
-    decoder = GreedyDecoder[int](whisper, len(windows), captures=False)
-    transcripts = dict(decoder.transcribe(windows))
-    return [transcripts[index] for index in range(len(windows))]
+    found = dict(_in_batch(whisper, windows))
+    return [found[index] for index in range(len(windows))]
+
+
+def transcribe_stream(
+    whisper: Whisper, windows: Iterable[Window[Key]], decoding: Decoding, batch_size: int
+) -> Iterator[tuple[Key, Transcript]]:
+    """Transcribe windows as they come, each as soon as there is room for it.
+
+    Args:
+        whisper: the model. Its assistant, where it has one, is used as in `transcribe_windows`.
+        windows: their languages, tasks and timestamps may differ.
+        decoding: the beams and the fallback of all of them.
+        batch_size: windows side by side; the greedy search halves it where memory runs out.
+
+    Yields:
+        The key of a window and its transcript, not in order.
+    """
+    if searches_itself(whisper, decoding):
+        yield from GreedyDecoder[Key](whisper, batch_size).transcribe(windows)
+        return
+    source = iter(windows)
+    while batch := list(islice(source, batch_size)):
+        yield from _in_batch(whisper, batch)
+
+
+@torch.inference_mode()
+def _in_batch(whisper: Whisper, windows: Sequence[Window[Key]]) -> list[tuple[Key, Transcript]]:
+    """Transcribe some windows of the same number of beams, and nothing else beside them."""
+    if not windows:
+        return []
+    if windows[0].decoding.num_beams > 1:
+        found = _search(whisper, windows)
+    elif isinstance(whisper, DraftedWhisper) and not any(window.prompt for window in windows):
+        # Transformers drafts for one window at a time.
+        found = [_search(whisper, [window], whisper.draft)[0] for window in windows]
+    else:
+        return _greedily(whisper, windows)
+    return _with_fallback(whisper, windows, found)
+
+
+def _greedily(whisper: Whisper, windows: Sequence[Window[Key]]) -> list[tuple[Key, Transcript]]:
+    return list(GreedyDecoder[Key](whisper, len(windows), captures=False).transcribe(windows))
+
+
+def _with_fallback(
+    whisper: Whisper, windows: Sequence[Window[Key]], found: Sequence[Transcript]
+) -> list[tuple[Key, Transcript]]:
+    """Name the transcripts of windows; where that is asked for, decode bad ones again."""
+    named, bad = [], []
+    for window, transcript in zip(windows, found, strict=True):
+        warmer = next_temperature(whisper, window.decoding, transcript)
+        if warmer is None:
+            named.append((window.key, kept(whisper, window.decoding, transcript)))
+        else:
+            bad.append(replace(window, temperature=warmer))
+    return [*named, *(_greedily(whisper, bad) if bad else [])]
 
 
 def _search(
-    whisper: Whisper,
-    input_features: Tensor,
-    decoding: Decoding,
-    prompts: Sequence[Sequence[int]],
-    temperature: float = 0.0,
-    draft: Draft | None = None,
+    whisper: Whisper, windows: Sequence[Window[Key]], draft: Draft | None = None
 ) -> list[Transcript]:
-    """Transcribe by `generate`, windows of one language and one length of prompt together."""
-    encoded = encode(whisper, list(input_features))
-    languages: list[str | None] = [decoding.language] * len(prompts)
-    if decoding.language is None and whisper.tokens.is_multilingual:
-        languages = [*detect_languages(whisper, encoded)]
+    """Transcribe by `generate`, windows of one prefix and one length of prompt together."""
+    features = [window.features for window in windows]
+    encoded = encode(whisper, features)
+    languages = [window.decoding.language for window in windows]
+    if whisper.tokens.is_multilingual and None in languages:
+        detected = detect_languages(whisper, encoded)
+        languages = [given or found for given, found in zip(languages, detected, strict=True)]
     if draft is not None:
-        draft.encode(input_features)
+        draft.encode(torch.stack(features))
+    hows = [replace(w.decoding, language=code) for w, code in zip(windows, languages, strict=True)]
 
     def kind(index: int) -> tuple[int, str]:
-        return len(prompts[index]), languages[index] or ""
+        return len(windows[index].prompt), repr(hows[index])
 
     transcripts: dict[int, Transcript] = {}
-    for _, indices in groupby(sorted(range(len(prompts)), key=kind), key=kind):
+    for _, indices in groupby(sorted(range(len(windows)), key=kind), key=kind):
         group = list(indices)
-        alike = replace(decoding, language=languages[group[0]])
-        shown = [prompts[index] for index in group]
-        found = _generate(whisper, encoded[group], alike, shown, temperature, draft)
+        shown = [windows[index].prompt for index in group]
+        found = _generate(whisper, encoded[group], hows[group[0]], shown, draft)
         transcripts.update(zip(group, found, strict=True))
-    return [transcripts[index] for index in range(len(prompts))]
+    return [transcripts[index] for index in range(len(windows))]
 
 
 def detect_languages(whisper: Whisper, encoded: Tensor) -> list[str]:
@@ -132,7 +172,6 @@ def _generate(
     encoded: Tensor,
     decoding: Decoding,
     prompts: Sequence[Sequence[int]],
-    temperature: float,
     draft: Draft | None,
 ) -> list[Transcript]:
     model, tokens = whisper.model, whisper.tokens
@@ -144,7 +183,7 @@ def _generate(
         encoder_outputs=BaseModelOutput(last_hidden_state=encoded),
         return_timestamps=decoding.timestamps,
         num_beams=decoding.num_beams,
-        temperature=temperature,
+        temperature=0.0,
         max_new_tokens=min(decoding.max_length - len(prefix), whisper.max_label_length - num_given),
         # One pass: without it, a window with timestamps is decoded again from its last one on.
         force_unique_generate_call=True,

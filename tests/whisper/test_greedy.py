@@ -9,6 +9,8 @@ import pytest
 import torch
 from stage_runs import talkative_model_folder
 from tiny import SHARED, tiny_model_folder
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map
 from transformers import WhisperTokenizer
 
 from distillery.whisper import checkpoint, decoder_batch, greedy
@@ -48,7 +50,8 @@ def ours(whisper, windows, batch_size=4, steps=1):
     decoder = GreedyDecoder(whisper, batch_size)
     decoder.steps_between_tests = steps
     found = list(decoder.transcribe(windows))
-    assert sorted(key for key, _ in found) == sorted(window.key for window in windows)
+    assert {key for key, _ in found} == {window.key for window in windows}
+    assert len(found) == len(windows)
     by_key = dict(found)
     return [by_key[window.key] for window in windows]
 
@@ -154,6 +157,14 @@ def test_languages_tasks_and_prompts_go_side_by_side(whisper, features):
     assert [one.language for one in found] == ["ja"] * 4 + ["en"] * 4
 
 
+def drawn_windows(features, temperature=0.7):
+    """Return windows of which what is written is drawn."""
+    return [
+        Window(f"drawn {index}", window, GREEDY, seed=1000 * index, temperature=temperature)
+        for index, window in enumerate(features[:4])
+    ]
+
+
 def test_neither_batch_size_nor_order_nor_steps_change_anything(whisper, features):
     windows = mixed(whisper, features)
     wanted = ours(whisper, windows, batch_size=1)
@@ -168,25 +179,90 @@ def test_neither_batch_size_nor_order_nor_steps_change_anything(whisper, feature
                 assert one.no_speech_prob == pytest.approx(wanted[index].no_speech_prob, abs=1e-5)
 
 
-def test_the_sizes_of_cudas_steps_change_nothing(whisper, features, monkeypatch):
-    """More rows than windows, more keys than positions; here without the graphs themselves."""
-    windows = mixed(whisper, features)
-    wanted = ours(whisper, windows, batch_size=3)
-    shapes = []
+class Operations(TorchDispatchMode):
+    """Stands in for a CUDA graph: records the operations of a step, and replays them as they were.
 
-    class Eager:
-        def run(self, shape, step):
-            shapes.append(shape)
+    Nothing of Python is in a replay, so whatever a step reads must lie in tensors. What would wait
+    for the device, or take memory by what the tensors hold, cannot be captured.
+    """
+
+    DEPEND_ON_VALUES = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "is_nonzero")
+
+    def __init__(self):
+        super().__init__()
+        self.recorded = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        assert not any(name in str(function) for name in self.DEPEND_ON_VALUES), function
+        made = function(*args, **(kwargs or {}))
+        self.recorded.append((function, args, kwargs or {}, made))
+        return made
+
+    def replay(self):
+        now = {}
+
+        def current(value):
+            return now.get(id(value), value)
+
+        for function, args, kwargs, made in self.recorded:
+            again = function(*tree_map(current, args), **tree_map(current, kwargs))
+            leaves = zip(tree_leaves(made), tree_leaves(again), strict=True)
+            now.update({id(old): new for old, new in leaves if isinstance(old, torch.Tensor)})
+
+
+@pytest.fixture
+def captures(monkeypatch):
+    """Let steps be captured as on CUDA, in small sizes; return the shapes as they are replayed."""
+    replayed = []
+
+    def capture(step):
+        operations = Operations()
+        with operations:
             step()
 
+        def replay():
+            if len(done):  # the first time, the operations have just run
+                operations.replay()
+            done.append(len(operations.recorded))
+
+        done = []
+        replayed.append(done)
+        return replay
+
     monkeypatch.setattr(decoder_batch, "on_cuda", lambda whisper: True)
-    monkeypatch.setattr(decoder_batch, "_StepGraphs", Eager)
+    monkeypatch.setattr(decoder_batch, "CudaCapture", lambda: capture)
     monkeypatch.setattr(decoder_batch, "ROWS_BUCKET", 2)
     monkeypatch.setattr(decoder_batch, "LENGTH_BUCKET", 20)
-    found = ours(whisper, windows, 3, steps=4)
+    return replayed
+
+
+@pytest.mark.parametrize("steps", [1, 4])
+def test_captured_steps_write_the_same(whisper, features, captures, steps):
+    """More rows than windows and more keys than positions, and none of Python in a step."""
+    with pytest.MonkeyPatch.context() as plain:
+        plain.setattr(decoder_batch, "on_cuda", lambda whisper: False)
+        windows = [*mixed(whisper, features), *drawn_windows(features)]
+        wanted = ours(whisper, windows, batch_size=3)
+        assert not captures
+    found = ours(whisper, windows, 3, steps=steps)
     assert [one.ids for one in found] == [one.ids for one in wanted]
-    assert {rows for rows, *_ in shapes} == {2, 4}
-    assert {length for _, length, _ in shapes} == {20, 40}
+    assert [one.avg_logprob for one in found] == pytest.approx(
+        [one.avg_logprob for one in wanted], abs=1e-4
+    )
+    assert sum(len(times) > 1 for times in captures) > 4  # shapes that were replayed
+
+
+def test_the_sizes_of_captured_steps(whisper, features, captures, monkeypatch):
+    shapes = []
+    run = decoder_batch._CapturedSteps.run
+    monkeypatch.setattr(
+        decoder_batch._CapturedSteps,
+        "run",
+        lambda self, shape, step: (shapes.append(shape), run(self, shape, step)),
+    )
+    ours(whisper, mixed(whisper, features), 3, steps=4)
+    assert {shape.num_rows for shape in shapes} == {2, 4}
+    assert {shape.length for shape in shapes} == {20, 40}
 
 
 def test_probability_of_no_speech_is_that_behind_the_start(whisper, features):
@@ -242,10 +318,10 @@ def test_out_of_memory_halves_the_batch_and_loses_nothing(
             raise error
         return real_encode(whisper, group)
 
-    def step(batch, num_rows, *shape):
-        if where == "step" and num_rows > 2:
+    def step(batch, shape):
+        if where == "step" and shape.num_rows > 2:
             raise error
-        real_step(batch, num_rows, *shape)
+        real_step(batch, shape)
 
     real_encode, real_step = greedy.encode, greedy.Batch.step
     monkeypatch.setattr(greedy, "encode", encode)

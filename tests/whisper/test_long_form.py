@@ -5,6 +5,8 @@ trained to write: each word that is whole between its timestamps, and the start 
 the window cuts off. A word whose beginning it misses it takes for another.
 """
 
+from dataclasses import replace
+from itertools import islice
 from types import SimpleNamespace
 
 import numpy as np
@@ -18,7 +20,6 @@ from distillery.text.timestamps import Segment
 from distillery.text.tokens import SpecialTokens
 from distillery.whisper import checkpoint, long_form
 from distillery.whisper.long_form import (
-    TEMPERATURES,
     chunk_bounds,
     text_of,
     transcribe_in_chunks,
@@ -40,16 +41,13 @@ class Windows:
     def __init__(self, window_s):
         self.window_s = window_s
         self.window_samples = round(window_s * RATE)
-        self.batches = []
+        self.heard = []
 
     def __call__(self, waveforms, device):
         assert all(0 < len(wave) <= self.window_samples for wave in waveforms)
-        self.batches.append([wave.copy() for wave in waveforms])
-        return torch.arange(len(waveforms))[:, None, None]
-
-    @property
-    def heard(self):
-        return [wave for batch in self.batches for wave in batch]
+        numbers = range(len(self.heard), len(self.heard) + len(waveforms))
+        self.heard += [wave.copy() for wave in waveforms]
+        return torch.tensor(numbers)[:, None, None]
 
 
 def stub(window_s=3.0, tokenizer=None, max_label_length=96):
@@ -64,22 +62,25 @@ def stub(window_s=3.0, tokenizer=None, max_label_length=96):
 
 
 def speaking(monkeypatch, write):
-    """Let every window say what `write(whisper, waveform, prompt, temperature)` returns.
+    """Let every window say what `write(whisper, waveform, prompt)` returns.
 
-    That is a list of times in seconds and texts, or a `Transcript`. Returns a list of the calls.
+    That is a list of times in seconds and texts, or a `Transcript`. Returns for all windows that
+    stood side by side how many these were, what they were shown, and how they were decoded.
     """
     calls = []
 
-    def transcribe_windows(model, features, decoding, *, prompts=(), temperature=0.0):
-        waves = [model.log_mel.batches[-1][int(index)] for index in features.flatten()]
-        shown = list(prompts) or [[]] * len(waves)
-        calls.append((len(waves), shown, temperature, decoding))
-        return [
-            transcript(model, write(model, wave, prompt, temperature))
-            for wave, prompt in zip(waves, shown, strict=True)
-        ]
+    def transcribe_stream(model, windows, decoding, batch_size):
+        source, num_taken = iter(windows), len(model.log_mel.heard)
+        while batch := list(islice(source, batch_size)):
+            assert all(window.decoding == decoding for window in batch)
+            num_taken += len(batch)
+            assert len(model.log_mel.heard) == num_taken  # and no features of any other window
+            calls.append((len(batch), [window.prompt for window in batch], decoding))
+            for window in batch:
+                wave = model.log_mel.heard[int(window.features)]
+                yield window.key, transcript(model, write(model, wave, window.prompt))
 
-    monkeypatch.setattr(long_form, "transcribe_windows", transcribe_windows)
+    monkeypatch.setattr(long_form, "transcribe_stream", transcribe_stream)
     return calls
 
 
@@ -120,7 +121,7 @@ def ear(error_s=0.0, seed=0, makes_ends_up=False):
     """
     rng = np.random.default_rng(seed)
 
-    def write(model, wave, prompt, temperature):
+    def write(model, wave, prompt):
         edges = np.flatnonzero(np.diff(np.concatenate([[0], wave > 0.01, [0]])))
         found = []
         for first, last in edges.reshape(-1, 2):
@@ -223,14 +224,14 @@ def test_silence_is_read_window_by_window(monkeypatch, seconds, num_windows, wri
 
 
 def test_a_long_recording_is_never_held_as_features(monkeypatch):
-    speaking(monkeypatch, lambda *_: [0.0])
-    wave, model = hush(600.0), stub(30.0)
-    assert list(transcribe_sequentially(model, [wave], DECODING, 8)) == [(0, [])]
-    assert {len(batch) for batch in model.log_mel.batches} == {1}
-    model = stub(30.0)
-    ((_, segments),) = transcribe_in_chunks(model, [wave], DECODING, 8, chunk_length_s=30.0)
+    wave = hush(600.0)
+    calls = speaking(monkeypatch, lambda *_: [0.0])
+    assert list(transcribe_sequentially(stub(30.0), [wave], DECODING, 8)) == [(0, [])]
+    assert {size for size, *_ in calls} == {1}
+    calls.clear()
+    ((_, segments),) = transcribe_in_chunks(stub(30.0), [wave], DECODING, 8, chunk_length_s=30.0)
     assert text_of(segments) == ""
-    assert max(len(batch) for batch in model.log_mel.batches) == 8
+    assert max(size for size, *_ in calls) == 8
 
 
 def test_digital_silence_is_not_shown_to_the_model(monkeypatch):
@@ -288,59 +289,6 @@ def test_times_end_with_the_window(monkeypatch):
     assert [segment[:2] for segment in segments] == [(0.5, 3.0), (3.5, 5.0)]
 
 
-def loop(model, temperature):
-    ids = [model.tokens.start_of_transcript, *encode(model, "いえ" * 60)]
-    return Transcript(ids, True, -0.1)
-
-
-def test_a_loop_is_decoded_again_at_higher_temperatures(monkeypatch):
-    def write(model, wave, prompt, temperature):
-        return [0.0, "ねこ", 3.0] if temperature >= 0.4 else loop(model, temperature)
-
-    calls = speaking(monkeypatch, write)
-    wave = hush(6.0)
-    ((_, segments),) = transcribe_sequentially(
-        stub(), [wave], DECODING, 1, temperatures=TEMPERATURES
-    )
-    assert text_of(segments) == "ねこねこ"
-    assert [temperature for _, _, temperature, _ in calls] == [0.0, 0.2, 0.4] * 2
-
-
-def test_a_loop_stays_without_fallback_and_when_nothing_helps(monkeypatch):
-    calls = speaking(monkeypatch, lambda model, *_: loop(model, 0.0))
-    wave = hush(3.0)
-    for temperatures in (TEMPERATURES[:1], TEMPERATURES):
-        calls.clear()
-        ((_, segments),) = transcribe_sequentially(
-            stub(), [wave], DECODING, 1, temperatures=temperatures
-        )
-        assert text_of(segments) == "いえ" * 60
-        assert len(calls) == len(temperatures)
-
-
-def test_only_bad_windows_are_decoded_again(monkeypatch):
-    def write(model, wave, prompt, temperature):
-        if wave.max() > 0.2 and temperature == 0.0:
-            return transcript(model, [0.0, WRONG, 3.0], avg_logprob=-1.5)
-        return ear()(model, wave, prompt, temperature)
-
-    calls = speaking(monkeypatch, write)
-    waves = [spoken([(index, 1.0)], [1.0, 1.0]) for index in (0, 4, 1)]
-    found = dict(transcribe_sequentially(stub(), waves, DECODING, 3, temperatures=(0.0, 0.2)))
-    assert [text_of(found[i]) for i in range(3)] == ["ねこ", "りんご", "みず"]
-    assert [size for size, *_ in calls] == [3, 1]
-
-
-@pytest.mark.parametrize(("probability", "text"), [(0.9, ""), (0.3, WRONG)])
-def test_an_unsure_window_that_is_likely_silence_says_nothing(monkeypatch, probability, text):
-    speaking(
-        monkeypatch,
-        lambda model, *_: transcript(model, [0.0, WRONG, 3.0], -1.5, probability),
-    )
-    found = transcribe_sequentially(stub(), [hush(1.0)], DECODING, 1, temperatures=(0.0, 0.2))
-    assert text_of(dict(found)[0]) == text
-
-
 def test_a_window_sees_what_was_written_before_it(monkeypatch):
     calls = speaking(monkeypatch, lambda *_: [0.0, "ねこ", 3.0])
     model = stub(max_label_length=20)
@@ -350,33 +298,27 @@ def test_a_window_sees_what_was_written_before_it(monkeypatch):
     said = [timestamp(0.0), *encode(model, "ねこ"), timestamp(3.0)]
     before = model.tokens.start_of_prev
     expected = [[], [before, *said], [before, *(said * 2)[-9:]], [], [before, *said]]
-    assert [prompt for _, (prompt,), _, _ in calls] == expected
+    assert [prompt for _, (prompt,), _ in calls] == expected
 
 
 def test_prompts_of_different_lengths_are_decoded_together(monkeypatch):
-    def write(model, wave, prompt, temperature):
-        return ear()(model, wave, prompt, temperature)
-
-    calls = speaking(monkeypatch, write)
+    calls = speaking(monkeypatch, lambda *heard: ear()(*heard))
     waves, said = zip(*recordings(6, seed=3), strict=True)
     found = dict(transcribe_sequentially(stub(), waves, DECODING, 4, condition_on_prev_tokens=True))
     assert [text_of(found[i]) for i in range(6)] == list(said)
-    assert max(len({len(prompt) for prompt in prompts}) for _, prompts, _, _ in calls) > 2
+    assert max(len({len(prompt) for prompt in prompts}) for _, prompts, _ in calls) > 2
     assert all(size == 4 for size, *_ in calls[:3])  # as many recordings as there are, in one call
 
 
-def test_what_was_drawn_freely_is_no_prompt(monkeypatch):
-    def write(model, wave, prompt, temperature):
-        return [0.0, "ねこ", 3.0] if temperature == 1.0 else loop(model, temperature)
+@pytest.mark.parametrize(("temperature", "is_shown"), [(0.4, True), (0.6, False)])
+def test_what_was_drawn_freely_is_no_prompt(monkeypatch, temperature, is_shown):
+    def write(model, *_):
+        return replace(transcript(model, [0.0, "ねこ", 3.0]), temperature=temperature)
 
     calls = speaking(monkeypatch, write)
     wave = hush(6.0)
-    list(
-        transcribe_sequentially(
-            stub(), [wave], DECODING, 1, condition_on_prev_tokens=True, temperatures=TEMPERATURES
-        )
-    )
-    assert all(prompt == [] for _, (prompt,), _, _ in calls)
+    list(transcribe_sequentially(stub(), [wave], DECODING, 1, condition_on_prev_tokens=True))
+    assert [prompt != [] for _, (prompt,), _ in calls] == [False, is_shown]
 
 
 def test_chunks_begin_before_sound_and_end_in_silence():
@@ -413,8 +355,8 @@ def test_chunks_of_noise_and_of_what_fits():
 def test_chunked_decoding_hears_every_word(monkeypatch, batch_size, timestamps):
     listen = ear()
 
-    def write(model, wave, prompt, temperature):
-        parts = listen(model, wave, prompt, temperature)
+    def write(model, wave, prompt):
+        parts = listen(model, wave, prompt)
         return parts if timestamps else ["".join(p for p in parts if isinstance(p, str))]
 
     calls = speaking(monkeypatch, write)
@@ -442,13 +384,12 @@ def real(tmp_path_factory):
 
 @pytest.mark.parametrize("seconds", [0.5, 4.0, 9.0])
 @pytest.mark.parametrize("condition", [False, True])
-@pytest.mark.parametrize("temperatures", [TEMPERATURES[:1], TEMPERATURES[:2]])
-def test_a_model_with_weights_decodes_sequentially(real, seconds, condition, temperatures):
+@pytest.mark.parametrize("fallback", [False, True])
+def test_a_model_with_weights_decodes_sequentially(real, seconds, condition, fallback):
+    decoding = replace(DECODING, temperature_fallback=fallback)
     waves = [np.sin(np.arange(round(seconds * RATE)) * n / 20).astype(np.float32) for n in (1, 2)]
     found = dict(
-        transcribe_sequentially(
-            real, waves, DECODING, 2, condition_on_prev_tokens=condition, temperatures=temperatures
-        )
+        transcribe_sequentially(real, waves, decoding, 2, condition_on_prev_tokens=condition)
     )
     for number in (0, 1):
         assert "<|" not in text_of(found[number])
