@@ -141,19 +141,19 @@ from distillery.cli.runtime import (
     stage_run,
     start_trackers,
 )
-from distillery.data import schema, sources
-from distillery.data.collators import PROBLEM, WindowCollator, Windows
+from distillery.data import sources
+from distillery.data.collators import WindowCollator, Windows
 from distillery.data.specs import DatasetSpec
 from distillery.evaluation import evaluations, results, tables
-from distillery.evaluation.evaluations import Evaluation, Scoring, Transcription, reference_of
+from distillery.evaluation.evaluations import Evaluation, Scoring, Transcription
 from distillery.evaluation.predictions_files import name_files, score_files
 from distillery.evaluation.results import Result
+from distillery.evaluation.transcription import ClipTranscriber
 from distillery.storage.progress import ProgressBar
 from distillery.storage.runs import Run
 from distillery.whisper.checkpoint import Whisper
-from distillery.whisper.long_form import text_of, transcribe_in_chunks
 from distillery.whisper.postprocessing import Postprocessor
-from distillery.whisper.windows import Decoding, transcribe_windows
+from distillery.whisper.windows import Decoding
 
 logger = logging.getLogger(__name__)
 
@@ -272,15 +272,19 @@ class _Transcriber:
         self, whisper: Whisper, decoding: Decoding, rows: sources.Rows
     ) -> tuple[list[Transcription], float]:
         """Return the transcriptions of all processes, and the seconds they took."""
+        clips = ClipTranscriber(
+            whisper, decoding, self.batch_size, self.chunk_length_s, self.postprocess
+        )
         transcriptions: list[Transcription] = []
         is_quiet = not self.accelerator.is_local_main_process
         bar = ProgressBar(desc="evaluating", unit=" clips", disable=is_quiet)
         started = time.perf_counter()
-        for number, batch in enumerate(self._batches(whisper, rows), start=1):
-            transcriptions += self._transcribe_batch(whisper, decoding, batch)
-            bar.update(len(batch.rows))
-            if number % self.logging_steps == 0:
-                logger.info("%d batches, %d clips transcribed", number, len(transcriptions))
+        for transcription in clips.transcribe(self._batches(whisper, rows)):
+            transcriptions.append(transcription)
+            self._report(transcription)
+            bar.update()
+            if len(transcriptions) % (self.logging_steps * self.batch_size) == 0:
+                logger.info("%d clips transcribed", len(transcriptions))
         bar.close()
         everything = gather_object(transcriptions)
         return everything, time.perf_counter() - started
@@ -301,51 +305,10 @@ class _Transcriber:
             )
         )
 
-    def _transcribe_batch(
-        self, whisper: Whisper, decoding: Decoding, batch: Windows
-    ) -> list[Transcription]:
-        in_chunks = self._texts_in_chunks(whisper, decoding, batch)
-        windows = self._windows(whisper, decoding, batch)
-        transcriptions = []
-        for row in batch.rows:
-            row_id, reference = row[schema.ID], reference_of(row)
-            if row[PROBLEM]:
-                self._report(row_id, row[PROBLEM])
-                transcriptions.append(Transcription(row_id, reference, "", 0.0, row[PROBLEM]))
-                continue
-            if row_id in in_chunks:
-                # Of its chunks only the text is left; times would not change it.
-                text = self.postprocess.punctuated(in_chunks[row_id])
-            else:
-                transcript, waveform = next(windows)
-                text = self.postprocess(whisper, transcript.ids, waveform)
-            transcriptions.append(Transcription(row_id, reference, text, row[schema.DURATION]))
-        return transcriptions
-
-    def _texts_in_chunks(
-        self, whisper: Whisper, decoding: Decoding, batch: Windows
-    ) -> dict[str, str]:
-        """Return the texts, by id, of the clips that are longer than a chunk."""
-        if self.chunk_length_s is None or not batch.long:
-            return {}
-        ids, clips, size = list(batch.long), batch.long.values(), len(batch.rows)
-        numbered = transcribe_in_chunks(
-            whisper, clips, decoding, size, chunk_length_s=self.chunk_length_s
-        )
-        return {ids[number]: text_of(segments) for number, segments in numbered}
-
-    def _windows(self, whisper: Whisper, decoding: Decoding, batch: Windows) -> Iterator[Any]:
-        """Yield the transcript and the samples of the other clips."""
-        if not batch.waveforms:
-            return iter(())
-        features = whisper.log_mel(batch.waveforms, self.accelerator.device)
-        transcripts = transcribe_windows(whisper, features, decoding)
-        return zip(transcripts, batch.waveforms, strict=True)
-
-    def _report(self, row_id: str, problem: str) -> None:
-        if row_id not in self.reported:
-            self.reported.add(row_id)
-            logger.warning("clip %s %s", row_id, problem)
+    def _report(self, transcription: Transcription) -> None:
+        if transcription.problem is not None and transcription.id not in self.reported:
+            self.reported.add(transcription.id)
+            logger.warning("clip %s %s", transcription.id, transcription.problem)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ beside it, the seconds that the processor worked for this process say more than 
 import argparse
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
@@ -108,13 +108,14 @@ def encoder(whisper: Whisper, features: Tensor, batch_size: int) -> None:
         encode(whisper, list(batch))
 
 
-def tiny_whisper(name: str) -> Whisper:
-    """Return a model in whisper-tiny's shape with random weights, which never ends."""
+def tiny_whisper(name: str, shape: Mapping[str, int] = TINY) -> Whisper:
+    """Return a model in whisper-tiny's shape, or another, with random weights; it never ends."""
     tokenizer = WhisperTokenizer.from_pretrained(name)
     tokens = SpecialTokens.from_tokenizer(tokenizer, is_multilingual=True)
-    model = new_model(tokens, len(tokenizer), **TINY)
-    extractor = WhisperFeatureExtractor()
-    return Whisper(tokenizer, extractor, tokens, LogMel(extractor), 448, model)
+    model = new_model(tokens, len(tokenizer), **shape)
+    extractor = WhisperFeatureExtractor(chunk_length=model.config.max_source_positions // 50)
+    most = model.config.max_target_positions
+    return Whisper(tokenizer, extractor, tokens, LogMel(extractor), most, model)
 
 
 def new_model(tokens: SpecialTokens, num_ids: int, **shape: int) -> WhisperForConditionalGeneration:

@@ -270,6 +270,12 @@ class DecodingArguments:
     task: str = flag("transcribe", f"What to write: {' or '.join(TASKS)}.", "-t")
     return_timestamps: bool = flag(False, "Predict timestamps too.")
     generation_num_beams: int = flag(1, "Beams of the search; 1 is greedy.", "--num_beams")
+    temperature_fallback: bool = flag(
+        False,
+        "Decode a window again where its transcript repeats itself or is improbable, by drawing at "
+        "temperatures from 0.2 to 1, with Whisper's thresholds; of silence, no text is kept. What "
+        "is drawn depends on the row alone.",
+    )
 
     def problems(self) -> list[str]:
         """Return what is wrong with the values."""

@@ -86,7 +86,12 @@ def scoring_of(
 def decoding_of(args: DecodingArguments, max_length: int) -> Decoding:
     """Return how the flags want windows to be decoded, by whatever model."""
     return Decoding(
-        args.language, args.task, args.return_timestamps, args.generation_num_beams, max_length
+        args.language,
+        args.task,
+        args.return_timestamps,
+        args.generation_num_beams,
+        max_length,
+        args.temperature_fallback,
     )
 
 

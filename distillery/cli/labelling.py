@@ -52,6 +52,7 @@ def prompts_of(
         args.return_timestamps,
         args.generation_num_beams,
         labelling_args.max_label_length,
+        args.temperature_fallback,
     )
     return Prompts(
         decoding.fitted_to(teacher, detect_language=True),
@@ -107,7 +108,11 @@ def splits_of(
         packing = _packing(rows, flags, teacher)
         columns = rows.features if packing is None else column_types.SEGMENT_TYPES
         features = dataset_features(
-            columns, flags["decode_token_ids"], prompts_vary, flags["output_format"] == DATASET
+            columns,
+            flags["decode_token_ids"],
+            prompts_vary,
+            flags["temperature_fallback"],
+            flags["output_format"] == DATASET,
         )
         if packing is not None:
             _say_what_packing_means(spec, packing, set(rows.column_names) - set(features))

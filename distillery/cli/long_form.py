@@ -10,7 +10,6 @@ from distillery.cli.long_form_arguments import CHUNKED, LongFormArguments
 from distillery.whisper.checkpoint import Whisper
 from distillery.whisper.decoding import Decoding
 from distillery.whisper.long_form import (
-    TEMPERATURES,
     NumberedSegments,
     transcribe_in_chunks,
     transcribe_sequentially,
@@ -66,5 +65,4 @@ def long_form_of(
         decoding=decoding,
         batch_size=batch_size,
         condition_on_prev_tokens=args.condition_on_prev_tokens,
-        temperatures=TEMPERATURES if args.temperature_fallback else TEMPERATURES[:1],
     )

@@ -41,9 +41,6 @@ class LongFormArguments:
     condition_on_prev_tokens: bool = flag(
         False, "Sequential: show the decoder what it wrote before in the recording."
     )
-    temperature_fallback: bool = flag(
-        False, "Sequential: decode a window again, by sampling, where the result looks bad."
-    )
 
     def algorithms(self) -> list[str]:
         """Return the names of the algorithms to run."""
@@ -54,7 +51,7 @@ class LongFormArguments:
     def settings(self, algorithm: str) -> dict[str, Any]:
         """Return the settings of an algorithm."""
         names = {
-            SEQUENTIAL: ("condition_on_prev_tokens", "temperature_fallback"),
+            SEQUENTIAL: ("condition_on_prev_tokens",),
             CHUNKED: ("chunk_length_s", "stride_length_s"),
         }
         return {name: getattr(self, name) for name in names[algorithm]}
@@ -76,11 +73,9 @@ class LongFormArguments:
                 for name in ("chunk_length_s", "stride_length_s")
                 if getattr(self, name) is not None
             ]
-        if SEQUENTIAL not in asked:
-            problems += [
-                f"--{name} belongs to sequential decoding: add --algorithm {SEQUENTIAL}+{CHUNKED}, "
-                "or leave it out"
-                for name in ("condition_on_prev_tokens", "temperature_fallback")
-                if getattr(self, name)
-            ]
+        if SEQUENTIAL not in asked and self.condition_on_prev_tokens:
+            problems.append(
+                "--condition_on_prev_tokens belongs to sequential decoding: add --algorithm "
+                f"{SEQUENTIAL}+{CHUNKED}, or leave it out"
+            )
         return [*problems, *at_least(self, "stride_length_s", 0)]

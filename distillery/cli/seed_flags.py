@@ -145,7 +145,6 @@ SHORT_FORM = {
     **_TRANSLATION,
     "only_short_form": "this stage does nothing else: leave it out",
     "only_long_form": "recordings longer than a window: run_long_form_eval.py",
-    "temperature_fallback": "for long recordings: run_long_form_eval.py",
     "condition_on_prev_tokens": "for long recordings: run_long_form_eval.py",
 }
 

@@ -178,6 +178,7 @@ def evaluation(decoding_args: DecodingArguments, args: TrainingArguments) -> Eva
         timestamps=decoding_args.return_timestamps,
         num_beams=decoding_args.generation_num_beams,
         max_length=args.generation_max_length,
+        temperature_fallback=decoding_args.temperature_fallback,
         patience=args.early_stopping_patience,
         ends_with_best=args.load_best_model_at_end,
     )

@@ -21,6 +21,7 @@ from distillery.data.schema import (
     SEGMENT_TEXTS,
     SPEAKER_ID,
     TASK,
+    TEMPERATURE,
     TEXT,
     TRUNCATED,
     WHISPER_TRANSCRIPT,
@@ -55,13 +56,17 @@ def source_features() -> Features:
     return Features(SOURCE_TYPES)
 
 
-def label_features(decode_token_ids: bool, prompts_vary: bool = False) -> Features:
+def label_features(
+    decode_token_ids: bool, prompts_vary: bool = False, temperatures_vary: bool = False
+) -> Features:
     """Return the types of the columns that labelling adds.
 
     Args:
         decode_token_ids: whether `whisper_transcript` holds text instead of token ids.
         prompts_vary: whether language and task may differ from clip to clip.
+        temperatures_vary: whether some transcripts may have been drawn.
     """
+    temperatures = {TEMPERATURE: Value("float32")} if temperatures_vary else {}
     prompts = {LANGUAGE: Value("string"), TASK: Value("string")} if prompts_vary else {}
     return Features(
         {
@@ -71,6 +76,7 @@ def label_features(decode_token_ids: bool, prompts_vary: bool = False) -> Featur
             AVG_LOGPROB: Value("float32"),
             COMPRESSION_RATIO: Value("float32"),
             TRUNCATED: Value("bool"),
+            **temperatures,
         }
     )
 

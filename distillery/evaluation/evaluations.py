@@ -348,7 +348,7 @@ def plan(
         "split": spec.split,
         "max_rows": spec.max_rows,
         "dataset_fingerprint": sources.fingerprint(spec),
-        "decoding": asdict(decoding),
+        "decoding": decoding.settings(),
         "normalizer": normalizer.id,
         "postprocessing": [],
         **algorithm,

@@ -3,10 +3,7 @@
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from itertools import groupby, islice
 from typing import Any, NamedTuple, TypeAlias
-
-import torch
 
 from distillery.data import schema
 from distillery.data.collators import PROBLEM, REASON
@@ -14,8 +11,9 @@ from distillery.labelling.clips import CONTEXT, ClipBatch
 from distillery.text.tokens import SpecialTokens, language_code
 from distillery.whisper.checkpoint import Whisper
 from distillery.whisper.decoding import Decoding, Transcript
-from distillery.whisper.greedy import GreedyDecoder, Window
-from distillery.whisper.windows import transcribe_windows
+from distillery.whisper.greedy import Window
+from distillery.whisper.sampling import seed_of
+from distillery.whisper.windows import transcribe_stream
 
 PROMPT = "prompt"  # the reason for a row whose language or task cannot be asked for
 
@@ -80,7 +78,7 @@ class Labeller:
 
         Args:
             teacher: the model.
-            prompts: what each clip is asked for; their beams hold for all.
+            prompts: what each clip is asked for; their beams and fallback hold for all.
             batch_size: windows side by side.
         """
         self.teacher, self._prompts, self._batch_size = teacher, prompts, batch_size
@@ -89,15 +87,14 @@ class Labeller:
 
     def label(self, batches: Iterable[ClipBatch]) -> Iterator[LabelledClip]:
         """Yield every clip with its label, or with what is wrong with it; not in order."""
-        windows = self._windows(batches)
-        if self._prompts.decoding.num_beams > 1:
-            transcripts = self._search(windows)
-        else:
-            transcripts = GreedyDecoder[Place](self.teacher, self._batch_size).transcribe(windows)
+        windows, how = self._windows(batches), self._prompts.decoding
+        transcripts = transcribe_stream(self.teacher, windows, how, self._batch_size)
         for place, transcript in transcripts:
             yield from self._take_bad()
-            row = {**self._rows.pop(place), **_label(transcript)}
-            yield LabelledClip(*place, row)
+            label = _label(transcript)
+            if how.temperature_fallback:
+                label[schema.TEMPERATURE] = transcript.temperature
+            yield LabelledClip(*place, {**self._rows.pop(place), **label})
         yield from self._take_bad()
 
     def _windows(self, batches: Iterable[ClipBatch]) -> Iterator[Window[Place]]:
@@ -117,15 +114,7 @@ class Labeller:
                     continue
                 self._rows[place] = {**row, schema.TASK: decoding.task}
                 (features,) = self.teacher.log_mel([waveform], self.teacher.model.device)
-                yield Window(place, features, decoding)
-
-    def _search(self, windows: Iterable[Window[Place]]) -> Iterator[tuple[Place, Transcript]]:
-        """Transcribe by beam search, in batches of windows that are decoded alike."""
-        for decoding, alike in groupby(windows, key=lambda window: window.decoding):
-            while batch := list(islice(alike, self._batch_size)):
-                features = torch.stack([window.features for window in batch])
-                transcripts = transcribe_windows(self.teacher, features, decoding)
-                yield from zip((window.key for window in batch), transcripts, strict=True)
+                yield Window(place, features, decoding, seed=seed_of(row[schema.ID]))
 
     def _take_bad(self) -> Iterator[LabelledClip]:
         while self._bad:

@@ -42,16 +42,17 @@ def dataset_features(
     source: Mapping[str, Any] | None,
     decode_token_ids: bool,
     prompts_vary: bool = False,
+    temperatures_vary: bool = False,
     with_audio: bool = True,
 ) -> Features:
     """Return the columns of the dataset: the contract's, and whatever else the source has.
 
     Args:
         source: columns of the source.
-        decode_token_ids, prompts_vary: as in `column_types.label_features`.
+        decode_token_ids, prompts_vary, temperatures_vary: as in `column_types.label_features`.
         with_audio: False leaves the audio to the source.
     """
-    added = column_types.label_features(decode_token_ids, prompts_vary)
+    added = column_types.label_features(decode_token_ids, prompts_vary, temperatures_vary)
     ours = {**column_types.source_features(), **added}
     more = {name: kind for name, kind in (source or {}).items() if name not in ours}
     columns = {**ours, **more}

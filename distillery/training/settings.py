@@ -133,7 +133,8 @@ class Evaluation:
         batch_size: rows at once in one process.
         metric: `loss`, `wer` or `cer`; the model with the lowest mean over all sets is kept.
         transcribe: transcribe the rows too, and score them.
-        timestamps, num_beams, max_length: of these transcripts, as in `Decoding`.
+        timestamps, num_beams, max_length, temperature_fallback: of these transcripts, as in
+            `Decoding`.
         patience: evaluations in a row without a better model, after which training ends; None goes
             on to the last update.
         ends_with_best: the best model is the result, not the last.
@@ -146,5 +147,6 @@ class Evaluation:
     timestamps: bool
     num_beams: int
     max_length: int
+    temperature_fallback: bool = False
     patience: int | None = None
     ends_with_best: bool = False

@@ -283,6 +283,7 @@ def _transcribe(evaluator: Evaluator, batch: Batch, rule: LabelRule) -> list[str
         settings.timestamps,
         settings.num_beams,
         settings.max_length,
+        settings.temperature_fallback,
     ).fitted_to(student)
     assert batch.input_features is not None
     features = batch.input_features.to(student.model.device)

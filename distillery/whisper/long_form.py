@@ -9,9 +9,6 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import starmap
-from zlib import crc32
-
-import numpy as np
 
 from distillery.audio.decoding import Waveform
 from distillery.audio.loudness import next_sound, quietest
@@ -19,6 +16,7 @@ from distillery.text.labels import text_ids
 from distillery.text.timestamps import Passage, Segment, passages
 from distillery.whisper.checkpoint import Whisper
 from distillery.whisper.greedy import Key, Window
+from distillery.whisper.sampling import seed_of
 from distillery.whisper.windows import Decoding, Transcript, transcribe_stream
 
 MAX_TEMPERATURE_OF_PROMPT = 0.5  # text drawn at a higher one misleads the next windows
@@ -143,7 +141,7 @@ def window_of(
 ) -> Window[Key]:
     """Return the window of some sound; what is drawn for it depends on its samples."""
     (features,) = whisper.log_mel([samples], whisper.model.device)
-    return Window(key, features, decoding, prompt, crc32(np.ascontiguousarray(samples)))
+    return Window(key, features, decoding, prompt, seed_of(samples.tobytes()))
 
 
 @dataclass

@@ -1,9 +1,19 @@
 """Drawing ids at random, in a way that nothing beside the row can change."""
 
+from zlib import crc32
+
 import torch
 from torch import Tensor
 
 _BITS_32 = 0xFFFFFFFF
+
+
+def seed_of(content: str | bytes) -> int:
+    """Return the seed of what an id, or samples, stand for: from 0 to 2**32 - 1."""
+    # An id may be a file's name, which need not be UTF-8.
+    return crc32(
+        content if isinstance(content, bytes) else content.encode("utf-8", "surrogatepass")
+    )
 
 
 def drawn(scores: Tensor, temperatures: Tensor, seeds: Tensor, positions: Tensor) -> Tensor:

@@ -164,11 +164,14 @@ def test_two_processes_measure_what_one_measures(tmp_path, flags, evaluated):
         assert row[name] == wanted[name]
 
 
-@pytest.mark.parametrize("flag", ["--condition_on_prev_tokens", "--temperature_fallback"])
-def test_other_sequential_settings_run(tmp_path, flags, flag):
-    run(SCRIPT, *flags, flag, "--max_samples", 1, "-o", tmp_path)
+@pytest.mark.parametrize(
+    ("name", "group"),
+    [("condition_on_prev_tokens", "long_form"), ("temperature_fallback", "decoding")],
+)
+def test_other_sequential_settings_run(tmp_path, flags, name, group):
+    run(SCRIPT, *flags, f"--{name}", "--max_samples", 1, "-o", tmp_path)
     (row,) = metrics(tmp_path)
-    assert row["long_form"][flag[2:]] is True
+    assert row[group][name] is True
     assert texts(tmp_path, row)["talk-0"]
 
 

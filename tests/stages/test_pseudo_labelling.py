@@ -296,6 +296,29 @@ def test_language_task_timestamps_and_beams(
         assert any(row["avg_logprob"] > greedy[row["id"]]["avg_logprob"] for row in rows)
 
 
+def test_what_is_drawn_depends_on_the_row_alone(tmp_path, flags, labelled):
+    """Not on batches, shards, order or number of processes: random weights are never sure."""
+    flags = [*flags, "--temperature_fallback"]
+    run(SCRIPT, *flags, "-o", tmp_path / "one")
+    more = ["-b", 3, "--rows_per_shard", 3]
+    launch(SCRIPT, *flags, *more, "-o", tmp_path / "two", processes=2)
+    assert_same_labels(tmp_path / "two", tmp_path / "one")
+    rows, greedy = split_rows(tmp_path / "one"), by_id(split_rows(labelled))
+    assert {row["temperature"] for row in rows} == {1.0}
+    assert len({tuple(row["whisper_transcript"]) for row in rows}) == NUM_CLIPS
+    for row in rows:
+        assert row["whisper_transcript"] != greedy[row["id"]]["whisper_transcript"]
+    features = loaded(tmp_path / "one", split="train").features
+    assert str(features.arrow_schema.field("temperature").type) == "float"
+
+
+def test_a_column_of_the_source_named_temperature_is_kept(tmp_path, flags, manifest):
+    entries = [{**entry, "temperature": "warm"} for entry in read_manifest(manifest)[:1]]
+    weather = write_manifest(manifest.parent / "weather.jsonl", entries)
+    run(SCRIPT, *flags, "-d", weather, "-o", tmp_path)
+    assert [row["temperature"] for row in split_rows(tmp_path)] == ["warm"]
+
+
 def test_streaming_equals_reading_from_disk(tmp_path, flags, labelled):
     run(SCRIPT, *flags, "--streaming", "-o", tmp_path)
     assert_same_labels(tmp_path, labelled)

@@ -125,6 +125,18 @@ def test_predictions_and_rates_are_those_of_the_model(evaluated, model, manifest
     assert {name: row[name] for name in vars(wanted)} == vars(wanted)
 
 
+def test_temperature_fallback_is_told_and_does_not_depend_on_the_batch(tmp_path, flags, evaluated):
+    texts = []
+    for size in (2, 5):
+        run(SCRIPT, *flags, "--temperature_fallback", "-b", size, "-o", tmp_path / str(size))
+        (row,) = metrics(tmp_path / str(size))
+        assert row["decoding"]["temperature_fallback"] is True
+        texts.append([p.prediction_raw for p in predictions(tmp_path / str(size), row)])
+    assert texts[0] == texts[1]
+    (plain,) = metrics(evaluated)
+    assert texts[0] != [p.prediction_raw for p in predictions(evaluated, plain)]
+
+
 def test_texts_that_look_like_nothing_survive(evaluated, manifest):
     (row,) = metrics(evaluated)
     references = [p.reference_raw for p in predictions(evaluated, row)]
@@ -382,8 +394,8 @@ def test_what_really_ran_is_recorded_and_batches_are_logged(tmp_path, flags, cap
     assert row["attention"] == "sdpa"
     told = capsys.readouterr().err
     assert "attention flash_attn runs as sdpa" in told
-    assert "1 batches, 2 clips transcribed" in told
-    assert "2 batches, 4 clips transcribed" in told
+    assert ": 2 clips transcribed" in told
+    assert ": 4 clips transcribed" in told
 
 
 def test_results_reach_the_trackers(tmp_path, flags):

@@ -138,13 +138,13 @@ def test_dry_run_foretells_and_writes_nothing(measured, flags, capsys, tmp_path)
 def test_both_models_write_as_many_ids_as_asked_for(monkeypatch, flags, tmp_path):
     written = []
 
-    def spy(*args, **named):
-        found = original(*args, **named)
-        written.extend(len(one.ids) - 4 for one in found)
-        return found
+    def spy(*args):
+        for key, one in original(*args):
+            written.append(len(one.ids) - 4)
+            yield key, one
 
-    original = long_form.transcribe_windows
-    monkeypatch.setattr(long_form, "transcribe_windows", spy)
+    original = long_form.transcribe_stream
+    monkeypatch.setattr(long_form, "transcribe_stream", spy)
     run(SCRIPT, *flags, "--lengths_s", 1, "-o", tmp_path)
     assert set(written) == {3}
 
