@@ -29,6 +29,7 @@ from huggingface_hub.errors import (
     EntryNotFoundError,
     HfHubHTTPError,
     HFValidationError,
+    LocalEntryNotFoundError,
     LocalTokenNotFoundError,
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
@@ -375,6 +376,15 @@ def download(
         huggingface_hub.errors.HfHubHTTPError, LocalEntryNotFoundError: it is not there, or there is
             no network.
     """
-    return Path(
-        snapshot_download(repo_id, allow_patterns=files, revision=revision, cache_dir=cache_dir)
-    )
+
+    def fetch() -> str:
+        try:
+            return snapshot_download(
+                repo_id, allow_patterns=files, revision=revision, cache_dir=cache_dir
+            )
+        except LocalEntryNotFoundError as error:
+            if error.__cause__ is None:
+                raise
+            raise error.__cause__ from error  # what the Hub answered
+
+    return Path(_patiently(fetch))

@@ -1,10 +1,12 @@
 import hashlib
 import json
+import multiprocessing
 
 import pytest
 from hub_server import HubServer
 from huggingface_hub import constants, snapshot_download
 from huggingface_hub.utils import close_session
+from launching import wait_until
 
 from distillery.cli import hub
 from distillery.cli.hub import HubError
@@ -170,6 +172,35 @@ def test_a_refusal_is_told_at_once(server, run, kind, status):
         hub.publish(run)
     assert server.counts[kind] == 1
     assert "\n" not in str(told.value)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_kill_anywhere_in_an_upload_and_a_second_one_complete_it(server, run, kind):
+    server.faults[kind] = ["stall"]
+    child = multiprocessing.get_context("fork").Process(target=hub.publish, args=(run,))
+    child.start()
+    try:
+        wait_until(lambda: server.counts[kind] == 1, 30)
+    finally:
+        child.kill()
+        child.join()
+    before = server.repositories.get(("models", "me/out"))
+    assert before is None or "run.json" not in before.files  # what says that it is whole
+    close_session()
+    hub.publish(run)
+    assert "run.json" in server.files("me/out")
+    assert len(server.repositories["models", "me/out"].commits) == 1
+    assert snapshot_download("me/out")
+
+
+@pytest.mark.parametrize("fault", [429, 504, "reset"])
+@pytest.mark.parametrize("kind", ["info", "resolve"])
+def test_a_fault_while_reading_passes(server, run, kind, fault, tmp_path):
+    hub.publish(run)
+    server.faults[kind] = [fault]
+    server.retry_after = "0"
+    folder = hub.download("me/out", hub.MODEL_FILES, cache_dir=str(tmp_path / "cache"))
+    assert (folder / "model.safetensors").read_bytes() == MODEL["model.safetensors"]
 
 
 def test_a_server_that_is_silent_is_given_up(server, run, monkeypatch):
