@@ -27,7 +27,9 @@ CONDITION_ON_PREV = "condition_on_prev"  # token ids of the window before, or nu
 AVG_LOGPROB = "avg_logprob"  # mean log-probability of the teacher's tokens
 COMPRESSION_RATIO = "compression_ratio"  # of the text by zlib: high where the teacher loops
 TRUNCATED = "truncated"  # the teacher ran into the maximum length
-TEMPERATURE = "temperature"  # at which the transcript was drawn, with --temperature_fallback
+TEMPERATURE = (
+    "sampling_temperature"  # at which the transcript was drawn, with --temperature_fallback
+)
 LANGUAGE = "language"  # code of what is spoken, where it differs from clip to clip
 TASK = "task"  # what was asked for, where it differs
 SEGMENT_IDS = "segment_ids"  # of a packed window: the rows that it was made of, in its order

@@ -304,19 +304,19 @@ def test_what_is_drawn_depends_on_the_row_alone(tmp_path, flags, labelled):
     launch(SCRIPT, *flags, *more, "-o", tmp_path / "two", processes=2)
     assert_same_labels(tmp_path / "two", tmp_path / "one")
     rows, greedy = split_rows(tmp_path / "one"), by_id(split_rows(labelled))
-    assert {row["temperature"] for row in rows} == {1.0}
+    assert {row["sampling_temperature"] for row in rows} == {1.0}
     assert len({tuple(row["whisper_transcript"]) for row in rows}) == NUM_CLIPS
     for row in rows:
         assert row["whisper_transcript"] != greedy[row["id"]]["whisper_transcript"]
     features = loaded(tmp_path / "one", split="train").features
-    assert str(features.arrow_schema.field("temperature").type) == "float"
+    assert str(features.arrow_schema.field("sampling_temperature").type) == "float"
 
 
-def test_a_column_of_the_source_named_temperature_is_kept(tmp_path, flags, manifest):
-    entries = [{**entry, "temperature": "warm"} for entry in read_manifest(manifest)[:1]]
+def test_a_column_of_the_source_is_not_taken_for_the_temperature(tmp_path, flags, manifest):
+    entries = [{**read_manifest(manifest)[0], schema.TEMPERATURE: "warm"}]
     weather = write_manifest(manifest.parent / "weather.jsonl", entries)
     run(SCRIPT, *flags, "-d", weather, "-o", tmp_path)
-    assert [row["temperature"] for row in split_rows(tmp_path)] == ["warm"]
+    assert [row[schema.TEMPERATURE] for row in split_rows(tmp_path)] == ["warm"]
 
 
 def test_streaming_equals_reading_from_disk(tmp_path, flags, labelled):
