@@ -9,11 +9,13 @@ set -euo pipefail
 
 # The real multilingual vocabulary, for whoever has no ../shared, and what moves timestamps. Their
 # dependencies (a second, newer torch and a torchaudio for it) are not wanted: of the one only a data
-# file is read, of the other what needs no torchaudio.
-python -c 'import importlib.metadata as m; m.version("openai-whisper"), m.version("stable-ts")' \
-  2>/dev/null ||
+# file is read, of the other what needs no torchaudio. And audiomentations, which wants an older soxr
+# than the one that everything else was tested with.
+python -c 'import importlib.metadata as m
+m.version("openai-whisper"), m.version("stable-ts"), m.version("audiomentations")' 2>/dev/null ||
   pip install --quiet --disable-pip-version-check --no-deps openai-whisper==20250625 \
-    stable-ts==2.19.1
+    stable-ts==2.19.1 audiomentations==0.43.1 numpy-minmax==0.6.0 numpy-rms==0.7.0 \
+    python-stretch==0.3.1
 
 if [ $# -eq 0 ]; then
   ruff format --check .

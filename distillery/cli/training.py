@@ -7,6 +7,7 @@ from typing import Any
 
 from accelerate import Accelerator
 
+from distillery.audio.augmentation import augmentation
 from distillery.cli.arguments import DecodingArguments, ModelArguments, RunArguments
 from distillery.cli.example_arguments import ExampleArguments
 from distillery.cli.runtime import log_end, log_start, stage_run, start_trackers
@@ -58,8 +59,18 @@ def describe_run(
         Path(flags.output.output_dir),
         resume.input_fingerprints(flags.data.train_specs(), models),
         owned=resume.OWNED,
-        derived={resume.GLOBAL_BATCH: batch_plan(accelerator, flags.training).global_size},
+        derived=_derived(accelerator, flags),
     )
+
+
+def _derived(accelerator: Accelerator, flags: TrainingFlags) -> dict[str, Any]:
+    """Return what must stay the same in a resumed run, beside its flags."""
+    derived: dict[str, Any] = {
+        resume.GLOBAL_BATCH: batch_plan(accelerator, flags.training).global_size
+    }
+    if flags.examples.audio_augmentation is not None:
+        derived["audio_augmentation"] = flags.examples.transforms()  # not the file's name
+    return derived
 
 
 def begin_run(accelerator: Accelerator, run: Run, models: str, flags: TrainingFlags) -> None:
@@ -130,6 +141,7 @@ def label_settings(flags: TrainingFlags) -> LabelSettings:
         max_duration_s=flags.data.max_duration_in_seconds,
         cleaning=text_cleaning(flags.examples, flags.decoding.language),
         pack=flags.examples.pack,
+        no_speech_probability=flags.examples.no_speech_probability,
     )
 
 
@@ -242,7 +254,9 @@ def training_loader(loader: BatchLoader, flags: TrainingFlags) -> BatchLoader:
     """Return a loader that makes batches to learn from, where the given one evaluates."""
     data_args = flags.data
     limits = DurationLimits(data_args.min_duration_in_seconds, data_args.max_duration_in_seconds)
-    return replace(loader, collate=replace(loader.collate, limits=limits))
+    transforms = flags.examples.transforms()
+    augment = None if transforms is None else augmentation(transforms)
+    return replace(loader, collate=replace(loader.collate, limits=limits, augment=augment))
 
 
 def make_evaluator(

@@ -1,7 +1,7 @@
 """From rows of a dataset to the tensors of one batch."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from distillery.audio.background import background
 from distillery.audio.decoding import AudioError, TooLongError, Waveform, decode_audio
 from distillery.audio.log_mel import LogMel
 from distillery.data import schema
@@ -25,7 +26,7 @@ class Batch:
     targets: int64 (batch, tokens), `IGNORED` where nothing is learnt. `ids` names the
     rows in it, `bad` the rows that cannot be used, with the reason, `dropped` those that are not
     wanted. Without rows, tensors are None. `references` are the reference texts, "" where a row has
-    none.
+    none. `num_without_speech` counts rows whose sound was replaced by one without speech.
     """
 
     ids: list[str]
@@ -35,6 +36,7 @@ class Batch:
     decoder_input_ids: Tensor | None
     targets: Tensor | None
     dropped: list[tuple[str, str]] = field(default_factory=list)
+    num_without_speech: int = 0
 
     @property
     def num_tokens(self) -> int:
@@ -46,9 +48,11 @@ class Batch:
         tensors = (self.input_features, self.decoder_input_ids, self.targets)
         pinned = [None if tensor is None else tensor.pin_memory() for tensor in tensors]
         features, inputs, targets = pinned
-        return Batch(self.ids, self.references, self.bad, features, inputs, targets, self.dropped)
+        return replace(self, input_features=features, decoder_input_ids=inputs, targets=targets)
 
 
+# Of a row that is trained on: the seed of its sound, and whether that is to be without speech.
+SOUND_SEED, NO_SPEECH = "sound_seed", "no_speech"
 PROBLEM = "problem"
 REASON, TOO_SHORT, TOO_LONG = "reason", "too_short", "too_long"
 
@@ -81,12 +85,14 @@ class SpeechCollator:
     """Decode, transform and pad rows that hold audio (or stored features) and labels.
 
     Labels are padded to the longest of the batch and never to a maximum. A clip that cannot be used
-    is reported in the batch and left out, and so is one outside of `limits`.
+    is reported in the batch and left out, and so is one outside of `limits`. `augment` changes the
+    sound of what is trained on, from a seed.
     """
 
     log_mel: LogMel
     tokens: SpecialTokens
     limits: DurationLimits = ANY_DURATION
+    augment: Callable[[Waveform, int, int], Waveform] | None = None
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> Batch:
         """Turn rows with `id`, `labels`, and `audio` or `input_features` into a batch."""
@@ -113,27 +119,43 @@ class SpeechCollator:
             pad_sequence(inputs, batch_first=True, padding_value=self.tokens.end_of_text),
             pad_sequence(targets, batch_first=True, padding_value=IGNORED),
             dropped,
+            sum(bool(row.get(NO_SPEECH)) for row in good),
         )
 
     def _features(self, row: Mapping[str, Any]) -> Tensor:
         if row.get(PROBLEM):
             raise AudioError(row[PROBLEM])
         stored = row.get(schema.INPUT_FEATURES)
-        if stored is not None:
+        if stored is not None and not row.get(NO_SPEECH):
+            if self.augment is not None:
+                raise ValueError(
+                    f"row {row[schema.ID]} holds features, and no sound that --audio_augmentation "
+                    "could change: leave it out"
+                )
             return self.log_mel.pad(self._fitting(stored))
         return self.log_mel.pad(self.log_mel.real_frames(self._wave(row)))
 
     def _wave(self, row: Mapping[str, Any]) -> Waveform:
         sampling_rate = self.log_mel.sampling_rate
+        if row.get(NO_SPEECH):
+            return background(row[SOUND_SEED], sampling_rate, self.log_mel.window_s)
         try:
             wave = decode_audio(row[schema.AUDIO], sampling_rate, self.log_mel.window_s)
         except TooLongError as error:
             if self.limits.max_s is not None:
                 raise _Unwanted(str(error)) from error
             raise
-        if fault := self.limits.fault(len(wave) / sampling_rate):
+        is_packed = row.get(schema.SEGMENT_IDS) is not None  # of clips that were judged before
+        if not is_packed and (fault := self.limits.fault(len(wave) / sampling_rate)):
             raise _Unwanted(fault[1])
-        return wave
+        return wave if self.augment is None else self._augmented(wave, row[SOUND_SEED])
+
+    def _augmented(self, wave: Waveform, seed: int) -> Waveform:
+        """Return a changed copy; one that would be longer than the window stays as it was."""
+        assert self.augment is not None
+        changed = self.augment(wave, self.log_mel.sampling_rate, seed)
+        longest = round(self.log_mel.window_s * self.log_mel.sampling_rate)
+        return changed if 0 < len(changed) <= longest else wave
 
     def _fitting(self, values: Any) -> Tensor:
         """Return stored features as float32 (mels, frames); they are bytes, or numbers."""

@@ -11,6 +11,7 @@ import torch
 from datasets import Dataset, IterableDataset, interleave_datasets
 
 from distillery.data import hub_layout, label_folders, schema, sources
+from distillery.data.collators import NO_SPEECH, SOUND_SEED
 from distillery.data.filters import FilterReason, TranscriptFilter
 from distillery.data.label_folders import SIGNALS, LabelledRows
 from distillery.data.order import BatchPlan
@@ -18,7 +19,7 @@ from distillery.data.packed_examples import PackedRows, Packing
 from distillery.data.packing import Part, Window
 from distillery.data.specs import DatasetSpec
 from distillery.storage.ledger import Ledger
-from distillery.text.labels import LabelRule, has_timestamps, num_text_labels, plain_text
+from distillery.text.labels import LabelRule, draw_seed, has_timestamps, num_text_labels, plain_text
 
 logger = logging.getLogger(__name__)
 
@@ -42,9 +43,20 @@ class TrainingRows(torch.utils.data.Dataset[dict[str, Any]]):
         for part, size in zip(self.parts, self.sizes, strict=True):
             if index < size:
                 row = part[index]
-                return {**row, schema.LABELS: labels_of(row, self.rule, epoch)}
+                return example_of(row, self.rule, epoch)
             index -= size
         raise IndexError(key)
+
+
+def example_of(row: Mapping[str, Any], rule: LabelRule, epoch: int) -> dict[str, Any]:
+    """Return a row with its labels in an epoch, and with what its sound is drawn from."""
+    row_id = row[schema.ID]
+    seed = draw_seed(rule.seed, epoch, row_id, "sound")
+    labels = rule.without_speech(row_id, epoch)
+    if labels is not None:
+        changed = {schema.LABELS: labels, schema.TEXT: "", NO_SPEECH: True}
+        return {**row, SOUND_SEED: seed, **changed}
+    return {**row, SOUND_SEED: seed, schema.LABELS: labels_of(row, rule, epoch)}
 
 
 def labels_of(row: Mapping[str, Any], rule: LabelRule, epoch: int) -> list[int]:
@@ -191,7 +203,7 @@ class StreamedRows(torch.utils.data.IterableDataset[list[dict[str, Any]]]):
         self, epoch: int, parts: list[dict[str, Any]], starts: list[int]
     ) -> dict[str, Any]:
         row = self.packing.row(parts, starts) if self.packing else parts[0]
-        return {**row, schema.LABELS: labels_of(row, self.rule, epoch)}
+        return example_of(row, self.rule, epoch)
 
     def _shuffled(self) -> Iterator[tuple[int, list[dict[str, Any]], list[int]]]:
         """Yield (pass over the streams, rows of a window, where they start in it) without end."""

@@ -86,6 +86,7 @@ class LabelRule:
         max_label_length: ids of a whole sequence, prompt included; a prompt is shortened to fit.
             None: as many as the positions take.
         clean: applied to every text that is learnt, prompts included.
+        no_speech_probability: share of rows that are learnt as windows without speech.
     """
 
     tokens: SpecialTokens
@@ -98,6 +99,29 @@ class LabelRule:
     seed: int
     max_label_length: int | None = None
     clean: Callable[[str], str] | None = None
+    no_speech_probability: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Raise ValueError if windows without speech are asked for, and no token says so."""
+        if self.no_speech_probability and self.tokens.no_speech is None:
+            raise ValueError(
+                "--no_speech_probability: the tokenizer has neither <|nospeech|> nor <|nocaptions|>"
+            )
+
+    def without_speech(self, row_id: str, epoch: int) -> list[int] | None:
+        """Return the labels of a row that is learnt as a window without speech; else None.
+
+        One half is `<|nospeech|>`, as in Whisper's own training; the other is an empty text behind
+        the usual prefix, which most programs force on a model, so that it never gets to say
+        `<|nospeech|>`.
+        """
+        share, form = drawn(self.seed, epoch, f"{row_id} no speech")
+        if share >= self.no_speech_probability:
+            return None
+        end, no_speech = self.tokens.end_of_text, self.tokens.no_speech
+        if form < 0.5 and no_speech is not None:
+            return [self.tokens.start_of_transcript, no_speech, end]
+        return [*self.tokens.prefix(self.language, self.task, timestamps=False), end]
 
     def body(self, transcript: str | Sequence[int]) -> list[int]:
         """Return the ids of a transcript's text and timestamps.
@@ -161,6 +185,12 @@ class LabelRule:
         most = min(self.longest_prompt, self.longest - num_text - 1)
         kept = prompt[-most:] if most > 0 else []
         return [self.tokens.start_of_prev, *kept] if kept else []
+
+
+def draw_seed(*parts: object) -> int:
+    """Return a seed of 64 bits that follows from integers and texts."""
+    key = " ".join(map(str, parts))
+    return int.from_bytes(blake2b(key.encode(), digest_size=8).digest(), "little")
 
 
 def drawn(seed: int, epoch: int, row_id: str) -> tuple[float, float]:

@@ -57,6 +57,7 @@ class Progress:
         stale: evaluations in a row that found no better model.
         is_over: whether that were so many that no further update is made.
         dropped_clips: as `bad_clips`, of those that are shorter or longer than what is wanted.
+        num_without_speech: windows so far whose sound was replaced by one without speech.
     """
 
     step: int = 0
@@ -67,6 +68,7 @@ class Progress:
     stale: int = 0
     is_over: bool = False
     dropped_clips: list[str] = field(default_factory=list)
+    num_without_speech: int = 0
 
 
 @dataclass(frozen=True)
@@ -153,13 +155,16 @@ def updates(
     with closing(batches), _bar(accelerator, progress.step, data.num_updates) as bar:
         while progress.step < data.num_updates and not has_problem and not progress.is_over:
             micro_batches = list(islice(batches, data.plan.accumulation))
-            num_tokens, num_left_out, num_stops = _reduced_counts(accelerator, micro_batches, stop)
+            num_tokens, num_left_out, num_without_speech, num_stops = _reduced_counts(
+                accelerator, micro_batches, stop
+            )
             if num_stops:
                 logger.info("told to stop at update %d: start again to go on", progress.step)
                 return
             seed_everything(data.rows.rule.seed, progress.step, accelerator.process_index)
             sums, norm = _update(trainer, micro_batches, num_tokens)
             progress.step += 1
+            progress.num_without_speech += num_without_speech
             update = Update(progress.step, progress.step == data.num_updates, sums, norm)
             non_finite = _count_non_finite(accelerator, update, micro_batches, non_finite)
             if num_left_out:
@@ -195,10 +200,11 @@ def _bar(accelerator: Accelerator, step: int, num_updates: int) -> ProgressBar:
 def _reduced_counts(
     accelerator: Accelerator, micro_batches: Sequence[Batch], stop: StopRequest
 ) -> list[int]:
-    """Return sums over all processes: tokens, clips that are left out, requests to stop."""
+    """Return sums over all processes: tokens, clips left out, without speech, stop requests."""
     counts = [
         sum(batch.num_tokens for batch in micro_batches),
         sum(len(batch.bad) + len(batch.dropped) for batch in micro_batches),
+        sum(batch.num_without_speech for batch in micro_batches),
         int(stop.is_set),
     ]
     # One process alone need not wait for its GPU to hear of its own counts.

@@ -113,6 +113,7 @@ class LossMonitor:
         self.every = every
         self.num_updates = num_updates
         self.window = LossWindow(trainer.accelerator, progress.window)
+        self._progress = progress
         self._first_step = progress.step
         self._started = time.monotonic()
 
@@ -138,6 +139,8 @@ class LossMonitor:
             "learning_rate": float(self.trainer.schedule.get_last_lr()[0]),
             "tokens": means["tokens"],
         }
+        if self._progress.num_without_speech:
+            values["num_without_speech"] = self._progress.num_without_speech
         log_values(self.trainer.accelerator, self.folder, update.step, TRAIN, values)
         logger.info(
             "update %d of %d: loss %.4f%s, learning rate %.2e, %s left",

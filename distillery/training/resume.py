@@ -108,7 +108,7 @@ class CheckpointSaver:
     def _draw_losses(self) -> None:
         """Draw the losses so far, now and then."""
         now_s = time.monotonic()
-        if self.trainer.accelerator.is_main_process and now_s - self._drawn_s >= DRAW_EVERY_S:
+        if now_s - self._drawn_s >= DRAW_EVERY_S and self.trainer.accelerator.is_main_process:
             loss_curve.draw(self.folder)
             self._drawn_s = now_s
 
@@ -272,5 +272,6 @@ def finish(
         "best": progress.best,
         "num_bad": len(progress.bad_clips),
         "num_dropped": len(progress.dropped_clips),
+        "num_without_speech": progress.num_without_speech,
     }
     run.finish(**results, ledger=ledger.to_dict() if ledger else None)

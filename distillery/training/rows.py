@@ -37,6 +37,7 @@ def label_rule(student: Processor, settings: LabelSettings) -> LabelRule:
         condition_on_prev_probability=settings.condition_on_prev_probability,
         seed=settings.seed,
         clean=settings.cleaning if settings.cleaning.changes_texts else None,
+        no_speech_probability=settings.no_speech_probability,
     )
 
 

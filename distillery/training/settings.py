@@ -22,6 +22,7 @@ class LabelSettings:
         min_duration_s, max_duration_s: shorter and longer clips are left out.
         cleaning: of the texts.
         pack: whether utterances share windows of the model's length.
+        no_speech_probability: share of rows that are learnt as windows without speech.
     """
 
     language: str | None
@@ -35,10 +36,11 @@ class LabelSettings:
     max_duration_s: float | None = None
     cleaning: TextCleaning = NO_CLEANING
     pack: bool = False
+    no_speech_probability: float = 0.0
 
     def for_evaluation(self) -> "LabelSettings":
         """Return the settings of rows that are not learnt from: they stay as they are."""
-        return replace(self, cleaning=NO_CLEANING)
+        return replace(self, cleaning=NO_CLEANING, no_speech_probability=0.0)
 
 
 @dataclass(frozen=True)

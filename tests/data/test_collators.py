@@ -9,11 +9,14 @@ from tiny import tiny_tokenizer
 from torch.utils.data._utils.pin_memory import pin_memory
 from transformers import WhisperFeatureExtractor
 
+from distillery.audio.background import background
 from distillery.audio.log_mel import LogMel
 from distillery.data.collators import (
     IS_DROPPED,
+    NO_SPEECH,
     PROBLEM,
     REASON,
+    SOUND_SEED,
     TOO_SHORT,
     DurationLimits,
     SpeechCollator,
@@ -244,6 +247,8 @@ def test_clips_outside_the_limits_are_dropped_and_not_bad(collate):
     assert dict(batch.dropped)["short"] == "lasts 0.40 s, shorter than 0.5 s"
     assert [row_id for row_id, _ in batch.bad] == ["bad"]
     assert batch.input_features.shape[0] == batch.targets.shape[0] == 1
+    packed = row("window", seconds=2.0, segment_ids=["a", "b"])
+    assert replace(collate, limits=DurationLimits(0.1, 1.0))([packed]).ids == ["window"]
     none = limited([row("short", seconds=0.4)])
     assert (none.input_features, [row_id for row_id, _ in none.dropped]) == (None, ["short"])
 
@@ -251,3 +256,39 @@ def test_clips_outside_the_limits_are_dropped_and_not_bad(collate):
 def test_without_a_longest_duration_what_exceeds_the_window_is_bad(collate):
     batch = replace(collate, limits=DurationLimits(min_s=0.5))([row("a"), TOO_LONG])
     assert [row_id for row_id, _ in batch.bad] == ["endless"] and batch.dropped == []
+
+
+# --- sound that is made up ------------------------------------------------------------------------
+
+
+def test_a_window_without_speech_needs_no_clip(collate, log_mel):
+    silent = {**BAD, NO_SPEECH: True, SOUND_SEED: 3}
+    stored = {**row("b"), "input_features": [[0.0]], NO_SPEECH: True, SOUND_SEED: 4}
+    batch = collate([row("a"), silent, stored])
+    assert (batch.ids, batch.bad, batch.num_without_speech) == (["a", "bad", "b"], [], 2)
+    for index, seed in ((1, 3), (2, 4)):
+        wave = background(seed, RATE, WINDOW_S)
+        assert torch.equal(batch.input_features[index], log_mel.pad(log_mel.real_frames(wave)))
+
+
+def test_augmentation_hears_seed_and_rate_and_stays_in_the_window(collate):
+    asked = []
+
+    def augment(wave, sampling_rate, seed):
+        asked.append((sampling_rate, seed))
+        return {1: wave * 0.5, 2: np.tile(wave, 3), 3: wave[:0]}[seed]
+
+    rows = [{**row("a"), SOUND_SEED: seed} for seed in (1, 2, 3)]
+    changed = replace(collate, augment=augment)(rows).input_features
+    assert asked == [(RATE, 1), (RATE, 2), (RATE, 3)]
+    (plain,) = collate([row("a")]).input_features
+    assert not torch.equal(changed[0], plain)
+    assert torch.equal(changed[1], plain) and torch.equal(changed[2], plain)
+    asked.clear()
+    replace(collate, augment=augment)([{**row("a"), NO_SPEECH: True, SOUND_SEED: 1}])
+    assert asked == []
+
+
+def test_stored_features_cannot_be_augmented(collate):
+    with pytest.raises(ValueError, match=r"row a holds features, .* --audio_augmentation"):
+        replace(collate, augment=print)([{**row("a"), "input_features": [[0.0]], SOUND_SEED: 1}])

@@ -134,6 +134,27 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been(runs, tmp_path, script, targ
     assert record(tmp_path / "run")["status"] == "complete"
 
 
+@pytest.mark.parametrize("more", [[], ["--dataloader_num_workers", 1]])
+def test_made_up_sound_goes_on_too(runs, tmp_path, more):
+    pytest.importorskip("audiomentations")
+    noise = tmp_path / "noise.yaml"
+    noise.write_text("- AddGaussianNoise: {p: 0.5}\n- Gain: {p: 0.5}\n")
+    sound = ["--audio_augmentation", noise, "--no_speech_probability", 0.2]
+    run(FINETUNING, *runs.to(FINETUNING, tmp_path / "whole", *sound))
+    plain, changed = (training_log(each) for each in (runs.whole(FINETUNING), tmp_path / "whole"))
+    assert plain[0]["loss"] != changed[0]["loss"]
+    args = runs.to(FINETUNING, tmp_path / "run", *sound, *more)
+    assert run_in_child(FINETUNING, "distillery.training.loop:_update", 6, KILL, *args) == -KILL
+    noise.write_text("- AddGaussianNoise: {p: 0.9}\n")
+    with pytest.raises(ValueError, match="audio_augmentation"):
+        run(FINETUNING, *args)
+    noise.write_text("- AddGaussianNoise: {p: 0.5}\n- Gain: {p: 0.5}  # as before\n")
+    run(FINETUNING, *args)
+    assert_same_run(tmp_path / "run", tmp_path / "whole")
+    counts = [record(tmp_path / name)["num_without_speech"] for name in ("run", "whole")]
+    assert counts[0] == counts[1] > 0
+
+
 @pytest.mark.parametrize(
     ("target", "call"), [("distillery.training.loop:_update", 5), ("torch:save", 2)]
 )

@@ -174,6 +174,28 @@ def test_training_texts_are_cleaned_and_evaluated_ones_are_not(
     assert record(folder)["arguments"]["chars_to_ignore"] == ["र", "H"]
 
 
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_share_of_windows_is_without_speech_and_counted(
+    finetune, tokens, monkeypatch, place, streaming
+):
+    seen = record_rows(monkeypatch)
+    flags = ["--max_steps", 10, "--per_device_train_batch_size", 4, "--no_speech_probability", 0.5]
+    flags += ["--do_eval", "--eval_dataset_name", place / "rows.jsonl"]
+    folder = finetune(*flags, *(["--streaming"] if streaming else []))
+    learnt, evaluated = seen[:-1], seen[-1]
+    first = {tuple(row["labels"][:2]) for row in evaluated}
+    start = tokens.start_of_transcript
+    assert first == {(start, tokens.languages["ja"])}
+    silent = sum(
+        row["labels"] == [start, tokens.no_speech, tokens.end_of_text] or len(row["labels"]) == 5
+        for rows in learnt
+        for row in rows
+    )
+    assert 10 <= silent <= 30
+    assert record(folder)["num_without_speech"] == silent
+    assert training_log(folder)[-1]["num_without_speech"] == silent
+
+
 def test_labels_that_are_built_already_cannot_be_cleaned(finetune, tmp_path, tokens):
     labels = [*tokens.prefix("ja", "transcribe", False), 5, tokens.end_of_text]
     rows = manifest(tmp_path / "l.jsonl", labels=lambda i: labels)

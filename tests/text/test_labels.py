@@ -329,3 +329,26 @@ def test_previous_windows():
 
 def test_previous_windows_of_nothing():
     assert list(previous_windows(iter([]))) == []
+
+
+# --- windows without speech -----------------------------------------------------------------------
+
+
+def test_a_share_of_rows_is_without_speech_and_drawn_anew_in_each_epoch(rule, tokens):
+    some = replace(rule, no_speech_probability=0.25)
+    drawn = [[some.without_speech(f"row {i}", epoch) for i in range(400)] for epoch in (0, 1)]
+    for labels in drawn:
+        assert 70 <= sum(each is not None for each in labels) <= 130
+    assert drawn[0] != drawn[1]
+    assert drawn[0] == [some.without_speech(f"row {i}", 0) for i in range(400)]
+    said = [tokens.start_of_transcript, tokens.no_speech, tokens.end_of_text]
+    empty = [*tokens.prefix("ja", "transcribe", False), tokens.end_of_text]
+    found = [each for labels in drawn for each in labels if each is not None]
+    assert all(each in (said, empty) for each in found)
+    assert len(found) / 3 < found.count(said) < len(found) * 2 / 3
+    assert rule.without_speech("row 1", 0) is None
+
+
+def test_a_vocabulary_without_no_speech_is_refused(rule, tokens):
+    with pytest.raises(ValueError, match="--no_speech_probability: the tokenizer has neither"):
+        replace(rule, tokens=replace(tokens, no_speech=None), no_speech_probability=0.1)

@@ -235,7 +235,7 @@ def test_a_full_disk_is_named_and_what_was_there_stays(tmp_path, monkeypatch, er
 
     trainer = SimpleNamespace(
         accelerator=SimpleNamespace(is_main_process=True, scaler=None),
-        learner=SimpleNamespace(student=SimpleNamespace(save=save)),
+        learner=SimpleNamespace(student=SimpleNamespace(save_for_resuming=save)),
     )
     with pytest.raises(ValueError) as raised:
         resume.save_checkpoint(trainer, Progress(6), tmp_path, 1)
