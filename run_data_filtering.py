@@ -14,109 +14,10 @@ exact matches):
     python run_data_filtering.py -d labelled --cer_threshold 10 -o filtered
 """
 
-from dataclasses import dataclass, fields
-
-from distillery.cli.arguments import DataArguments, OutputArguments, RunArguments, known_language
-from distillery.cli.flags import at_least, flag, one_of, parse, plus_list, within
-from distillery.text.normalizers import FILTER_VARIANTS
+from distillery.cli.arguments import DataArguments, RunArguments
+from distillery.cli.filtering_arguments import FilterArguments, FilterOutputArguments
+from distillery.cli.flags import parse, plus_list
 from distillery.text.tokens import TASKS
-
-
-@dataclass(frozen=True)
-class FilterOutputArguments(OutputArguments):
-    """Output folder and upload."""
-
-    output_dir: str | None = flag(
-        None,
-        "Folder to write to; default: the dataset's name, then '.wer_<threshold>', "
-        "'.cer_<threshold>' and '.vectorized' as they apply.",
-        "-o",
-        resumable=True,
-    )
-
-
-@dataclass(frozen=True)
-class FilterArguments:
-    """Filter limits and labels."""
-
-    wer_threshold: float | None = flag(
-        None, "Drop rows whose word error rate against the reference is higher, in percent."
-    )
-    cer_threshold: float | None = flag(
-        None, "Drop rows whose character error rate against the reference is higher, in percent."
-    )
-    normalizer: str = flag(
-        "auto",
-        f"How texts are normalised before they are compared: {', '.join(FILTER_VARIANTS)}; "
-        "kotoba, for kotoba-whisper's filter, leaves spaces in scripts that are written without.",
-    )
-    min_duration_in_seconds: float | None = flag(None, "Drop shorter clips.")
-    max_duration_in_seconds: float | None = flag(None, "Drop longer clips.")
-    strict_limits: bool = flag(
-        False,
-        "Read error rates and durations as distil-whisper and kotoba-whisper do: what is just at a "
-        "limit is dropped, too, and so is silence that is labelled as silence.",
-    )
-    max_label_length: int = flag(
-        448,
-        "Drop rows with more label ids than this, prefix and end included; a prompt is shortened "
-        "to fit.",
-    )
-    min_avg_logprob: float | None = flag(
-        None, "Drop rows that the teacher was less sure of; for data without references."
-    )
-    max_compression_ratio: float | None = flag(
-        None, "Drop rows whose transcript repeats itself more; Whisper takes 2.4 for a loop."
-    )
-    keep_truncated: bool = flag(False, "Keep transcripts that ran into their maximum length.")
-    drop_all_capitals: bool = flag(
-        False, "Drop transcripts whose letters are all capitals: a fault of whisper-large-v3."
-    )
-    keep_rejected: bool = flag(
-        False, "Write the rows that are dropped, too, with the reason, as a dataset 'rejected'."
-    )
-    timestamp_probability: float = flag(
-        0.2, "Share of the rows whose labels keep the timestamps that the teacher wrote."
-    )
-    condition_on_prev_probability: float = flag(
-        0.2, "Share of the rows with a window before them whose labels begin with its transcript."
-    )
-    vectorize: bool = flag(
-        False,
-        "Store log-mel features (float16, of the real audio) instead of audio: 16 kB for a second "
-        "with 80 mel bins, 26 kB with 128, about what FLAC takes; read 14 times sooner in training "
-        "(0.3 against 3.8 ms for a clip of 6 s).",
-    )
-    model_name_or_path: str | None = flag(
-        None,
-        "Checkpoint whose tokenizer and features are used; default: the one that labelled the "
-        "dataset, by its run.json, else openai/whisper-large-v3.",
-        "-m",
-        "--model",
-        is_input=True,
-    )
-    language: str | None = flag(None, "Language; default: as the dataset was labelled.", "-l")
-    task: str | None = flag(
-        None, f"Task, {' or '.join(TASKS)}; default: as the dataset was labelled.", "-t"
-    )
-    rows_per_shard: int = flag(1000, "Rows of the input that make one file of the output.")
-
-    def problems(self) -> list[str]:
-        """Return what is wrong with the values."""
-        return [
-            *at_least(self, "wer_threshold", 0),
-            *at_least(self, "cer_threshold", 0),
-            *one_of(self, "normalizer", FILTER_VARIANTS),
-            *at_least(self, "min_duration_in_seconds", 0),
-            *at_least(self, "max_duration_in_seconds", self.min_duration_in_seconds or 0),
-            *at_least(self, "max_label_length", 8),
-            *within(self, "timestamp_probability", 0, 1),
-            *within(self, "condition_on_prev_probability", 0, 1),
-            *known_language(self.language),
-            *([] if self.task is None else one_of(self, "task", TASKS)),
-            *at_least(self, "rows_per_shard", 1),
-        ]
-
 
 GROUPS = (DataArguments, FilterArguments, FilterOutputArguments, RunArguments)
 
@@ -128,6 +29,7 @@ if __name__ == "__main__":
 import logging
 import shlex
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -161,6 +63,7 @@ from distillery.data.label_folders import card_text, passed_on
 from distillery.data.row_filter import RowFilter
 from distillery.data.sources import describe_splits, load_splits
 from distillery.data.specs import DatasetSpec
+from distillery.labelling.bad_clips import BadClips
 from distillery.storage.ledger import Ledger
 from distillery.storage.progress import ProgressBar
 from distillery.storage.runs import Run
@@ -175,6 +78,7 @@ OWNED = (
     *(f"{filter_shards.REJECTED}/{name}" for name in (hub_layout.CARD, hub_layout.FILES)),
 )
 DEFAULT_MODEL = "openai/whisper-large-v3"
+REMEDY = "start over with --overwrite_output_dir"
 
 
 def main(
@@ -210,8 +114,9 @@ def main(
         start_trackers(accelerator, run, run_args.wandb_project)
         log_start(run, accelerator, None, None, describe_splits(splits))
         num_workers = max(run_args.preprocessing_num_workers, run_args.dataloader_num_workers)
+        bad_clips = BadClips(data_args.max_bad_fraction, _num_rows(splits), REMEDY)
         accounts = {
-            spec: _filter_split(run, spec, rows, row_filter, filter_args, num_workers)
+            spec: _filter_split(run, spec, rows, row_filter, filter_args, num_workers, bad_clips)
             for spec, rows in splits.items()
         }
         summary = _report(run, accounts, filter_args, row_filter)
@@ -309,6 +214,12 @@ def _row_filter(args: FilterArguments, spec: DatasetSpec, seed: int) -> RowFilte
     )
 
 
+def _num_rows(splits: Mapping[DatasetSpec, sources.Rows]) -> int | None:
+    """Return the number of rows of all splits; None where a stream does not say."""
+    sizes = [len(rows) if isinstance(rows, Dataset) else None for rows in splits.values()]
+    return None if None in sizes else sum(size or 0 for size in sizes)
+
+
 def _filter_split(
     run: Run,
     spec: DatasetSpec,
@@ -316,6 +227,7 @@ def _filter_split(
     row_filter: RowFilter,
     filter_args: FilterArguments,
     num_workers: int,
+    bad_clips: BadClips,
 ) -> Account:
     """Filter one split into sealed shards; return its account."""
     rejected = filter_shards.rejected_files(run.outputs, spec)
@@ -329,6 +241,7 @@ def _filter_split(
         writer, rows, filter_args.rows_per_shard, num_workers
     ):
         ledger += shard
+        bad_clips.add(shard)
         summary += of_shard
         progress.update(shard.num_in)
     progress.close()
@@ -359,7 +272,7 @@ def _finish(
 ) -> None:
     """Check the account, publish the shards, and write card and record; `notes` adds to it."""
     ledger = sum(ledgers.values(), Ledger())
-    ledger.check(run.arguments["max_bad_fraction"])
+    ledger.check(run.arguments["max_bad_fraction"], REMEDY)
     if ledger.num_out == 0:
         raise ValueError(f"no row passes the filter: {ledger}; loosen its limits")
     specs = list(ledgers)

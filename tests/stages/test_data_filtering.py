@@ -14,6 +14,7 @@ from tiny import tone_manifest
 
 from distillery.audio.decoding import decode_audio
 from distillery.data import column_types, hub_layout, schema, sources
+from distillery.labelling import bad_clips
 from distillery.storage.files import write_json
 from distillery.text.compression import compression_ratio
 from distillery.text.labels import num_text_labels
@@ -536,6 +537,23 @@ def test_clip_without_sound_is_counted_where_features_are_made(tmp_path, rows, t
     run(SCRIPT, *flags, "--max_bad_fraction", 0.4)
     assert kept(tmp_path / "out") == ["right", "comma"]
     assert record(tmp_path / "out")["ledger"]["quarantined"] == {"audio": 1}
+
+
+def test_a_run_with_too_many_clips_without_sound_ends_early_and_goes_on_where_more_are_allowed(
+    tmp_path, rows, teacher, capsys, monkeypatch
+):
+    monkeypatch.setattr(bad_clips, "MANY_BAD", 2)
+    noise = {"bytes": b"no sound at all" * 100, "path": "noise.flac"}
+    many = [{**rows[0], "id": f"bad-{i}", "audio": noise} for i in range(4)]
+    good = [{**rows[0], "id": f"good-{i}"} for i in range(4)]
+    folder = write_labelled(tmp_path / "labels", [*many, *good], teacher)
+    flags = ["-d", folder, "--vectorize", "--rows_per_shard", 1, "-o", tmp_path / "out"]
+    with pytest.raises(ValueError, match=r"2 of 8 rows cannot be used \(audio: 2\)"):
+        run(SCRIPT, *flags)
+    assert capsys.readouterr().err.count("cannot be decoded") == 2
+    run(SCRIPT, *flags, "--max_bad_fraction", 0.5)
+    assert capsys.readouterr().err.count("cannot be decoded") == 2  # of the other two
+    assert kept(tmp_path / "out") == [f"good-{i}" for i in range(4)]
 
 
 def test_dataset_without_labels_names_its_columns(tmp_path, root, teacher):

@@ -19,6 +19,7 @@ SCRIPTS = [
     SCORING,
     STUDENT,
     "scripts/push_pipeline.py",
+    "scripts/split_dataset.py",
 ]
 
 HOLD = """
@@ -45,6 +46,7 @@ def commands(tmp_path_factory):
         SCORING: ["--predictions_file", root / "a.csv", "-l", "ja"],
         STUDENT: ["--teacher_checkpoint", model],
         "scripts/push_pipeline.py": ["-m", model],
+        "scripts/split_dataset.py": ["-d", clips],
     }
 
 
