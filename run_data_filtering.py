@@ -34,7 +34,7 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
-from datasets import Dataset
+from datasets import IterableDataset
 
 from distillery.audio.log_mel import LogMel
 from distillery.cli import forecast
@@ -235,7 +235,7 @@ def _filter_split(
     files = split_files(run.outputs, spec)
     writer = ShardWriter(row_filter, rows.features, files, kept_too, len(files.all_sealed()))
     ledger, summary = Ledger(), FilterSummary(row_filter.filter.ranked_by)
-    num_rows = len(rows) if isinstance(rows, Dataset) else None
+    num_rows = None if isinstance(rows, IterableDataset) else len(rows)
     progress = ProgressBar(desc=f"filtering {spec.split}", unit=" rows", total=num_rows)
     for shard, of_shard in filter_shards.filter_rows(
         writer, rows, filter_args.rows_per_shard, num_workers

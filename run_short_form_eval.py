@@ -129,6 +129,7 @@ from typing import Any
 
 from accelerate import Accelerator
 from accelerate.utils import gather_object, release_memory
+from datasets import IterableDataset
 from torch.utils.data import DataLoader
 
 from distillery.cli import evaluation as stages
@@ -294,7 +295,7 @@ class _Transcriber:
         collate = WindowCollator(whisper.log_mel, self.chunk_length_s)
         size, count = self.batch_size, self.accelerator.num_processes
         share = self.accelerator.process_index
-        if not isinstance(rows, sources.Dataset):
+        if isinstance(rows, IterableDataset):
             chunks = sources.iterate_chunks(rows, size)
             return (collate(chunk) for index, chunk in chunks if index % count == share)
         starts = range(0, len(rows), size)[share::count]

@@ -17,15 +17,14 @@ from statistics import fmean
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 from accelerate import Accelerator
-from datasets import Dataset, load_dataset_builder
+from datasets import IterableDataset
 
 from distillery.audio.decoding import AudioError, decode_audio
 from distillery.cli.hub import upload_forecast
-from distillery.data import schema, sources
+from distillery.data import hub_datasets, schema, sources
 from distillery.data.archives import is_archive
+from distillery.data.column_types import read_columns
 from distillery.data.specs import DatasetSpec
 from distillery.storage.files import free_bytes
 from distillery.storage.runs import Run
@@ -147,7 +146,7 @@ def survey(spec: DatasetSpec, column: str, flag: str, *instead: str) -> Speech:
 def _open(spec: DatasetSpec) -> tuple[sources.Rows, bool]:
     """Open a streamed dataset, and tell whether a run would copy, or cut, all of it first."""
     rows = sources.load(spec)
-    if _is_copied_first(spec) or schema.START in rows.column_names:
+    if _is_copied_first(spec) or _is_cut(rows, spec):
         return rows, True
     with _silence():  # what there is to say was logged when the stream was opened
         return sources.load(replace(spec, streaming=False)), False
@@ -165,50 +164,29 @@ def _silence() -> Iterator[None]:
 def _is_copied_first(spec: DatasetSpec) -> bool:
     """Tell whether the datasets library would copy all rows into its cache before the first one."""
     path = Path(spec.name)
-    return not path.exists() or path.suffix == ".py" or is_archive(path) or _has_parquet(path)
+    return not path.exists() or path.suffix == ".py" or is_archive(path)
 
 
-def _has_parquet(path: Path) -> bool:
-    return any(path.rglob("*.parquet"))
+def _is_cut(rows: sources.Rows, spec: DatasetSpec) -> bool:
+    """Tell whether clips are cut while rows are read, and were not stored so."""
+    if schema.START not in rows.column_names:
+        return False
+    if not Path(spec.name).is_dir():
+        return True
+    return schema.START not in hub_datasets.load(replace(spec, streaming=False)).column_names
 
 
 def _of_all_rows(rows: sources.Rows, spec: DatasetSpec) -> tuple[int | None, Any]:
     """Return the number of rows, and their column of durations; None for what is unknown."""
-    if isinstance(rows, Dataset):
+    if not isinstance(rows, IterableDataset):
         known = schema.DURATION in rows.column_names
-        return len(rows), list(
-            rows.select_columns(schema.DURATION)[schema.DURATION]
-        ) if known else None
-    files = _parquet_files(rows, spec) if _has_parquet(Path(spec.name)) else []
-    if _is_cut_now(rows, files):
+        all_s = read_columns(rows, schema.DURATION)[schema.DURATION].to_pylist() if known else None
+        return len(rows), all_s
+    if schema.START in rows.column_names:
         return None, None  # recordings are counted there, not clips
-    if files:
-        return _of_parquet(files, spec.max_rows)
     split = (rows.info.splits or {}).get(str(rows.split))
     count = split.num_examples if split else None
     return count and min(count, spec.max_rows or count), None
-
-
-def _is_cut_now(rows: sources.Rows, files: Sequence[str]) -> bool:
-    """Tell whether clips are cut while rows are read, and were not stored so."""
-    is_stored = any(schema.START in pq.read_schema(file).names for file in files)
-    return schema.START in rows.column_names and not is_stored
-
-
-def _parquet_files(rows: sources.Rows, spec: DatasetSpec) -> list[str]:
-    builder = load_dataset_builder(spec.name, rows.info.config_name, cache_dir=spec.cache_dir)
-    files = (builder.config.data_files or {}).get(str(rows.split), [])
-    return [file for file in files if Path(file).suffix == ".parquet"]
-
-
-def _of_parquet(files: Sequence[str], max_rows: int | None) -> tuple[int | None, Any]:
-    columns = [pq.read_schema(file).names for file in files]
-    if all(schema.DURATION in names for names in columns):
-        tables = [pq.read_table(file, columns=[schema.DURATION]) for file in files]
-        all_s = pa.concat_tables(tables)[schema.DURATION].to_pylist()[:max_rows]
-        return len(all_s), all_s
-    count = sum(pq.read_metadata(file).num_rows for file in files)
-    return min(count, max_rows or count), None
 
 
 def _total(all_s: Sequence[float | None] | None) -> float | None:

@@ -1,11 +1,14 @@
 """Types of the columns that every stage agrees on."""
 
 import math
+from collections.abc import Iterator
 from typing import Any, TypeAlias
 
+import pyarrow as pa
 from datasets import Audio, Dataset, Features, IterableDataset, Value
 from datasets.features import List
 
+from distillery.data.parquet_rows import ParquetRows
 from distillery.data.schema import (
     AUDIO,
     AVG_LOGPROB,
@@ -27,7 +30,8 @@ from distillery.data.schema import (
     WHISPER_TRANSCRIPT,
 )
 
-Rows: TypeAlias = Dataset | IterableDataset
+MapStyleRows: TypeAlias = Dataset | ParquetRows  # by number, in any order
+Rows: TypeAlias = MapStyleRows | IterableDataset
 
 AUDIO_TYPE = Audio(decode=False)  # a struct of bytes and path
 TOKEN_IDS = List(Value("int32"))
@@ -49,6 +53,30 @@ SEGMENT_TYPES = {
     SEGMENT_DURATIONS: List(Value("float32")),
     SEGMENT_TEXTS: List(Value("string")),
 }
+
+
+def read_columns(rows: MapStyleRows, *names: str) -> pa.Table:
+    """Return columns of all rows, in memory; nothing else is read."""
+    some = rows.select_columns(list(names))
+    return some.table() if isinstance(some, ParquetRows) else some.with_format("arrow")[:]
+
+
+def tables(rows: MapStyleRows, most_bytes: int, most_rows: int) -> Iterator[pa.Table]:
+    """Yield rows as tables of bounded size.
+
+    Args:
+        rows: with all their columns.
+        most_bytes: of a table, about, if it has more than one row.
+        most_rows: of a table.
+    """
+    if isinstance(rows, ParquetRows):
+        for table in rows.tables():
+            size = min(most_rows, max(1, most_bytes * len(table) // max(1, table.nbytes)))
+            yield from (table.slice(start, size) for start in range(0, len(table), size))
+        return
+    size = min(most_rows, max(1, most_bytes * len(rows.data) // max(1, rows.data.nbytes)))
+    in_arrow = rows.with_format("arrow")
+    yield from (in_arrow[start : start + size] for start in range(0, len(rows), size))
 
 
 def source_features() -> Features:

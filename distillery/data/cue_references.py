@@ -4,7 +4,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset, Features, Value
+from datasets import Features, IterableDataset, Value
 from datasets.features import List
 
 from distillery.data import schema
@@ -45,7 +45,7 @@ def with_references(rows: Rows, folder: Path) -> Rows:
             read.
     """
     others = {k: kind for k, kind in rows.features.items() if k not in (*TYPES, schema.SUBTITLES)}
-    if not isinstance(rows, Dataset):
+    if isinstance(rows, IterableDataset):
         return rows.map(
             lambda row: _references(row, folder, Ledger()),
             remove_columns=[schema.SUBTITLES],

@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from datasets import Dataset, IterableDataset, interleave_datasets
+from datasets import IterableDataset, interleave_datasets
 
 from distillery.data import hub_layout, label_folders, schema, sources
 from distillery.data.collators import NO_SPEECH, SOUND_SEED
+from distillery.data.column_types import MapStyleRows
 from distillery.data.filters import FilterReason, TranscriptFilter
 from distillery.data.label_folders import SIGNALS, LabelledRows
 from distillery.data.order import BatchPlan
@@ -30,7 +31,7 @@ class TrainingRows(torch.utils.data.Dataset[dict[str, Any]]):
     """Rows of several datasets, one behind the other, with labels for the epoch that asks."""
 
     def __init__(
-        self, parts: Sequence[Dataset | LabelledRows | PackedRows], rule: LabelRule
+        self, parts: Sequence[MapStyleRows | LabelledRows | PackedRows], rule: LabelRule
     ) -> None:
         """Keep the datasets; `parts` must not be empty."""
         self.parts = parts
@@ -75,7 +76,7 @@ def labels_of(row: Mapping[str, Any], rule: LabelRule, epoch: int) -> list[int]:
 
 def usable_rows(
     spec: DatasetSpec, rule: LabelRule, limits: TranscriptFilter, sampling_rate: int
-) -> tuple[Dataset | LabelledRows, Ledger]:
+) -> tuple[MapStyleRows | LabelledRows, Ledger]:
     """Load a dataset and leave out rows that cannot be learnt from, with their number by reason.
 
     Only text and metadata are read. Rows of a source that have no labels are left out, too.

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-from datasets import Dataset, Features
+from datasets import Dataset, Features, IterableDataset
 
 from distillery.data import hub_layout, sources
+from distillery.data.column_types import MapStyleRows
 from distillery.data.filter_summary import FilterSummary
 from distillery.data.hub_layout import SplitFiles, write_tables
 from distillery.data.row_filter import RowFilter, rejected, rejected_features
@@ -48,7 +49,7 @@ class ShardWriter:
     rejected: SplitFiles | None
     num_sealed: int
 
-    def write(self, index: int, chunk: Dataset) -> Account:
+    def write(self, index: int, chunk: MapStyleRows) -> Account:
         """Filter one chunk, unless its shard is whole; return the chunk's account."""
         account = self._sealed_account(index)
         if account is not None:
@@ -73,7 +74,7 @@ class ShardWriter:
         return published if published.exists() else files.sealed(index)
 
     def _write(
-        self, index: int, chunk: Dataset, ledger: Ledger, notes: dict[str, Any], path: Path
+        self, index: int, chunk: MapStyleRows, ledger: Ledger, notes: dict[str, Any], path: Path
     ) -> None:
         judged = self.row_filter.judge(chunk)
         ledger.dropped.update(row.verdict.reason for row in judged if row.verdict.reason)
@@ -123,7 +124,7 @@ def filter_rows(
     # the time that rows are judged in.
     gc.freeze()
     try:
-        if not isinstance(rows, Dataset):
+        if isinstance(rows, IterableDataset):
             arrow_schema = writer.source.arrow_schema
             for index, chunk in sources.iterate_chunks(rows, rows_per_shard):
                 yield writer.write(index, Dataset(pa.Table.from_pylist(chunk, schema=arrow_schema)))
@@ -137,7 +138,7 @@ def filter_rows(
 
 
 def _by_workers(
-    writer: ShardWriter, rows: Dataset, rows_per_shard: int, num_workers: int
+    writer: ShardWriter, rows: MapStyleRows, rows_per_shard: int, num_workers: int
 ) -> Iterator[Account]:
     starts = range(0, len(rows), rows_per_shard)
     # Forking a process that runs threads (torch's, the tokenizer's) can hang; a fresh one cannot.
@@ -151,10 +152,10 @@ def _by_workers(
 
 
 # What a worker process holds: sent once, and not with every shard.
-_work: tuple[ShardWriter, Dataset, int]
+_work: tuple[ShardWriter, MapStyleRows, int]
 
 
-def _prepare_worker(writer: ShardWriter, rows: Dataset, rows_per_shard: int) -> None:
+def _prepare_worker(writer: ShardWriter, rows: MapStyleRows, rows_per_shard: int) -> None:
     global _work
     gc.freeze()
     _work = writer, rows, rows_per_shard

@@ -33,6 +33,9 @@ logger = logging.getLogger(__name__)
 
 DEFAULT_CONFIG = "default"
 CARD = "README.md"
+# The most signal and rows of a row group. To read one row, its group is read, and the list of all
+# groups of the file, which is the longer the smaller they are.
+GROUP_BYTES, GROUP_ROWS = 1 << 20, 100
 FILES = "*/*-[0-9][0-9][0-9][0-9][0-9]-of-[0-9][0-9][0-9][0-9][0-9].parquet"  # of a dataset
 
 
@@ -64,20 +67,50 @@ def embedded_audio(audio: pa.ChunkedArray) -> pa.Array:
 def write_parquet(path: Path, rows: Iterable[Mapping[str, Any]], features: Features) -> None:
     """Write rows to one Parquet file; columns beside `features` are left out."""
     arrow_schema = features.arrow_schema
-    slim = ([{name: row.get(name) for name in features} for row in b] for b in _batched(rows, 100))
+    slim = (
+        [{name: row.get(name) for name in features} for row in batch]
+        for batch in _batched(rows, GROUP_ROWS)
+    )
     write_tables(path, (pa.Table.from_pylist(b, schema=arrow_schema) for b in slim), features)
 
 
 def write_tables(path: Path, tables: Iterable[pa.Table], features: Features) -> int:
-    """Write Arrow tables to one Parquet file, each as a row group; return the file's rows.
+    """Write Arrow tables to one Parquet file; return the file's rows.
 
-    Columns beside `features` are left out.
+    Columns beside `features` are left out. Row groups are small, so that rows can be read in any
+    order (`parquet_rows`). What is written depends on the rows alone, not on how they come.
     """
     arrow_schema = features.arrow_schema
-    with pq.ParquetWriter(path, arrow_schema) as writer:
-        for table in tables:
-            writer.write_table(table.select(arrow_schema.names).cast(arrow_schema))
+    slim = (table.select(arrow_schema.names).cast(arrow_schema) for table in tables)
+    # In groups this small a dictionary is longer than what it saves.
+    with pq.ParquetWriter(path, arrow_schema, use_dictionary=False) as writer:
+        for block in _blocks(slim):
+            size = max(1, GROUP_BYTES * len(block) // max(1, _signal_bytes(block)))
+            writer.write_table(block, row_group_size=size)
     return int(pq.read_metadata(path).num_rows)
+
+
+def _blocks(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
+    """Yield the same rows in tables of `GROUP_ROWS` rows."""
+    rest: list[pa.Table] = []
+    for table in tables:
+        rest.append(table)
+        while sum(map(len, rest)) >= GROUP_ROWS:
+            whole = pa.concat_tables(rest)
+            yield whole[:GROUP_ROWS].combine_chunks()
+            rest = [whole[GROUP_ROWS:]]
+    if sum(map(len, rest)):
+        yield pa.concat_tables(rest).combine_chunks()
+
+
+def _signal_bytes(table: pa.Table) -> int:
+    """Return how much audio, or how many features, there are in rows."""
+    signals = []
+    if schema.AUDIO in table.column_names:
+        signals.append(pc.struct_field(table[schema.AUDIO], "bytes"))
+    if schema.INPUT_FEATURES in table.column_names:
+        signals.append(pc.list_flatten(table[schema.INPUT_FEATURES]))
+    return sum(pc.sum(pc.binary_length(signal)).as_py() or 0 for signal in signals)
 
 
 def _batched(rows: Iterable[Any], size: int) -> Iterator[list[Any]]:

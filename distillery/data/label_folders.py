@@ -13,11 +13,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from datasets import Dataset
+from datasets import IterableDataset
 
 from distillery.audio.decoding import AudioError, encode_wav
 from distillery.data import hub_layout, schema, sources
 from distillery.data.collators import PROBLEM
+from distillery.data.column_types import MapStyleRows, read_columns
 from distillery.data.ids import first_repeated
 from distillery.data.packed_windows import window_audio
 from distillery.data.specs import DatasetSpec
@@ -134,8 +135,8 @@ class LabelledRows:
         sampling_rate: of the model, for windows.
     """
 
-    labels: Dataset
-    source: Dataset
+    labels: MapStyleRows
+    source: MapStyleRows
     places: pa.ListArray
     sampling_rate: int
 
@@ -152,7 +153,7 @@ class LabelledRows:
         """Names of the columns, without the audio's."""
         return list(self.labels.column_names)
 
-    def select_columns(self, names: Sequence[str]) -> Dataset:
+    def select_columns(self, names: Sequence[str]) -> MapStyleRows:
         """Return some columns of the labels."""
         return self.labels.select_columns(names)
 
@@ -173,7 +174,7 @@ class LabelledRows:
         return {**row, schema.AUDIO: audio}
 
 
-def load(spec: DatasetSpec, sampling_rate: int) -> Dataset | LabelledRows:
+def load(spec: DatasetSpec, sampling_rate: int) -> MapStyleRows | LabelledRows:
     """Load a dataset with labels; those that lie beside their audio are joined with it.
 
     Args:
@@ -187,11 +188,12 @@ def load(spec: DatasetSpec, sampling_rate: int) -> Dataset | LabelledRows:
     """
     of_labels = labels_spec(spec)
     labels = sources.load(replace(of_labels, streaming=False))
-    assert isinstance(labels, Dataset)
+    assert not isinstance(labels, IterableDataset)
     if spec.labels_dir is None and not _lacks_signal(labels, spec):
         return labels
     source_spec = _given_source(spec) if spec.labels_dir else _found_source(spec)
     source = sources.load(source_spec)
+    assert not isinstance(source, IterableDataset)
     sources.require_column(source, source_spec, schema.AUDIO, "--audio_column_name")
     others = [name for name in labels.column_names if name not in SIGNALS]
     return join(labels.select_columns(others), source, sampling_rate, of_labels, source_spec)
@@ -255,8 +257,8 @@ def _found_source(spec: DatasetSpec) -> DatasetSpec:
 
 
 def join(
-    labels: Dataset,
-    source: Dataset,
+    labels: MapStyleRows,
+    source: MapStyleRows,
     sampling_rate: int,
     of_labels: DatasetSpec,
     of_source: DatasetSpec,
@@ -292,5 +294,5 @@ def join(
     return LabelledRows(labels, source.select_columns(schema.AUDIO), placed, sampling_rate)
 
 
-def _column(rows: Dataset, name: str) -> pa.ChunkedArray:
-    return rows.select_columns(name).with_format("arrow")[:][name]
+def _column(rows: MapStyleRows, name: str) -> pa.ChunkedArray:
+    return read_columns(rows, name)[name]

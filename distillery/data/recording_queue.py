@@ -4,7 +4,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from itertools import count
 from typing import Any, TypeVar
 
-from datasets import Dataset
+from datasets import IterableDataset
 
 from distillery.data import schema, sources
 from distillery.data.specs import DatasetSpec
@@ -48,7 +48,7 @@ class RecordingQueue:
         numbers = {
             spec: self._mine(enumerate(rows.select_columns(schema.ID)[schema.ID]))
             for spec, rows in splits.items()
-            if isinstance(rows, Dataset)
+            if not isinstance(rows, IterableDataset)
         }
         self._numbers = {spec: list(mine) for spec, mine in numbers.items()}
         is_known = len(self._numbers) == len(splits)

@@ -13,12 +13,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-from datasets import Dataset, Features, Value
+from datasets import Features, Value
 from numpy.typing import NDArray
 
 from distillery.audio.decoding import AudioError, decode_audio
 from distillery.audio.log_mel import LogMel
 from distillery.data import column_types, schema
+from distillery.data.column_types import MapStyleRows, read_columns, tables
 from distillery.data.filters import FilterReason, TranscriptFilter, Verdict
 from distillery.data.hub_layout import embedded_audio
 from distillery.storage.ledger import Ledger
@@ -92,10 +93,10 @@ class RowFilter:
             columns[schema.INPUT_FEATURES] = column_types.STORED_FEATURES
         return Features({**columns, schema.LABELS: column_types.TOKEN_IDS})
 
-    def judge(self, chunk: Dataset) -> list[JudgedRow]:
+    def judge(self, chunk: MapStyleRows) -> list[JudgedRow]:
         """Label and judge rows by their text and metadata alone."""
         names = [name for name in JUDGED_BY if name in chunk.column_names]
-        table = chunk.select_columns(names).with_format("arrow")[:]
+        table = read_columns(chunk, *names)
         labels, num_text = self._labels(table)
         words = without_timestamps(text_ids(labels, self.rule.tokens), self.rule.tokens)
         texts = self._token_bytes.texts(words)
@@ -149,7 +150,7 @@ class RowFilter:
         return dict(zip(texts, normalized, strict=True)).__getitem__
 
     def passing(
-        self, chunk: Dataset, judged: Sequence[JudgedRow], ledger: Ledger
+        self, chunk: MapStyleRows, judged: Sequence[JudgedRow], ledger: Ledger
     ) -> Iterator[pa.Table]:
         """Yield the rows that pass, with their labels and their audio or features.
 
@@ -207,7 +208,7 @@ def _stored(source: Mapping[str, Any]) -> dict[str, Any]:
     return {**source, **audio}
 
 
-def rejected(chunk: Dataset, judged: Sequence[JudgedRow]) -> Iterator[pa.Table]:
+def rejected(chunk: MapStyleRows, judged: Sequence[JudgedRow]) -> Iterator[pa.Table]:
     """Yield the rows that were dropped, with the reason and the error rates."""
     dropped = [place for place, row in enumerate(judged) if row.verdict.reason is not None]
     for table, places in _tables(chunk, dropped):
@@ -219,18 +220,16 @@ def rejected(chunk: Dataset, judged: Sequence[JudgedRow]) -> Iterator[pa.Table]:
 
 
 def _tables(
-    chunk: Dataset, places: Sequence[int], most_rows: int = sys.maxsize
+    chunk: MapStyleRows, places: Sequence[int], most_rows: int = sys.maxsize
 ) -> Iterator[tuple[pa.Table, list[int]]]:
     """Yield some rows of a chunk as tables of bounded size, each with the places of its rows."""
-    rows = chunk.with_format("arrow")
-    size = max(1, TABLE_BYTES * len(chunk.data) // max(1, chunk.data.nbytes))
-    size = min(size, most_rows)
-    for start in range(0, len(chunk), size):
-        some = [place for place in places if start <= place < start + size]
-        if some:
+    start, wanted = 0, np.asarray(places, np.int64)
+    for table in tables(chunk, TABLE_BYTES, most_rows):
+        first, stop = np.searchsorted(wanted, [start, start + len(table)])
+        if first < stop:
             # One after the other, rows would be tables of their own, which are slow to write.
-            indices = pa.array([place - start for place in some])
-            yield rows[start : start + size].take(indices), some
+            yield table.take(pa.array(wanted[first:stop] - start)), wanted[first:stop].tolist()
+        start += len(table)
 
 
 def _with_column(table: pa.Table, name: str, values: pa.Array) -> pa.Table:

@@ -11,7 +11,6 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
@@ -19,21 +18,17 @@ from typing import Any, NamedTuple, TypeAlias
 import pyarrow.compute as compute
 import soxr
 from datasets import Dataset, Features, IterableDataset, Value, concatenate_datasets
+from datasets.arrow_writer import ArrowWriter
 from datasets.config import HF_DATASETS_CACHE
-from datasets.utils import (
-    are_progress_bars_disabled,
-    disable_progress_bars,
-    enable_progress_bars,
-)
 from filelock import FileLock
 
 from distillery.audio.decoding import AudioError, Waveform, decode_at_own_rate, encode_flac
 from distillery.data import column_types, schema, subtitles
-from distillery.data.column_types import Rows
+from distillery.data.column_types import MapStyleRows, Rows, read_columns
 from distillery.data.file_trees import is_file
 from distillery.data.specs import NONE, VAD
 from distillery.data.speech import VAD_RATE, speech_finder, speech_windows
-from distillery.storage.files import read_json, sync, write_json
+from distillery.storage.files import read_json, replacing, write_json
 from distillery.storage.ledger import Ledger
 from distillery.storage.names import printable
 from distillery.storage.progress import ProgressBar
@@ -105,7 +100,7 @@ def cut(
     if cuts.mode == VAD:
         speech_finder()  # fails at once where it is missing
     features = _clip_features(rows.features)
-    if isinstance(rows, Dataset):
+    if not isinstance(rows, IterableDataset):
         return _cut_into_cache(rows, features, cuts, cache_dir, max_clips)
     cutter = _Cutter(cuts)
     clips = rows.map(
@@ -125,7 +120,7 @@ def _has_parts(rows: Rows) -> bool:
     if isinstance(rows, IterableDataset):
         return True
     # NeMo writes a zero for every file that is one clip.
-    offsets = rows.select_columns(schema.OFFSET).with_format("arrow")[:][schema.OFFSET]
+    offsets = read_columns(rows, schema.OFFSET)[schema.OFFSET]
     return any(offset not in (None, "", "0", "0.0", 0) for offset in offsets.unique().to_pylist())
 
 
@@ -150,7 +145,7 @@ def _cut_batch(
 
 
 def _cut_into_cache(
-    rows: Dataset,
+    rows: MapStyleRows,
     features: Features,
     cuts: Segmentation,
     cache_dir: str | None,
@@ -190,35 +185,16 @@ def _report(clips: Dataset, num_recordings: int, account: Ledger) -> None:
     )
 
 
-def _write_clips(path: Path, lot: Dataset, features: Features, cutter: "_Cutter") -> None:
+def _write_clips(path: Path, lot: MapStyleRows, features: Features, cutter: "_Cutter") -> None:
     """Cut a lot into a file of the datasets library, and then write the account beside it."""
     cutter.account, cutter.undecoded = Ledger(), []
-    with _without_bars():  # there is one over all lots
-        lot.map(
-            lambda batch: _cut_batch(cutter, batch, features),
-            batched=True,
-            batch_size=1,
-            remove_columns=lot.column_names,
-            features=features,
-            cache_file_name=str(path),
-            load_from_cache_file=False,
-            new_fingerprint=path.stem,
-            writer_batch_size=100,
-        )
-    sync(path)
+    with replacing(path) as temporary:
+        writer = ArrowWriter(features=features, path=str(temporary), writer_batch_size=100)
+        for clip in (clip for row in lot for clip in cutter.clips(row)):
+            writer.write({name: clip.get(name) for name in features})
+        writer.finalize()
     account = {"account": cutter.account.to_dict(), "undecoded": cutter.undecoded}
     write_json(_account_path(path), account)
-
-
-@contextmanager
-def _without_bars() -> Iterator[None]:
-    are_shown = not are_progress_bars_disabled()
-    disable_progress_bars()
-    try:
-        yield
-    finally:
-        if are_shown:
-            enable_progress_bars()
 
 
 def _is_cut(path: Path) -> bool:
@@ -231,7 +207,7 @@ def _account_path(path: Path) -> Path:
     return path.with_suffix(".json")
 
 
-def _content_checksum(lot: Dataset, cuts: Segmentation) -> str:
+def _content_checksum(lot: MapStyleRows, cuts: Segmentation) -> str:
     """Return a checksum of what determines the clips; of files, path, size and time."""
     digest = hashlib.sha256(f"{FORMAT} {cuts} {lot.features}".encode())
     for row in lot:

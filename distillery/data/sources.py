@@ -9,44 +9,39 @@ from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import (
     Audio,
-    Dataset,
     DatasetDict,
     Features,
     IterableDataset,
     Value,
-    get_dataset_config_names,
-    get_dataset_split_names,
-    load_dataset,
     load_from_disk,
 )
-from datasets.config import HF_DATASETS_CACHE
 
 from distillery.data import (
     builders,
     cue_references,
     file_trees,
     folders,
+    hub_datasets,
     manifests,
     schema,
     segmentation,
 )
+from distillery.data.column_types import MapStyleRows, read_columns
 from distillery.data.column_types import Rows as Rows  # what `load` returns
 from distillery.data.hub_layout import DEFAULT_CONFIG, refuse_same_split_twice
 from distillery.data.ids import SeenIds, file_names, first_repeated
 from distillery.data.manifests import Manifest
+from distillery.data.parquet_rows import ParquetRows
 from distillery.data.specs import NONE, DatasetSpec, choose
-from distillery.storage.files import RUN_RECORD, read_json, sha256
-from distillery.storage.outputs import is_hidden
-from distillery.storage.runs import STARTED
+from distillery.storage.files import sha256
 
 logger = logging.getLogger(__name__)
 
-DATA_FILES = (".parquet", ".arrow", *manifests.SUFFIXES)
-TAIL_BYTES = 2**16
 STORED = {"bytes": Value("binary"), "path": Value("string")}  # what an `Audio` is stored as
 
 
@@ -79,7 +74,7 @@ def _check_ids(rows: Rows, spec: DatasetSpec) -> None:
 
     See `iterate_chunks`.
     """
-    if not isinstance(rows, Dataset):
+    if isinstance(rows, IterableDataset):
         return
     if len(rows) == 0:
         raise ValueError(f"dataset {spec} has no rows")
@@ -118,20 +113,7 @@ def _content(path: Path) -> bytes:
         return file_trees.fingerprint(path)
     if path.is_file():
         return sha256(path).encode()
-    return _folder_state(path) if path.is_dir() else b""
-
-
-def _folder_state(folder: Path) -> bytes:
-    digest = hashlib.sha256()
-    for path in sorted(folder.rglob("*")):
-        name = path.relative_to(folder).as_posix()
-        if path.suffix in DATA_FILES and path.name != RUN_RECORD and not is_hidden(name):
-            size = path.stat().st_size
-            digest.update(f"{name} {size}".encode())
-            with path.open("rb") as file:
-                file.seek(max(0, size - TAIL_BYTES))
-                digest.update(file.read())
-    return digest.digest()
+    return hub_datasets.folder_state(path) if path.is_dir() else b""
 
 
 def _source(spec: DatasetSpec) -> Rows:
@@ -150,51 +132,13 @@ def _source(spec: DatasetSpec) -> Rows:
             f"{file_trees.not_there(spec.name)}, and it is no Hub id, which looks like "
             "'organisation/name'"
         )
-    return _from_hub_layout(spec)
-
-
-def _from_hub_layout(spec: DatasetSpec) -> Rows:
-    _refuse_unfinished(Path(spec.name))
-    config = spec.config or choose(
-        "configuration", None, get_dataset_config_names(spec.name), DEFAULT_CONFIG, spec.name
-    )
-    # A split that is named may be a part of one, such as train[:10].
-    split = spec.split or choose(
-        "split", None, get_dataset_split_names(spec.name, config), None, spec.name
-    )
-    return load_dataset(
-        spec.name, config, split=split, streaming=spec.streaming, cache_dir=_cache_dir(spec)
-    )
-
-
-def _refuse_unfinished(folder: Path) -> None:
-    """Raise ValueError for the folder of a stage that was stopped: some rows are not there yet."""
-    record = folder / RUN_RECORD
-    if record.is_file() and read_json(record).get("status") == STARTED:
-        raise ValueError(
-            f"dataset {folder} is not finished: the run that makes it was stopped or failed; give "
-            "its command again, and it goes on"
-        )
-
-
-def _cache_dir(spec: DatasetSpec) -> str | None:
-    """Return the library's cache; for a local folder, one for each state of its files.
-
-    The library's key is the folder's last name and its card: it would return the rows of another
-    folder of that name, or rows that have been replaced since.
-    """
-    folder = Path(spec.name)
-    if not folder.is_dir():
-        return spec.cache_dir
-    state = hashlib.sha256(str(folder.resolve()).encode() + _folder_state(folder))
-    for path in sorted(path for path in folder.rglob("*") if path.suffix in DATA_FILES):
-        if not is_hidden(path.relative_to(folder).as_posix()):
-            state.update(str(path.stat().st_mtime_ns).encode())
-    return str(Path(spec.cache_dir or HF_DATASETS_CACHE) / f"folder-{state.hexdigest()[:16]}")
+    return hub_datasets.load(spec)
 
 
 def _undecoded(rows: Rows, spec: DatasetSpec) -> Rows:
     """Keep audio as the bytes that were stored, which needs no decoder."""
+    if isinstance(rows, ParquetRows):
+        return rows  # as it is stored
     if rows.features is None:
         rows = rows._resolve_features()  # a stream of JSON or CSV learns them from its first rows
     if isinstance(rows.features.get(spec.audio_column), Audio):
@@ -273,9 +217,9 @@ def _as_text(rows: Rows, name: str) -> Rows:
         return rows
     if isinstance(rows, IterableDataset):
         return rows.cast_column(name, Value("string"))
-    column = rows.select_columns(name).with_format("arrow")[:][name].cast(pa.string())
+    column = read_columns(rows, name)[name].cast(pa.string()).combine_chunks()
     # Casting in place would copy the audio beside it.
-    return rows.remove_columns(name).add_column(name, column.to_pylist(), feature=Value("string"))
+    return rows.remove_columns(name).add_column(name, column, feature=Value("string"))
 
 
 def _is_meant_as_id(rows: Rows, spec: DatasetSpec) -> bool:
@@ -289,7 +233,7 @@ def _is_meant_as_id(rows: Rows, spec: DatasetSpec) -> bool:
     if (
         is_certain
         or schema.WHISPER_TRANSCRIPT in rows.column_names
-        or not isinstance(rows, Dataset)
+        or isinstance(rows, IterableDataset)
     ):
         return True
     return first_repeated(_ids(rows)) is None
@@ -301,26 +245,33 @@ def _add_row_ids(rows: Rows, spec: DatasetSpec) -> Rows:
     Ids by number depend on the order of the source. A stream is always numbered: whether its names
     are unique would be known only at its end.
     """
-    if isinstance(rows, Dataset) and Path(spec.name).suffix in manifests.SUFFIXES:
-        names = file_names(rows.select_columns(schema.AUDIO).with_format("arrow")[:][schema.AUDIO])
+    if isinstance(rows, IterableDataset):
+        logger.info("dataset %s has no column of ids: its rows are named by their number", spec)
+        features = Features({schema.ID: Value("string"), **rows.features})
+        return rows.map(
+            lambda row, i: {schema.ID: _row_id(i), **row}, with_indices=True, features=features
+        )
+    if Path(spec.name).suffix in manifests.SUFFIXES:
+        names = file_names(read_columns(rows, schema.AUDIO)[schema.AUDIO])
         if pc.count_distinct(names, mode="all").as_py() == len(rows):
             logger.info("dataset %s has no column of ids: its rows are named by their files", spec)
-            return rows.add_column(schema.ID, names.to_pylist())
+            return rows.add_column(schema.ID, names.combine_chunks(), feature=Value("string"))
     logger.info("dataset %s has no column of unique ids: its rows are named by their number", spec)
-    if isinstance(rows, Dataset):
-        return rows.add_column(schema.ID, [_row_id(i) for i in range(len(rows))])
-    features = Features({schema.ID: Value("string"), **rows.features})
-    return rows.map(
-        lambda row, index: {schema.ID: _row_id(index), **row}, with_indices=True, features=features
-    )
+    return rows.add_column(schema.ID, _row_ids(len(rows)), feature=Value("string"))
 
 
 def _row_id(index: int) -> str:
     return f"row-{index:09d}"
 
 
-def _ids(rows: Dataset) -> pa.ChunkedArray:
-    return rows.select_columns(schema.ID).with_format("arrow")[:][schema.ID]
+def _row_ids(count: int) -> pa.Array:
+    """Return the ids of `_row_id`, without a Python object for each."""
+    digits = pc.utf8_lpad(pa.array(np.arange(count)).cast(pa.string()), 9, "0")
+    return pc.binary_join_element_wise("row-", digits, "")
+
+
+def _ids(rows: MapStyleRows) -> pa.ChunkedArray:
+    return read_columns(rows, schema.ID)[schema.ID]
 
 
 def require_column(rows: Rows, spec: DatasetSpec, name: str, flag: str) -> None:
@@ -342,7 +293,7 @@ def iterate_chunks(rows: Rows, size: int) -> Iterator[tuple[int, Rows | list[dic
     Raises:
         ValueError: two rows of a stream have one id, or one has none.
     """
-    if isinstance(rows, Dataset):
+    if not isinstance(rows, IterableDataset):
         for index, start in enumerate(range(0, len(rows), size)):
             yield index, rows.select(range(start, min(start + size, len(rows))))
         return
@@ -400,6 +351,8 @@ def load_splits(specs: Sequence[DatasetSpec], column: str, flag: str) -> dict[Da
 def describe_splits(splits: Mapping[DatasetSpec, Rows]) -> str:
     """Return the datasets and their numbers of rows, for a line of the log."""
     return ", ".join(
-        f"{len(rows):,} rows of {spec}" if isinstance(rows, Dataset) else f"{spec}, streamed"
+        f"{spec}, streamed"
+        if isinstance(rows, IterableDataset)
+        else f"{len(rows):,} rows of {spec}"
         for spec, rows in splits.items()
     )

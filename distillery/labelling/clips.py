@@ -8,7 +8,7 @@ from operator import itemgetter
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
-from datasets import Dataset
+from datasets import IterableDataset
 from torch.utils.data import DataLoader, Sampler
 
 from distillery.audio.log_mel import LogMel
@@ -70,7 +70,8 @@ class ShardQueue(Sampler[Clip]):
         self._size, self._share, self._is_done = size, share, is_done
         self._with_context = with_context
         names = [n for n in (schema.RECORDING_ID, schema.SPEAKER_ID) if n in rows.column_names]
-        self._places = rows.select_columns(names) if isinstance(rows, Dataset) and names else None
+        is_stream = isinstance(rows, IterableDataset)
+        self._places = rows.select_columns(names) if names and not is_stream else None
 
     def __iter__(self) -> Iterator[Clip]:
         """Yield clip after clip; within a shard in the order of the rows."""
@@ -91,8 +92,9 @@ class ShardQueue(Sampler[Clip]):
 
         To select rows of a dataset takes milliseconds; there may be many shards that are done.
         """
-        if not isinstance(self.rows, Dataset):
+        if isinstance(self.rows, IterableDataset):
             for _, chunk in sources.iterate_chunks(self.rows, self._size):
+                assert isinstance(chunk, list)
                 yield chunk, partial(list, chunk)
             return
         for start in range(0, len(self.rows), self._size):
@@ -120,7 +122,7 @@ class _ClipRows(torch.utils.data.Dataset[tuple[int, int, Mapping[str, Any]]]):
     """Rows by clip: a stream's come with it."""
 
     def __init__(self, rows: sources.Rows) -> None:
-        self.rows = rows if isinstance(rows, Dataset) else None
+        self.rows = None if isinstance(rows, IterableDataset) else rows
 
     def __getitem__(self, clip: Clip) -> tuple[int, int, Mapping[str, Any]]:
         row = clip.row if self.rows is None else self.rows[clip.row]

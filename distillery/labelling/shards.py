@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import pyarrow.parquet as pq
-from datasets import Dataset, Features
+from datasets import Features
 
 from distillery.data import column_types, hub_layout, schema
 from distillery.data.clip_states import refuse_changed
@@ -264,7 +264,7 @@ class ShardWriter:
 
 def _digest_of_ids(chunk: Any) -> str:
     """Return what other ids, or another order of them, have another one of."""
-    ids = chunk[schema.ID] if isinstance(chunk, Dataset) else [row[schema.ID] for row in chunk]
+    ids = [row[schema.ID] for row in chunk] if isinstance(chunk, list) else chunk[schema.ID]
     return blake2b("\0".join(ids).encode(errors="surrogatepass"), digest_size=16).hexdigest()
 
 

@@ -107,9 +107,8 @@ def test_a_folder_is_counted_by_its_files_and_not_copied(tmp_path):
     assert (found.num_rows, found.audio_s, found.is_estimate) == (60, 2 * 465.0, False)
     assert found.num_bytes == 60 * 4
     assert (found.spec.config, found.spec.split) == ("default", "train")
-    told = "15.5 min of audio; 0.24 kB into the datasets library's cache, if it is not there yet;"
-    assert told in str(found)
-    assert "cache" not in str(look(folder, streaming=True))
+    assert "15.5 min of audio" in str(found)
+    assert "cache, if" not in str(found)
     assert look(folder, max_rows=31).audio_s == 465.0 + 1.0
     assert look(folder, split="train[:10]").num_rows == 60
     assert sorted(tmp_path.rglob("*")) == before

@@ -19,6 +19,7 @@ from datasets import (
 from hub_clips import CLIPS, IDS, hub_folder, rows_of
 
 from distillery.data import column_types, hub_layout, schema, sources
+from distillery.data.parquet_rows import ParquetRows
 from distillery.data.sources import load
 from distillery.data.specs import DatasetSpec, broadcast_specs
 from distillery.storage.runs import STARTED, Run
@@ -90,7 +91,7 @@ def test_a_written_folder_loads_without_us(folder, streaming):
 @pytest.mark.parametrize("streaming", [False, True])
 def test_a_written_folder_loads_with_us(folder, streaming):
     rows = loaded(folder, config="small", split="train", streaming=streaming)
-    assert isinstance(rows, IterableDataset if streaming else Dataset)
+    assert isinstance(rows, IterableDataset if streaming else ParquetRows)
     assert list(rows) == rows_of([0, 1, 2])
     assert loaded(folder, config="large", split="train")[0]["id"] == "clip-4"
     assert loaded(folder, config="small", split="test")[0]["id"] == "clip-3"
@@ -141,10 +142,15 @@ def test_everything_is_kept_in_the_cache_folder_that_is_named(plain_folder, tmp_
     monkeypatch.chdir(tmp_path)
     home = Path(os.environ["HF_HOME"])
     before = {path for path in home.rglob("*") if path.is_file()}
-    loaded(plain_folder, cache_dir=str(tmp_path / "cache"))
+    table = tmp_path / "table" / "train.csv"
+    table.parent.mkdir()
+    table.write_text("id,audio,text\na,a.wav,x\n", "utf-8")
+    assert len(loaded(plain_folder, cache_dir=str(tmp_path / "cache"))) == 3
+    assert not (tmp_path / "cache").exists()  # Parquet is read where it lies
+    assert len(loaded(table.parent, cache_dir=str(tmp_path / "cache"))) == 1
     assert list((tmp_path / "cache").rglob("*.arrow"))
     assert {path for path in home.rglob("*") if path.is_file()} == before
-    assert [path.name for path in tmp_path.iterdir()] == ["cache"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cache", "table"]
 
 
 def test_an_audio_column_of_any_dataset_needs_no_decoder(tmp_path):
