@@ -8,9 +8,9 @@ from typing import Any
 from accelerate import Accelerator
 
 from distillery.cli.arguments import DecodingArguments
-from distillery.cli.labelling_arguments import DATASET, IN_ORDER, LabellingArguments
+from distillery.cli.labelling_arguments import DATASET, IN_ORDER, LABELS, LabellingArguments
 from distillery.cli.speech_progress import SpeechProgress
-from distillery.data import column_types, packed_windows, schema, sources
+from distillery.data import column_types, label_folders, packed_windows, schema, sources
 from distillery.data.collators import DurationLimits
 from distillery.data.hub_layout import SplitFiles
 from distillery.data.packed_windows import WindowPacking
@@ -94,9 +94,12 @@ def splits_of(
     """Load the datasets, and put together what makes their files.
 
     Raises:
-        ValueError: a dataset lacks a column, or two would be written to the same files.
+        ValueError: a dataset lacks a column or, for labels alone, ids; or two would be written to
+            the same files.
     """
     flags, splits = run.arguments, []
+    for spec in specs if flags["output_format"] == LABELS else ():
+        label_folders.refuse_numbers_of_stream(spec)
     transcripts = Transcripts(
         teacher.tokens, teacher.tokenizer, flags["decode_token_ids"], teacher.normalizer
     )

@@ -82,6 +82,16 @@ def record_of(splits: Mapping[DatasetSpec, Source]) -> dict[str, Any]:
     return {SOURCES: entries} if entries else {}
 
 
+def refuse_numbers_of_stream(spec: DatasetSpec) -> None:
+    """Raise ValueError for rows whose labels alone would not lead back to them."""
+    if sources.is_numbered_as_stream(spec):
+        raise ValueError(
+            f"--output_format labels: the rows of {spec} have no ids, and as a stream they are "
+            "numbered; what reads the labels would not find them by that: name a column with "
+            "--id_column_name, or leave out --streaming"
+        )
+
+
 def passed_on(splits: Mapping[DatasetSpec, DatasetSpec]) -> dict[str, Any]:
     """Return what a record says of splits that were made of other labels: the same sources.
 

@@ -260,6 +260,14 @@ def _add_row_ids(rows: Rows, spec: DatasetSpec) -> Rows:
     return rows.add_column(schema.ID, _row_ids(len(rows)), feature=Value("string"))
 
 
+def is_numbered_as_stream(spec: DatasetSpec) -> bool:
+    """Tell whether rows get other ids while they are streamed than when they are not."""
+    path = Path(spec.name)
+    if not spec.streaming or path.suffix not in manifests.SUFFIXES:
+        return False
+    return (spec.id_column or schema.ID) not in Manifest(path).columns
+
+
 def _row_id(index: int) -> str:
     return f"row-{index:09d}"
 

@@ -23,7 +23,8 @@ from training_runs import (
     training_log,
 )
 
-from distillery.data import schema
+from distillery.data import label_folders, schema
+from distillery.data.specs import DatasetSpec
 from distillery.storage.publication import published_files
 
 LABELLING, FILTERING = "run_pseudo_labelling.py", "run_data_filtering.py"
@@ -229,6 +230,19 @@ def test_published_labels_tell_no_folder_and_find_their_source_if_it_is_named(
         train("lost", "-d", tmp_path / "labels")
     named = train("named", "-d", speech, "--labels_dir", tmp_path / "labels")
     assert_same_run(named, train("own", "-d", folders[1]))
+
+
+def test_labels_of_a_stream_without_ids_are_refused(teacher, speech, tmp_path):
+    """Read whole, the rows have the names of their files, and not numbers."""
+    rows = [{"audio": row["audio"], "code": row["id"]} for row in read_manifest(speech)[:3]]
+    path = write_manifest(speech.with_name("nameless.jsonl"), rows)
+    flags = ["-m", teacher, "-d", path, "-l", "ja", "--max_label_length", 16, "--streaming"]
+    flags += ["--output_format", "labels"]
+    with pytest.raises(ValueError, match=r"have no ids, .* name a column with --id_column_name"):
+        run(LABELLING, *flags, "-o", tmp_path / "refused")
+    named = tmp_path / "named"
+    run(LABELLING, *flags, "-o", named, "--id_column_name", "code")
+    assert len(label_folders.load(DatasetSpec(str(named)), 16_000)) == 3
 
 
 def test_features_are_not_made_of_labels(folders, tmp_path):
