@@ -77,10 +77,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 import pyarrow as pa
-from datasets import Dataset, Features
+from datasets import Features, IterableDataset
 
 from distillery.cli.runtime import log_end, log_start, set_up_logging, stage_run
 from distillery.data import column_types, hub_layout, manifests, schema, sources
+from distillery.data.column_types import MapStyleRows
 from distillery.data.label_folders import card_text, passed_on
 from distillery.data.specs import DatasetSpec
 from distillery.data.splitting import RawManifest, Shares, SplitRows, divide
@@ -121,13 +122,13 @@ def _is_manifest(spec: DatasetSpec) -> bool:
 
 def _divided(
     spec: DatasetSpec, shares: Shares
-) -> tuple[Dataset | RawManifest, dict[str, SplitRows]]:
+) -> tuple[MapStyleRows | RawManifest, dict[str, SplitRows]]:
     """Return a dataset, and which of its rows go into which split."""
     if _is_manifest(spec):
         manifest = RawManifest.read(spec)
         return manifest, divide(manifest.contract_rows(), shares)
     rows = sources.load(spec)
-    assert isinstance(rows, Dataset)
+    assert not isinstance(rows, IterableDataset)
     read = [schema.ID, schema.SPEAKER_ID, schema.RECORDING_ID]
     read.append(schema.DURATION if schema.DURATION in rows.column_names else schema.AUDIO)
     return rows, divide(rows.select_columns([c for c in read if c in rows.column_names]), shares)
@@ -142,7 +143,7 @@ def _described(splits: Mapping[str, SplitRows]) -> Iterator[str]:
 
 
 def _write(
-    run: Run, rows: Dataset | RawManifest, spec: DatasetSpec, splits: Mapping[str, SplitRows]
+    run: Run, rows: MapStyleRows | RawManifest, spec: DatasetSpec, splits: Mapping[str, SplitRows]
 ) -> None:
     """Write all splits with their record, all of them or nothing."""
     used = {name: split.places for name, split in splits.items() if split.places}
@@ -178,7 +179,7 @@ def _write_manifests(
 
 
 def _write_parquet(
-    rows: Dataset, config: str, splits: Mapping[str, list[int]], folder: Path, per_file: int
+    rows: MapStyleRows, config: str, splits: Mapping[str, list[int]], folder: Path, per_file: int
 ) -> list[str]:
     """Write the files of each split, audio inside; return the splits' names."""
     audio = {schema.AUDIO: column_types.AUDIO_TYPE} if schema.AUDIO in rows.column_names else {}
@@ -193,9 +194,9 @@ def _write_parquet(
     return list(splits)
 
 
-def _tables(rows: Dataset) -> Iterator[pa.Table]:
+def _tables(rows: MapStyleRows) -> Iterator[pa.Table]:
     """Yield rows a few at a time, with the bytes of their audio."""
-    for table in rows.with_format("arrow").iter(ROWS_PER_TABLE):
+    for table in column_types.tables(rows, sys.maxsize, ROWS_PER_TABLE):
         if schema.AUDIO in table.column_names:
             place = table.column_names.index(schema.AUDIO)
             audio = hub_layout.embedded_audio(table[schema.AUDIO])

@@ -4,6 +4,7 @@ Which utterances share a window follows from the rows and the seed alone: an epo
 once, any process can make any window, and a resumed run makes the same ones.
 """
 
+import sys
 from array import array
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,11 +12,11 @@ from itertools import chain, islice
 from typing import Any
 
 import numpy as np
-from datasets import Dataset
 
 from distillery.audio.decoding import AudioError, encode_wav
 from distillery.data import schema
 from distillery.data.collators import PROBLEM
+from distillery.data.column_types import MapStyleRows, tables
 from distillery.data.label_folders import LabelledRows
 from distillery.data.packed_windows import SAME_RECORDING, window_audio
 from distillery.data.packing import Fill, Layout, Utterance, Window, best_fit, fill, in_order
@@ -148,7 +149,7 @@ class PackedRows:
         fill: of the windows.
     """
 
-    rows: Dataset | LabelledRows
+    rows: MapStyleRows | LabelledRows
     packing: Packing
     numbers: "array[int]"
     starts: "array[int]"
@@ -156,12 +157,12 @@ class PackedRows:
     fill: Fill
 
     @classmethod
-    def of(cls, rows: Dataset | LabelledRows, packing: Packing) -> "PackedRows":
+    def of(cls, rows: MapStyleRows | LabelledRows, packing: Packing) -> "PackedRows":
         """Lay all rows into windows."""
         numbers, starts, ends, filled = array("q"), array("q"), array("q"), Fill()
         columns = (*schema.TARGET_COLUMNS, *SAME_RECORDING, schema.DURATION, schema.TRUNCATED)
         slim = rows.select_columns([name for name in columns if name in rows.column_names])
-        blocks = slim.with_format("arrow").iter(BLOCK)
+        blocks = tables(slim, sys.maxsize, BLOCK)
         slim_rows = (row for block in blocks for row in block.to_pylist())
         windows = packing.windows(slim_rows, packing.rule.seed)
         while block := list(islice(windows, BLOCK)):

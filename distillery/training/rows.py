@@ -5,11 +5,11 @@ import signal
 from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from datasets import Dataset
 from torch.utils.data import DataLoader
 
 from distillery.data import label_folders, schema
 from distillery.data.collators import Batch, SpeechCollator
+from distillery.data.column_types import MapStyleRows
 from distillery.data.examples import StreamedRows, TrainingRows, usable_rows
 from distillery.data.filters import TranscriptFilter
 from distillery.data.label_folders import LabelledRows
@@ -185,8 +185,8 @@ def training_data(
 
 
 def _packed(
-    rows: Dataset | LabelledRows, spec: DatasetSpec, packing: Packing
-) -> Dataset | LabelledRows | PackedRows:
+    rows: MapStyleRows | LabelledRows, spec: DatasetSpec, packing: Packing
+) -> MapStyleRows | LabelledRows | PackedRows:
     """Return the windows of a dataset; itself where its rows are windows, or hold features."""
     columns = set(rows.column_names)
     if schema.SEGMENT_IDS in columns or schema.INPUT_FEATURES in columns:
