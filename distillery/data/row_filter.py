@@ -25,6 +25,7 @@ from distillery.data.hub_layout import embedded_audio
 from distillery.storage.ledger import Ledger
 from distillery.storage.names import printable
 from distillery.text.label_columns import (
+    ID_LISTS,
     IdLists,
     Places,
     labels_of,
@@ -123,19 +124,20 @@ class RowFilter:
 
     def _labels(self, table: pa.Table) -> tuple[IdLists, Places]:
         """Return the labels of each row, and their lengths without prompts."""
-        transcripts = table[schema.WHISPER_TRANSCRIPT]
-        if not pa.types.is_list(transcripts.type):
-            bodies = [text and self.rule.body(text) for text in transcripts.to_pylist()]
-            transcripts = pa.array(bodies, pa.list_(pa.int32()))
-        nulls = pa.nulls(len(table), pa.list_(pa.int32()))
+        nothing = pa.nulls(len(table))
         columns = {name: table[name] for name in table.column_names}
-        truncated = columns.get(schema.TRUNCATED, pa.nulls(len(table), pa.bool_()))
+        transcripts = columns[schema.WHISPER_TRANSCRIPT]
+        if pa.types.is_string(transcripts.type) or pa.types.is_large_string(transcripts.type):
+            texts = transcripts.to_pylist()
+            bodies = [None if text is None else self.rule.body(text) for text in texts]
+            transcripts = pa.array(bodies, ID_LISTS)
+        truncated = columns.get(schema.TRUNCATED, nothing).cast(pa.bool_()).fill_null(False)
         return labels_of(
             self.rule,
-            table[schema.ID].to_pylist(),
+            columns[schema.ID].to_pylist(),
             IdLists.of(transcripts),
-            IdLists.of(columns.get(schema.CONDITION_ON_PREV, nulls)),
-            truncated.fill_null(False).to_numpy(zero_copy_only=False),
+            IdLists.of(columns.get(schema.CONDITION_ON_PREV, nothing)),
+            truncated.to_numpy(zero_copy_only=False),
         )
 
     def _normalized(

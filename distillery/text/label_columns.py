@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from distillery.text.labels import LabelRule, drawn
 from distillery.text.tokens import SpecialTokens
 
+ID_LISTS = pa.list_(pa.int32())
 Mask = NDArray[np.bool_]
 Places = NDArray[np.int64]
 
@@ -33,12 +34,12 @@ class IdLists:
 
     @classmethod
     def of(cls, column: pa.Array | pa.ChunkedArray) -> "IdLists":
-        """Return the lists of an Arrow column; one that is null is empty."""
+        """Return the lists of an Arrow column, of any integers; one that is null is empty."""
         if isinstance(column, pa.ChunkedArray):
             column = column.combine_chunks()
+        column = column.cast(ID_LISTS)
         lengths = pc.fill_null(pc.list_value_length(column), 0).to_numpy(zero_copy_only=False)
-        ids = pc.list_flatten(column).to_numpy(zero_copy_only=False)
-        return cls(ids.astype(np.int32, copy=False), _starts(lengths))
+        return cls(pc.list_flatten(column).to_numpy(zero_copy_only=False), _starts(lengths))
 
     @property
     def lengths(self) -> Places:

@@ -1,10 +1,14 @@
 import pyarrow as pa
 import pytest
 from datasets import Dataset, Features, Value
+from tiny import tiny_tokenizer
 
 from distillery.data import column_types, hub_layout, row_filter, schema
-from distillery.data.filters import Verdict
-from distillery.data.row_filter import JudgedRow, rejected
+from distillery.data.filters import FilterReason, TranscriptFilter, Verdict
+from distillery.data.row_filter import JudgedRow, RowFilter, rejected
+from distillery.text.labels import LabelRule, num_text_labels, plain_text
+from distillery.text.normalizers import normalizer_for
+from distillery.text.tokens import SpecialTokens
 
 COLUMNS = Features(
     {schema.ID: Value("string"), schema.AUDIO: column_types.AUDIO_TYPE, "note": Value("string")}
@@ -50,6 +54,51 @@ def test_audio_in_files_is_read_in(tmp_path):
     audio = {"bytes": None, "path": str(path)}
     (table,) = rejected(chunk_of(2, audio), judged(2, {1}))
     assert table[schema.AUDIO].to_pylist() == [{"bytes": b"sound", "path": "clip.flac"}]
+
+
+TEXTS = ["ねこ", "", None, "[301, 309, 402, 406, 10, 300]", "<|0.00|>い(ぬ<|1.00|>", " [5] ", "�é"]
+
+
+@pytest.fixture(scope="module")
+def judge():
+    """A filter that compares all rows, which must not see their audio."""
+    tokenizer = tiny_tokenizer()
+    tokens = SpecialTokens.from_tokenizer(tokenizer, is_multilingual=True)
+    rule = LabelRule(tokens, tokenizer, "ja", "transcribe", 96, 0.5, 0.5, 0)
+    limits = TranscriptFilter(normalizer_for("ja"), cer_threshold=50.0, max_label_length=96)
+    return RowFilter(rule, limits, None)
+
+
+@pytest.mark.parametrize("as_ids", [False, True])
+@pytest.mark.parametrize("truncated", [[True, False, None], [1, 0, None], None])
+def test_rows_are_judged_together_as_each_one_is(judge, as_ids, truncated):
+    rule, num = judge.rule, 60
+    texts = [TEXTS[i % len(TEXTS)] for i in range(num)]
+    columns = {
+        schema.ID: [f"row {i}" for i in range(num)],
+        schema.TEXT: [(*TEXTS, "ねこ。")[i % 8] for i in range(num)],
+        schema.WHISPER_TRANSCRIPT: texts,
+        schema.CONDITION_ON_PREV: [[301, 10 + i % 5, 410] if i % 4 else None for i in range(num)],
+    }
+    if as_ids:
+        bodies = [None if text is None else rule.body(text) for text in texts]
+        columns[schema.WHISPER_TRANSCRIPT] = bodies
+    if truncated:
+        columns[schema.TRUNCATED] = [truncated[i % 3] for i in range(num)]
+    found = judge.judge(Dataset.from_dict(columns))
+    for i, row in enumerate(found):
+        values = {name: column[i] for name, column in columns.items()}
+        transcript, cut = values[schema.WHISPER_TRANSCRIPT], bool(values.get(schema.TRUNCATED))
+        assert (row.row_id, row.reference) == (values[schema.ID], values[schema.TEXT])
+        if transcript is None:
+            assert row.verdict == Verdict(FilterReason.NO_TRANSCRIPT)
+            continue
+        previous = values[schema.CONDITION_ON_PREV]
+        labels = rule(row.row_id, transcript, previous, truncated=cut)
+        text = plain_text(labels, rule.tokens, rule.tokenizer)
+        num_text = num_text_labels(labels, rule.tokens)
+        assert (list(row.labels), row.transcript) == (labels, text)
+        assert row.verdict == judge.filter.verdict(values, text, num_text)
 
 
 @pytest.mark.parametrize("path", ["clip.flac", "/a/b/clip.flac", "a/odd\nname/clip.flac", None])

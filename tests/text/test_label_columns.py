@@ -55,6 +55,18 @@ def test_lists_of_a_column_that_is_a_part_of_one_with_nulls():
     assert as_lists(IdLists.of(column.slice(0, 0))) == []
 
 
+@pytest.mark.parametrize(
+    ("column", "lists"),
+    [
+        (pa.nulls(2), [[], []]),
+        (pa.array([[1, 2], None], pa.list_(pa.int64())), [[1, 2], []]),
+        (pa.array([[], [3]], pa.large_list(pa.int32())), [[], [3]]),
+    ],
+)
+def test_columns_of_other_types(column, lists):
+    assert as_lists(IdLists.of(column)) == lists
+
+
 @pytest.mark.parametrize("name", ["text_ids", "without_timestamps"])
 def test_rules_for_many_are_those_for_one(rule, name):
     lists = random_lists(rule.tokens, 300, seed=1)
