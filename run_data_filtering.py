@@ -216,7 +216,7 @@ def _row_filter(args: FilterArguments, spec: DatasetSpec, seed: int) -> RowFilte
 
 def _num_rows(splits: Mapping[DatasetSpec, sources.Rows]) -> int | None:
     """Return the number of rows of all splits; None where a stream does not say."""
-    sizes = [len(rows) if isinstance(rows, Dataset) else None for rows in splits.values()]
+    sizes = [None if isinstance(r, IterableDataset) else len(r) for r in splits.values()]
     return None if None in sizes else sum(size or 0 for size in sizes)
 
 
