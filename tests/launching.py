@@ -89,11 +89,11 @@ def _launcher(processes: int) -> list[str]:
     flags = ["--num_processes", str(processes), "--num_machines", "1"]
     flags += ["--mixed_precision", "no", "--dynamo_backend", "no"]
     if processes > 1:
-        flags += ["--multi_gpu", "--main_process_port", str(_free_port())]
+        flags += ["--multi_gpu", "--main_process_port", str(free_port())]
     return ["-m", "accelerate.commands.launch", *flags]
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return int(listener.getsockname()[1])
