@@ -56,9 +56,7 @@ class DemoArguments:
 
     def problems(self) -> list[str]:
         """Return what is wrong with the values."""
-        lost = [name for name in plus_list(self.example) if not Path(name).is_file()]
         return [
-            *[f"--example {name}: there is no such file" for name in lost],
             *at_least(self, "per_device_eval_batch_size", 1),
             *at_least(self, "generation_max_length", 8),
             *within(self, "server_port", 1, 65535),
@@ -81,6 +79,7 @@ from typing import Any
 
 from distillery.cli.arguments import RunArguments
 from distillery.cli.runtime import load_model, make_accelerator
+from distillery.data import schema
 from distillery.evaluation.side_by_side import Answer, Listener, answers, languages_of
 from distillery.evaluation.tables import folder_names
 from distillery.text.differences import Side, differences
@@ -97,8 +96,8 @@ COLOURS = ("#d9822b", "#2b7bd9")  # of what only the first, and only the second 
 
 def main(model_args: ModelArguments, decoding_args: DecodingArguments, args: DemoArguments) -> None:
     """Load the models, and serve the page until Ctrl-C."""
-    _gradio()  # before models are loaded, see what may be missing
-    _check_port(args.server_name, args.server_port)
+    _gradio()  # what may be missing is told before models are loaded
+    _check(args)
     accelerator = make_accelerator(RunArguments(), ".", model_args.dtype)
     names = [model_args.model_name_or_path, *([args.compare_with] if args.compare_with else [])]
     listeners = [
@@ -126,15 +125,19 @@ def main(model_args: ModelArguments, decoding_args: DecodingArguments, args: Dem
         )
 
 
-def _check_port(name: str, port: int) -> None:
-    """Raise ValueError if no page can be served there."""
+def _check(args: DemoArguments) -> None:
+    """Raise an error if an example is not there, or no page can be served at the address."""
+    for name in plus_list(args.example):
+        if not Path(name).is_file():
+            raise FileNotFoundError(f"--example {name}: there is no such file")
     with socket.socket() as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            listener.bind((name, port))
+            listener.bind((args.server_name, args.server_port))
         except OSError as error:
             raise ValueError(
-                f"--server_port {port} of --server_name {name}: {error.strerror}; name another one"
+                f"--server_port {args.server_port} of --server_name {args.server_name}: "
+                f"{error.strerror}; name another one"
             ) from error
 
 
@@ -233,7 +236,7 @@ def _outputs(gr: Any, names: Sequence[str]) -> list[Any]:
             )
         )
     with gr.Row():
-        headers = ["start", "end", "text"]
+        headers = [schema.SEGMENT_START, schema.SEGMENT_END, schema.TEXT]
         outputs += [
             gr.Dataframe(headers=headers, label=f"Segments by {name}", interactive=False)
             for name in names
