@@ -59,7 +59,7 @@ from distillery.cli.flags import plus_list
 from distillery.cli.runtime import hold_folder, set_up_logging
 from distillery.evaluation import card_results
 from distillery.evaluation.results import Result
-from distillery.storage.publication import EVAL_RESULTS, hub_ids
+from distillery.storage.publication import CARD, EVAL_RESULTS, hub_ids
 from distillery.storage.runs import Run
 from distillery.whisper import model_card
 
@@ -89,6 +89,8 @@ def main(args: PublicationArguments) -> None:
 def _finished_run(args: PublicationArguments) -> Run:
     """Return the run that the folder holds, with the repository that is asked for now."""
     run = Run.finished(Path(args.folder), "--folder")
+    if CARD not in run.outputs.written():
+        raise ValueError(f"--folder {run.folder} holds no model or dataset: it has no card")
     asked = {name: getattr(args, name) for name in ("hub_model_id", "hub_public")}
     return replace(run, arguments={**run.arguments, **asked, "push_to_hub": False})
 

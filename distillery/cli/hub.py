@@ -55,6 +55,7 @@ FILES_PER_COMMIT = 200
 DATASET_STAGES = ("run_pseudo_labelling", "run_data_filtering")  # the others make models
 MODEL_FILES = [  # what is fetched of a model
     "README.md",
+    "loss.png",  # in its card
     "run.json",
     "config.json",
     "generation_config.json",

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from distillery.data import hub_layout
@@ -67,6 +68,8 @@ def _behind(name: str) -> Iterator[MadeDataset]:
 
 
 def _record_of(name: str) -> dict[str, Any]:
+    if not Path(name).exists() and not hub_ids(name):
+        return {}  # a folder of another machine, by what is published of its name
     try:
         return hub_layout.read_record(name)
     except OSError as error:  # what it is for, a card, is not worth the end of a run

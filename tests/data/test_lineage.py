@@ -1,5 +1,8 @@
 import json
 
+import pytest
+
+from distillery.data import hub_layout
 from distillery.data.lineage import made_datasets, public_sources
 
 
@@ -21,6 +24,12 @@ def test_a_dataset_is_followed_to_what_others_made(tmp_path):
     assert [each.name for each in found] == [rows, labels, other]
     assert [each.language for each in found] == ["ja", None, None]
     assert public_sources(rows) == ["org/speech", "org/more"]
+
+
+def test_a_folder_of_another_machine_is_not_asked_for(tmp_path, monkeypatch):
+    rows = made(tmp_path / "rows", "run_data_filtering", "labels")
+    monkeypatch.setattr(hub_layout, "hf_hub_download", lambda *_, **__: pytest.fail("asked"))
+    assert [each.name for each in made_datasets(rows)] == [rows]
 
 
 def test_what_no_stage_made_has_no_record(tmp_path):

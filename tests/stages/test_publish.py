@@ -202,6 +202,11 @@ def test_what_cannot_be_published_is_refused(chain, tmp_path):
         run(PUBLISH, "-m", chain / "eval")
     with pytest.raises(ValueError, match=r"holds no result of .*init, but of .*student"):
         run(PUBLISH, "-m", chain / "init", "--eval_results", chain / "eval")
+    (tmp_path / "run.json").write_text(
+        '{"stage": "run_speed_eval", "status": "complete", "arguments": {}, "inputs": {}}'
+    )
+    with pytest.raises(ValueError, match="holds no model or dataset: it has no card"):
+        run(PUBLISH, "-m", tmp_path)
 
 
 @pytest.mark.parametrize("script", [PUBLISH, "scripts/push_pipeline.py"])
