@@ -13,6 +13,7 @@ from huggingface_hub import EvalResult
 from distillery.evaluation import tables
 from distillery.evaluation.results import Result, read_folder
 from distillery.storage.publication import public_names
+from distillery.whisper import checkpoint
 
 TASK = "automatic-speech-recognition"
 
@@ -26,7 +27,7 @@ def results_of(folders: Iterable[str], model: Path, repo_id: str | None) -> list
         repo_id: its name on the Hub, where it was evaluated by that.
 
     Raises:
-        ValueError: there is none.
+        ValueError: there is none, or the model has been trained again since.
     """
     measured = [result for folder in folders for result in read_folder(folder)]
     names = {str(model.resolve()), repo_id}
@@ -34,7 +35,11 @@ def results_of(folders: Iterable[str], model: Path, repo_id: str | None) -> list
     if not found:
         there = ", ".join(sorted({result.model for result in measured}))
         raise ValueError(f"{' + '.join(folders)} holds no result of {model}, but of {there}")
-    return found
+    now = checkpoint.fingerprint(str(model))
+    current = [result for result in found if result.figure("model_fingerprint") in (None, now)]
+    if not current:
+        raise ValueError(f"{model} has changed since it was evaluated: evaluate it again")
+    return current
 
 
 def table(results: Sequence[Result]) -> str:
@@ -44,18 +49,15 @@ def table(results: Sequence[Result]) -> str:
     rates = tables.titles_for(results)
     lines = []
     for result, test_set in zip(results, sets, strict=True):
-        name = (
-            test_set
-            if result.figure("algorithm") is None
-            else (f"{test_set}, {result.figure('algorithm')}")
-        )
-        line: dict[str, Any] = {"test set": name, "rows": result.num_rows}
+        algorithm = result.figure("algorithm")
+        line: dict[str, Any] = {"test set": f"{test_set}, {algorithm}" if algorithm else test_set}
         line |= {title: _with_interval(result, rate) for rate, title in rates.items()}
-        lines.append({**line, "RTFx": result.rtfx})
+        lines.append({**line, "rows": result.num_rows, "RTFx": result.rtfx})
+    normalizers = "`, `".join(sorted({result.normalizer for result in results}))
     units = (
         "In percent, with 95 % intervals; raw: before normalisation; RTFx: seconds of audio per "
+        f"second. Normaliser: `{normalizers}`."
     )
-    units += f"second. Normaliser: `{'`, `'.join(sorted({r.normalizer for r in results}))}`."
     columns = ["test set", "rows", *rates.values(), "RTFx"]
     return f"{tables.markdown_table(lines, columns)}\n{units}"
 

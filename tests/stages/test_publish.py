@@ -15,6 +15,7 @@ from tiny import REPOSITORY, tone_manifest
 from training_runs import DISTILLATION
 
 from distillery.cli import hub
+from distillery.whisper import checkpoint
 
 PUBLISH, EVALUATION = "scripts/publish.py", "run_short_form_eval.py"
 NUM_CLIPS = 6
@@ -85,6 +86,7 @@ def student(chain, tmp_path):
     rows = read_manifest(chain / "eval" / "metric.ja.transcribe.jsonl")
     (tmp_path / "eval").mkdir()
     evaluated = {**rows[-1], "model": str(tmp_path / "student")}
+    evaluated["model_fingerprint"] = checkpoint.fingerprint(evaluated["model"])
     for name in ("me/bench", str(chain / "clips.jsonl")):
         line = json.dumps({**evaluated, "dataset": name, "config": "ja", "split": "test"})
         with (tmp_path / "eval" / "metric.ja.transcribe.jsonl").open("a") as file:
@@ -160,6 +162,12 @@ def test_results_are_put_into_the_card_and_the_users_words_stay(student):
     low, high = row["ci"]["wer_norm"]
     assert f"{row['wer_norm']:.1f} ({low:.1f} to {high:.1f})" in card.text
     assert card.data.metrics == ["cer", "wer"]
+
+
+def test_results_of_a_model_that_was_trained_again_are_not_taken(student):
+    (student / "config.json").touch()
+    with pytest.raises(ValueError, match="has changed since it was evaluated: evaluate it again"):
+        run(PUBLISH, "-m", student, "--eval_results", student.with_name("eval"))
 
 
 def test_results_on_benchmarks_go_where_the_hub_reads_them(student, chain, server):
