@@ -23,7 +23,7 @@ from distillery.storage.ownership import LOCK
 from distillery.whisper import checkpoint
 
 
-def talkative_model_folder(path: Path, seed: int = 3, **size: int) -> Path:
+def talkative_model_folder(path: Path, seed: int = 3, **size: Any) -> Path:
     """Save a random model whose transcripts differ from clip to clip; some end, some are cut.
 
     Weights of the usual size would say the same to any sound, and an error in which label belongs

@@ -40,6 +40,7 @@ HOMONYMS = {
     "resume": {"best"},
     "postprocessing": {"text"},
     "folders": {"text"},
+    "onnx_format": {"input_features"},  # of transformers' encoder
     "segmentation": {"segments"},
     "speech": {"start", "end"},
     "card_results": {"id"},  # of a benchmark, as the Hub has it

@@ -4,12 +4,14 @@ import importlib.util
 import json
 import sys
 from fractions import Fraction
+from itertools import islice, product
 from pathlib import Path
 from types import ModuleType
 
 import av
 import numpy as np
 import soundfile
+from tokenizers import pre_tokenizers
 from transformers import WhisperFeatureExtractor, WhisperTokenizer
 
 from distillery.data.schema import AUDIO, DURATION, ID, SPEAKER_ID, TEXT
@@ -47,12 +49,26 @@ def load_script(path: str) -> ModuleType:
 
 
 # The demo makes tokenizers from scratch, and so do tests.
-train_tokenizer = load_script("scripts/demo/vocabulary.py").train_tokenizer
+vocabulary = load_script("scripts/demo/vocabulary.py")
+train_tokenizer = vocabulary.train_tokenizer
 
 
 def tiny_tokenizer(vocab_size: int = 300) -> WhisperTokenizer:
     """Return a Whisper tokenizer trained on a few Japanese sentences."""
     return train_tokenizer(SENTENCES, vocab_size)
+
+
+def whisper_sized_tokenizer(num_tokens: int = 50257, num_languages: int = 99) -> WhisperTokenizer:
+    """Return a tokenizer with as many ids as Whisper's: bytes, and pairs of bytes.
+
+    50257 ids before the special ones are those of a multilingual model, 50256 of an English-only
+    one; from large-v3 on there are 100 languages.
+    """
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    merges = list(islice(product(letters, letters), num_tokens - len(letters)))
+    tokens = [*letters, *map("".join, merges)]
+    vocab = {token: index for index, token in enumerate(tokens)}
+    return vocabulary.build_tokenizer(vocab, merges, num_languages=num_languages)
 
 
 def tiny_model_folder(
@@ -63,6 +79,7 @@ def tiny_model_folder(
     d_model: int = 32,
     window_s: int = 4,
     max_target_positions: int = 96,
+    feed_forward_ratio: int = 3,
     seed: int = 0,
     tokenizer: WhisperTokenizer | None = None,
 ) -> Path:
@@ -70,7 +87,13 @@ def tiny_model_folder(
     tokenizer = tokenizer or tiny_tokenizer()
     script = load_script("scripts/demo/make_teacher.py")
     layers = encoder_layers, decoder_layers
-    size = script.Size(*layers, d_model, window_s, max_target_positions=max_target_positions)
+    size = script.Size(
+        *layers,
+        d_model,
+        window_s,
+        max_target_positions=max_target_positions,
+        feed_forward_ratio=feed_forward_ratio,
+    )
     model = script.new_model(tokenizer, size, init_std=0.02, seed=seed)
     extractor = WhisperFeatureExtractor(feature_size=80, chunk_length=window_s)
     checkpoint.save(model, tokenizer, extractor, path)

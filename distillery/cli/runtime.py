@@ -5,6 +5,7 @@ import os
 import sys
 import weakref
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,7 @@ logger = logging.getLogger(__name__)
 
 LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 HTTP_CLIENTS = ("httpx", "httpcore", "httpx2", "httpcore2")  # of old and of new huggingface_hub
+EXPORTERS = ("faster_whisper", "pywhispercpp", "onnx_ir", "onnxscript")
 
 
 def make_accelerator(run: RunArguments, output_dir: str, dtype: str) -> Accelerator:
@@ -106,7 +108,8 @@ def set_up_logging(speaks: bool = True) -> None:
         handler.addFilter(_name_script)
         handler.setFormatter(_PrintableFormatter(LOG_FORMAT, "%H:%M:%S"))
     logging.getLogger().setLevel(logging.INFO if speaks else logging.ERROR)
-    for chatty in (*HTTP_CLIENTS, "urllib3", "fsspec", "accelerate", "datasets", "torch"):
+    libraries = ("urllib3", "fsspec", "accelerate", "datasets", "torch")
+    for chatty in (*HTTP_CLIENTS, *EXPORTERS, *libraries):
         logging.getLogger(chatty).setLevel(logging.WARNING if speaks else logging.ERROR)
     transformers.logging.set_verbosity_error()
     datasets.utils.logging.set_verbosity_error()
@@ -187,14 +190,17 @@ def stage_run(
     )
 
 
-def open_run(accelerator: Accelerator, run: Run, overwrite: bool, share: Share = WHOLE) -> Run:
+def open_run(
+    accelerator: Accelerator | None, run: Run, overwrite: bool, share: Share = WHOLE
+) -> Run:
     """Take the output folder for a run, going on with an earlier one of the same configuration.
 
     A run that failed before it had made anything, for a wrong name, say, leaves nothing to go on
     with: the corrected command takes its folder.
 
     Args:
-        accelerator: the main process decides, the others follow.
+        accelerator: the main process decides, the others follow; None for a stage that runs in one
+            process without one.
         run: what is to be made.
         overwrite: throw away what an earlier run left, first.
         share: that this launch makes of the run; launches with other shares may work beside it.
@@ -208,8 +214,8 @@ def open_run(accelerator: Accelerator, run: Run, overwrite: bool, share: Share =
         ValueError: the folder is an input, or in or around one; or it holds files of the user's, of
             another stage, or of another configuration that is not to be overwritten.
     """
-    with accelerator.main_process_first():
-        if accelerator.is_main_process:
+    with nullcontext() if accelerator is None else accelerator.main_process_first():
+        if accelerator is None or accelerator.is_main_process:
             hub.check(run)
             _take(run, overwrite, share)
         run.is_complete = run.was_completed()

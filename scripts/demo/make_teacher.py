@@ -34,7 +34,10 @@ INIT_STD = 0.05  # with Whisper's 0.02 so small a model takes longer to find wha
 
 @dataclass(frozen=True)
 class Size:
-    """Layers, width, seconds of a window, mel bins and decoder positions of a model."""
+    """Layers, width, seconds of a window, mel bins, decoder positions and inner width of a model.
+
+    The inner width is that of the feed-forward layers, in widths of the model.
+    """
 
     encoder_layers: int
     decoder_layers: int
@@ -42,6 +45,7 @@ class Size:
     window_s: int
     num_mels: int = 80
     max_target_positions: int = 96
+    feed_forward_ratio: int = FEED_FORWARD_RATIO
 
 
 def new_model(
@@ -58,8 +62,8 @@ def new_model(
         encoder_attention_heads=NUM_HEADS,
         decoder_attention_heads=NUM_HEADS,
         d_model=size.d_model,
-        encoder_ffn_dim=FEED_FORWARD_RATIO * size.d_model,
-        decoder_ffn_dim=FEED_FORWARD_RATIO * size.d_model,
+        encoder_ffn_dim=size.feed_forward_ratio * size.d_model,
+        decoder_ffn_dim=size.feed_forward_ratio * size.d_model,
         max_source_positions=size.window_s * ENCODER_POSITIONS_PER_S,
         max_target_positions=size.max_target_positions,
         init_std=init_std,
