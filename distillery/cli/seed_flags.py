@@ -85,7 +85,7 @@ _OF_TRAINER = """
     trackio_space_id trackio_static_space_id train_sampling_strategy use_cache use_cpu
     use_liger_kernel
 """
-_LAUNCHED = "it is set in a configuration file of `accelerate launch`"
+_LAUNCHED = "processes share gradients by DDP alone: leave it out"
 _TRAINER = {
     **dict.fromkeys(
         _OF_TRAINER.split(),

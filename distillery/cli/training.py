@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedType
 
 from distillery.audio.augmentation import augmentation
 from distillery.cli.arguments import DecodingArguments, ModelArguments, RunArguments
@@ -52,7 +52,11 @@ def describe_run(
         groups: all flags, as parsed.
         flags: those that both training stages have.
         models: Hub ids or folders of the models that it starts from.
+
+    Raises:
+        ValueError: the launch spreads weights or optimiser over processes.
     """
+    refuse_sharding(accelerator.distributed_type)
     return stage_run(
         stage,
         groups,
@@ -61,6 +65,21 @@ def describe_run(
         owned=resume.OWNED,
         derived=_derived(accelerator, flags),
     )
+
+
+def refuse_sharding(kind: DistributedType) -> None:
+    """Raise ValueError for a launch whose processes do not each have the whole model.
+
+    The main process alone saves weights and optimiser, and evaluates the model without its wrapper:
+    of FSDP's weights and of DeepSpeed's moments it has its share only.
+    """
+    if kind in (DistributedType.FSDP, DistributedType.DEEPSPEED):
+        raise ValueError(
+            f"the launch is set up for {kind.value}, and training shares gradients by DDP alone: "
+            "give accelerate a configuration of `distributed_type: MULTI_GPU`; memory is saved by "
+            "--gradient_checkpointing, --freeze_encoder and --optim adamw_8bit, and in fine-tuning "
+            "by --lora_rank"
+        )
 
 
 def _derived(accelerator: Accelerator, flags: TrainingFlags) -> dict[str, Any]:

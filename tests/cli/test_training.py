@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedType
 from command_lines import complaints, groups_of, parsed
 from tiny import tiny_model_folder
 
@@ -149,6 +149,14 @@ def test_a_session_saves_as_its_flags_say(monkeypatch, tmp_path):
     )
     session = training.begin_session(evaluator, None, flags)
     assert (session.saver.every, session.saver.keep) == (11, 2)
+
+
+@pytest.mark.parametrize("kind", [DistributedType.FSDP, DistributedType.DEEPSPEED])
+def test_weights_that_are_spread_over_processes_are_refused(kind):
+    """Their checkpoints would hold the main process's share."""
+    with pytest.raises(ValueError, match=f"{kind.value}, .* DDP alone: .* MULTI_GPU"):
+        training.refuse_sharding(kind)
+    training.refuse_sharding(DistributedType.MULTI_GPU)
 
 
 # --- the model to be trained ---------------------------------------------------------------------
