@@ -12,7 +12,7 @@ from distillery.text.tokens import TASKS
 class FilterOutputArguments(OutputArguments):
     """Output folder and upload."""
 
-    output_dir: str | None = flag(
+    output_dir: str | None = flag(  # type: ignore[assignment]  # here it has a default
         None,
         "Folder to write to; default: the dataset's name, then '.wer_<threshold>', "
         "'.cer_<threshold>' and '.vectorized' as they apply.",
