@@ -114,6 +114,8 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+from huggingface_hub import ModelCardData
+
 from distillery.audio.decoding import Waveform
 from distillery.cli import forecast
 from distillery.cli.runtime import (
@@ -143,7 +145,7 @@ from distillery.storage.outputs import Written
 from distillery.storage.publication import CARD, public_names
 from distillery.storage.runs import Run
 from distillery.text.labels import plain_text
-from distillery.whisper import checkpoint
+from distillery.whisper import checkpoint, model_card
 from distillery.whisper.decoding import Decoding
 from distillery.whisper.exports import ctranslate_format, ggml_format, onnx_format
 from distillery.whisper.exports.formats import CTRANSLATE2, GGML, ONNX, bytes_per_weight
@@ -346,16 +348,20 @@ def _leave(
 
 def _card(args: ExportArguments, run: Run, table: str, limits: Sequence[str]) -> str:
     """Return the card: what it is, how to run it, and the comparison."""
-    target = MODULES[args.format]
-    usage = target.USAGE.format(folder=args.quantizations[0], language=args.language or "en")
+    target, name = MODULES[args.format], args.model_name_or_path
+    header = ModelCardData(
+        **model_card.header(name, args.language, run.arguments["license"]),
+        pipeline_tag="automatic-speech-recognition",
+        library_name=target.LIBRARY,
+        tags=["whisper"],
+    )
     parts = [
-        f"---\nlibrary_name: {target.LIBRARY}\npipeline_tag: automatic-speech-recognition\n"
-        "tags:\n- whisper\n---",
+        f"---\n{header.to_yaml()}\n---",
         f"# {run.folder.resolve().name}",
-        f"`{public_names(args.model_name_or_path)}` for {target.PROGRAMS}. Each folder is one "
-        f"way to store the weights: {', '.join(args.quantizations)}.",
+        f"`{public_names(name)}` for {target.PROGRAMS}. Each folder is one way to store the "
+        f"weights: {', '.join(args.quantizations)}.",
         *limits,
-        usage,
+        target.USAGE.format(folder=args.quantizations[0], language=args.language or "en"),
         "## Beside the original",
         table.rstrip(),
         "CER is the character error rate in percent: where the original's texts are the "

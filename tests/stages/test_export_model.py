@@ -6,6 +6,8 @@ import onnxruntime
 import pytest
 import soundfile
 from command_lines import parsed
+from hub_server import HubServer
+from huggingface_hub import ModelCard
 from launching import kill, launch
 from stage_runs import (
     read_manifest,
@@ -17,7 +19,6 @@ from stage_runs import (
 )
 from tiny import SAMPLE_RATE, tone_manifest, whisper_sized_tokenizer
 
-from distillery.storage.publication import published_files
 from distillery.whisper.exports import formats
 
 SCRIPT = "export_model.py"
@@ -48,11 +49,19 @@ def command(place, kind, model="model", *more):
 
 
 @pytest.fixture(scope="module")
-def exported(place):
-    """An export in two quantisations, made as users make it, and what was printed."""
-    folder = place / "exported"
+def uploaded(place):
+    """An export in two quantisations, made and uploaded as users do, with what was printed."""
     words = command(place, CTRANSLATE2, "student", "--quantization", "float32+int8")
-    return folder, launch(SCRIPT, *words, "-o", folder).stdout
+    upload = ["--hub_model_id", "me/exported", "--license", "mit", "-o", place / "exported"]
+    with HubServer() as server:
+        env = server.environment(HF_HOME=str(place / "hf-home"))
+        yield server, launch(SCRIPT, *words, *upload, env=env).stdout
+
+
+@pytest.fixture(scope="module")
+def exported(place, uploaded):
+    """The same folder, and what was printed."""
+    return place / "exported", uploaded[1]
 
 
 def compared(folder):
@@ -84,9 +93,16 @@ def test_the_record_lists_what_was_written(exported):
     assert (written["status"], written["ledger"]["out"]) == ("complete", 6)
     there = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
     assert {*written["files"], "run.json"} == there
-    published = published_files(folder, "me/mine")
-    assert {"float32/model.bin", "int8/tokenizer.json", "README.md"} <= published.keys()
-    assert not [name for name in published if "transcripts" in name]  # of the user's own clips
+
+
+def test_what_is_uploaded_is_the_export_and_no_text_of_the_clips(uploaded, place):
+    server, _ = uploaded
+    files = server.files("me/exported")
+    assert {"float32/model.bin", "int8/tokenizer.json", "README.md", "run.json"} <= files.keys()
+    assert not [name for name in files if "transcripts" in name]
+    assert not [sent for sent in server.received if str(place).encode() in sent]
+    header = ModelCard(files["README.md"].decode()).data
+    assert (header.library_name, header.license, header.language) == ("ctranslate2", "mit", "ja")
 
 
 def test_a_second_start_does_nothing(exported, place, capsys):
