@@ -40,6 +40,7 @@ class DemoArguments:
         "Windows of a long recording without timestamps that are decoded at once.",
         "-b",
         "--batch",
+        resumable=True,
     )
     generation_max_length: int = flag(
         225, "Most ids of the transcript of one window.", "--max_label_length"
