@@ -7,14 +7,16 @@ from itertools import count, islice
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 from datasets import IterableDataset, interleave_datasets
 
 from distillery.data import hub_layout, label_folders, schema, sources
 from distillery.data.collators import NO_SPEECH, SOUND_SEED
-from distillery.data.column_types import MapStyleRows
+from distillery.data.column_types import MapStyleRows, tables
 from distillery.data.filters import FilterReason, TranscriptFilter
-from distillery.data.label_folders import SIGNALS, LabelledRows
+from distillery.data.label_folders import LabelledRows
+from distillery.data.label_lengths import LabelLengths
 from distillery.data.order import BatchPlan
 from distillery.data.packed_examples import PackedRows, Packing
 from distillery.data.packing import Part, Window
@@ -24,6 +26,11 @@ from distillery.text.labels import LabelRule, draw_seed, has_timestamps, num_tex
 
 logger = logging.getLogger(__name__)
 
+TABLE_BYTES, TABLE_ROWS = 32 << 20, 10_000  # of metadata in memory at once, while rows are judged
+JUDGED_BY = (
+    *(schema.ID, *schema.TARGET_COLUMNS, schema.DURATION, schema.TRUNCATED),
+    *(schema.AVG_LOGPROB, schema.COMPRESSION_RATIO),
+)
 SHUFFLED_ROWS = 1000  # in a block; a stream is shuffled block by block
 
 
@@ -96,21 +103,20 @@ def usable_rows(
         sources.require_column(rows, spec, schema.TEXT, "--text_column_name")
     if column == schema.LABELS:
         limits = _tightened(limits, label_folders.labels_spec(spec))
-    slim = rows.select_columns([name for name in rows.column_names if name not in SIGNALS])
+    slim = rows.select_columns([name for name in JUDGED_BY if name in rows.column_names])
     ledger = Ledger(num_in=len(rows))
     if isinstance(rows, LabelledRows) and rows.num_unlabelled:
         ledger.num_in += rows.num_unlabelled
         ledger.dropped[FilterReason.UNLABELLED] = rows.num_unlabelled
-    kept = []
-    for index, row in enumerate(slim):
-        reason = _reason(row, rule, limits)
-        if reason is None:
-            kept.append(index)
-        else:
-            ledger.dropped[reason] += 1
+    is_kept = []
+    for table in tables(slim, TABLE_BYTES, TABLE_ROWS):
+        reasons = _reasons(table, rule, limits)
+        ledger.dropped.update(filter(None, reasons))
+        is_kept.append(np.array([reason is None for reason in reasons]))
+    kept = np.flatnonzero(np.concatenate(is_kept))
     ledger.num_out = len(kept)
     logger.info("%s, learning from %r: %s", spec, column, ledger)
-    if not kept:
+    if not len(kept):
         raise ValueError(f"dataset {spec}: no row is left to learn from: {ledger}")
     return rows.select(kept), ledger
 
@@ -123,6 +129,38 @@ def _tightened(limits: TranscriptFilter, spec: DatasetSpec) -> TranscriptFilter:
     if filtered is None or limits.wer_threshold < filtered:
         return limits
     return replace(limits, wer_threshold=None)
+
+
+def _reasons(table: pa.Table, rule: LabelRule, limits: TranscriptFilter) -> list[str | None]:
+    """Return what `_reason` does for each row; ids are counted where no limit reads them."""
+    if limits.reads_text or rule.clean is not None:
+        return [_reason(row, rule, limits) for row in table.to_pylist()]
+    lengths = LabelLengths.of(table, rule)
+    scalars = table.drop_columns(
+        [name for name in schema.TARGET_COLUMNS if name in table.schema.names]
+    )
+    return [
+        _reason_by_lengths(row, num_stored, num_text, rule, limits)
+        for row, num_stored, num_text in zip(
+            scalars.to_pylist(), lengths.stored.tolist(), lengths.text.tolist(), strict=True
+        )
+    ]
+
+
+def _reason_by_lengths(
+    row: Mapping[str, Any],
+    num_stored: int,
+    num_text: int,
+    rule: LabelRule,
+    limits: TranscriptFilter,
+) -> str | None:
+    if num_text < 0:
+        return FilterReason.EMPTY_REFERENCE
+    if num_stored < 0:
+        return limits.reason(row, "", num_text)
+    if num_stored - 1 > rule.max_positions:
+        return FilterReason.TOO_LONG_LABELS
+    return limits.reason({**row, schema.TRUNCATED: False}, "", num_text)
 
 
 def _reason(row: Mapping[str, Any], rule: LabelRule, limits: TranscriptFilter) -> str | None:

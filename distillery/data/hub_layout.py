@@ -7,7 +7,8 @@ A folder and a Hub id are therefore interchangeable: `README.md` with the config
 import logging
 import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -143,6 +144,7 @@ class SplitFiles:
     work_folder: str
     config: str
     split: str
+    _count: list[int] = field(default_factory=list, repr=False, compare=False)
 
     @property
     def folder(self) -> Path:
@@ -165,9 +167,13 @@ class SplitFiles:
 
     def found(self, index: int) -> Path | None:
         """Return the file of one chunk of rows in the dataset, however many there are, if any."""
-        pattern = shard_path(self.folder, self.config, self.split, index, 0).name
-        pattern = pattern.replace("-of-00000", "-of-*")
-        return next((self.folder / self.config).glob(pattern), None)
+        if (
+            not self._count
+        ):  # all names of a split's files tell it; to look takes long where many are
+            names = (self.folder / self.config).glob(f"{self.split}-[0-9]*-of-[0-9]*.parquet")
+            self._count.extend(int(path.stem.rpartition("-")[2]) for path in islice(names, 1))
+        path = self.published(index, self._count[0]) if self._count else None
+        return path if path is not None and path.exists() else None
 
     def withdraw(self, *indices: int) -> None:
         """Delete the files of chunks of rows in the dataset, where they are there."""

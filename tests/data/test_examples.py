@@ -3,6 +3,8 @@ import logging
 from dataclasses import replace
 from itertools import islice
 
+import numpy as np
+import pyarrow as pa
 import pytest
 import tiny
 from datasets import Dataset
@@ -126,6 +128,43 @@ def test_labels_that_are_stored_are_measured_without_their_prompt(rule, limits):
     num_text = len(labels) - 11
     assert examples._reason(row, rule, replace(limits, max_label_length=num_text)) is None
     assert examples._reason(row, rule, replace(limits, max_label_length=num_text - 1)) is not None
+
+
+def random_row(rule, rng, index):
+    """Return a row with any of the columns that labels are made of."""
+    tokens = rule.tokens
+    some = [*rng.integers(0, 50, rng.integers(0, 60)).tolist()]
+    special = rng.choice(
+        [tokens.timestamp_begin, tokens.timestamp_begin + 9, tokens.no_timestamps], 2
+    )
+    ids = [*some, *special.tolist()][:: rng.choice([-1, 1])]
+    prompt = [tokens.start_of_prev, 5, 6] * rng.integers(0, 2)
+    whole = [*prompt, *[tokens.start_of_transcript] * rng.integers(0, 3), *ids, tokens.end_of_text]
+    texts = ["ねこ" * rng.integers(0, 40), "<|0.00|>ねこ<|1.00|>", "", str(whole)]
+    return {
+        "id": f"{index}",
+        "labels": whole if rng.random() < 0.2 else None,
+        "whisper_transcript": whole if rng.random() < 0.5 else None,
+        "text": None if rng.random() < 0.3 else texts[rng.integers(4)],
+        "truncated": bool(rng.random() < 0.2),
+        "duration": None if rng.random() < 0.2 else float(rng.random()),
+    }
+
+
+def test_rows_are_judged_by_their_columns_as_one_by_one(rule, limits):
+    rng = np.random.default_rng(0)
+    rows = [random_row(rule, rng, index) for index in range(400)]
+    limits = replace(limits, min_duration_s=0.1, max_label_length=45)
+    wanted = [examples._reason(row, rule, limits) for row in rows]
+    assert len(set(wanted)) == 5  # kept, no target, too long, too short, truncated
+    assert examples._reasons(pa.Table.from_pylist(rows), rule, limits) == wanted
+    words = [{**row, "whisper_transcript": row["text"], "labels": None} for row in rows]
+    wanted = [examples._reason(row, rule, limits) for row in words]
+    assert examples._reasons(pa.Table.from_pylist(words), rule, limits) == wanted
+    for name in ("labels", "duration"):
+        fewer = [{key: value for key, value in row.items() if key != name} for row in rows]
+        wanted = [examples._reason(row, rule, limits) for row in fewer]
+        assert examples._reasons(pa.Table.from_pylist(fewer), rule, limits) == wanted
 
 
 def test_a_threshold_compares_transcript_and_reference(rule, limits):

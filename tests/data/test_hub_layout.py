@@ -52,6 +52,23 @@ def test_work_on_a_shard_does_not_read_the_list_of_all(tmp_path, monkeypatch):
     files.withdraw(0, 1)
 
 
+def test_the_folder_is_not_looked_through_for_each_shard(tmp_path, monkeypatch):
+    files = sealed_files(tmp_path, 0, 1, 2)
+    files.publish()
+    assert files.found(0) == files.published(0, 3)
+
+    original = Path.glob
+
+    def glob(folder, pattern):
+        assert folder != tmp_path / "default", "for each of thousands of shards it takes longer"
+        return original(folder, pattern)
+
+    monkeypatch.setattr(Path, "glob", glob)
+    assert files.found(2) == files.published(2, 3)
+    files.withdraw(2)
+    assert files.found(2) is None
+
+
 def test_publishing_goes_on_after_a_kill_and_takes_one_shard_alone(tmp_path, monkeypatch):
     files = sealed_files(tmp_path, 0, 1, 2)
     original, count = Path.replace, itertools.count(1)
