@@ -1,8 +1,8 @@
 """What of a run's folder may leave this machine, and by which names it calls what it was made from.
 
-Only what the run's record lists goes along: never a file of the user's, whatever its name. Record
-and card are uploaded as copies that name files and folders without the path to them; the run's own
-record keeps its paths, because a run that goes on compares its flags with them.
+Only what the run's record lists goes along: never a file of the user's, whatever its name. Record,
+card and reports are uploaded as copies that name files and folders without the path to them; the
+run's own record keeps its paths, because a run that goes on compares its flags with them.
 """
 
 import hashlib
@@ -46,11 +46,13 @@ def published_files(folder: Path, repo_id: str) -> dict[str, Path | bytes]:
     sums = {name: record[FILES][name] for name in names}
     own = {str(folder), str(folder.resolve()), *_values(record["arguments"], "output_dir save_dir")}
     known = {name: Path(name).name for name in _local_names(record)} | dict.fromkeys(own, repo_id)
-    if CARD in files:
-        card = _renamed((folder / CARD).read_text("utf-8"), folder.resolve().name, repo_id)
-        copy = _without_paths(card, known).encode()
-        files[CARD] = copy
-        sums[CARD] = {"size": len(copy), "sha256": hashlib.sha256(copy).hexdigest()}
+    for name in (name for name in names if name.endswith(".md")):  # cards and reports
+        text = (folder / name).read_text(encoding="utf-8")
+        if name == CARD:
+            text = _renamed(text, folder.resolve().name, repo_id)
+        copy = _without_paths(text, known).encode()
+        files[name] = copy
+        sums[name] = {"size": len(copy), "sha256": hashlib.sha256(copy).hexdigest()}
     public = {**_public(record, known), FILES: sums}
     return {**files, RUN_RECORD: f"{json.dumps(public, ensure_ascii=False, indent=2)}\n".encode()}
 

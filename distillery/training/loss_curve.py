@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from distillery.storage.outputs import Outputs
+from distillery.storage.publication import public_names
 from distillery.training.monitor import LOSS_LOG, TRAIN
 
 logger = logging.getLogger(__name__)
@@ -49,7 +50,7 @@ def _plot(axes: Any, rows: list[dict[str, Any]]) -> None:
         for name in LOSSES if kind == TRAIN else LOSSES[:1]:
             points = [(row["step"], row[name]) for row in of_kind if row.get(name) is not None]
             if any(value for _, value in points):  # without a teacher there is no KL
-                label = name if kind == TRAIN else f"{name}, {kind}"
+                label = name if kind == TRAIN else f"{name}, {public_names(kind)}"
                 axes.plot(*zip(*points, strict=True), label=label, linewidth=1, marker=".")
 
 

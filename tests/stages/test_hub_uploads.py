@@ -105,6 +105,7 @@ def test_a_recipe_runs_from_hub_id_to_hub_id_and_tells_no_folder(server, env, te
     for sent in server.received:
         assert root.name.encode() not in sent
         assert str(tmp_path).encode() not in sent
+        assert str(teacher.parent).encode() not in sent
         assert server.token.encode() not in sent
     for path in root.rglob("*"):
         assert path.is_dir() or server.token.encode() not in path.read_bytes()

@@ -60,11 +60,16 @@ def folder(tmp_path):
         "inputs": {teacher: "0a", f"{clips} default train": "0b"},
         "scores": {f"{clips} default train": {"cer": 1.5, "of": f"{root}/other/x"}},
         "versions": {"torch": "2.13.0+cpu"},
-        "files": {"README.md": {"size": 1, "sha256": "x"}, "m.json": {"size": 2, "sha256": "y"}},
+        "files": {
+            "README.md": {"size": 1, "sha256": "x"},
+            "report.md": {"size": 1, "sha256": "x"},
+            "m.json": {"size": 2, "sha256": "y"},
+        },
     }
     card = f"# my out\n\nMade from `{teacher}`, on {clips}, see [x](/docs/x), 1/2, `{folder}`.\n"
     (folder / "run.json").write_text(json.dumps(record), "utf-8")
     (folder / "README.md").write_text(card, "utf-8")
+    (folder / "report.md").write_text(f"Flags: `--model_name_or_path {teacher}`\n", "utf-8")
     return folder
 
 
@@ -87,6 +92,8 @@ def test_copies_of_record_and_card_name_no_folder(folder):
     assert files["README.md"].decode() == (
         "# repo\n\nMade from `teacher`, on clips.jsonl, see [x](/docs/x), 1/2, `repo`.\n"
     )
+    assert files["report.md"].decode() == "Flags: `--model_name_or_path teacher`\n"
+    assert record["files"]["report.md"]["size"] == len(files["report.md"])
 
 
 def test_the_runs_own_record_and_card_stay_as_they_are(folder):

@@ -2,6 +2,7 @@ import importlib.util
 import json
 
 import pytest
+from matplotlib.axes import Axes
 
 from distillery.storage.outputs import Outputs
 from distillery.training.loss_curve import FIGURE, draw, read_log
@@ -27,6 +28,18 @@ def test_the_losses_of_a_run_are_drawn_again_and_again(folder):
     assert (folder / FIGURE).read_bytes().startswith(b"\x89PNG")
     assert FIGURE in Outputs(folder).written()
     assert Outputs(folder).damage() == {}
+
+
+def test_the_figure_names_no_folder_of_this_machine(folder, monkeypatch):
+    rows = [{**ROWS[2], "kind": "eval /home/me/canary/test.jsonl default test"}, *ROWS]
+    (folder / "train_log.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    plotted = []
+    plot = Axes.plot
+    monkeypatch.setattr(
+        Axes, "plot", lambda *args, **how: plotted.append(how["label"]) or plot(*args, **how)
+    )
+    assert draw(folder)
+    assert plotted == ["loss, test.jsonl default test", "loss", "ce", "kl", "loss, eval test"]
 
 
 def test_a_run_without_a_log_has_no_figure(tmp_path):
