@@ -30,6 +30,7 @@ from distillery.training.step import Learner
 from distillery.whisper import checkpoint
 from distillery.whisper.checkpoint import Whisper
 from distillery.whisper.memory import enough_memory
+from distillery.whisper.sampling import seed_of
 from distillery.whisper.windows import Decoding, transcribe_windows
 
 logger = logging.getLogger(__name__)
@@ -288,7 +289,8 @@ def _transcribe(evaluator: Evaluator, batch: Batch, rule: LabelRule) -> list[str
     assert batch.input_features is not None
     features = batch.input_features.to(student.model.device)
     with evaluator.accelerator.autocast():
-        transcripts = transcribe_windows(student, features, decoding)
+        seeds = [seed_of(row_id) for row_id in batch.ids]
+        transcripts = transcribe_windows(student, features, decoding, seeds=seeds)
     return [plain_text(each.ids, student.tokens, student.tokenizer) for each in transcripts]
 
 

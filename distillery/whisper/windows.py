@@ -54,6 +54,7 @@ def transcribe_windows(
     decoding: Decoding,
     *,
     prompts: Sequence[Sequence[int]] = (),
+    seeds: Sequence[int] = (),
 ) -> list[Transcript]:
     """Transcribe windows side by side.
 
@@ -63,12 +64,12 @@ def transcribe_windows(
         input_features: float (batch, mels, frames of the window).
         decoding: see `Decoding`.
         prompts: ids that each window's decoder sees before its prefix; one of no ids is none.
+        seeds: of what is drawn for each window; 0 for all where there are none.
     """
-    shown = list(prompts) or [()] * len(input_features)
-    windows = [
-        Window(index, features, decoding, prompt)
-        for index, (features, prompt) in enumerate(zip(input_features, shown, strict=True))
-    ]
+    numbers = range(len(input_features))
+    shown, drawn_by = prompts or [()] * len(numbers), seeds or [0] * len(numbers)
+    parts = zip(numbers, input_features, shown, drawn_by, strict=True)
+    windows = [Window(number, features, decoding, *rest) for number, features, *rest in parts]
     found = dict(_in_batch(whisper, windows))
     return [found[index] for index in range(len(windows))]
 

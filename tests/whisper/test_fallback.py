@@ -12,7 +12,7 @@ from distillery.whisper.decoding import Decoding, Transcript
 from distillery.whisper.fallback import TEMPERATURES, kept, next_temperature
 from distillery.whisper.greedy import GreedyDecoder, Window
 from distillery.whisper.sampling import drawn
-from distillery.whisper.windows import transcribe_stream
+from distillery.whisper.windows import transcribe_stream, transcribe_windows
 
 GREEDY = Decoding("ja", "transcribe", timestamps=False, num_beams=1, max_length=24)
 WARM = replace(GREEDY, temperature_fallback=True)
@@ -140,6 +140,15 @@ def test_what_is_drawn_depends_on_the_seed_alone(whisper, features, half_are_bad
     changed = {key for key in wanted if others[key].ids != wanted[key].ids}
     assert changed
     assert all(wanted[key].temperature > 0 for key in changed)
+
+
+def test_windows_in_one_batch_have_seeds_too(whisper, features, half_are_bad):
+    wanted = stream(whisper, windows_of(features))
+    seeds = [window.seed for window in windows_of(features)]
+    found = transcribe_windows(whisper, features, WARM, seeds=seeds)
+    assert [one.ids for one in found] == [wanted[index].ids for index in range(NUM_WINDOWS)]
+    unseeded = transcribe_windows(whisper, features, WARM)
+    assert [one.ids for one in unseeded] != [one.ids for one in found]
 
 
 def test_out_of_memory_changes_nothing_that_is_drawn(whisper, features, half_are_bad, monkeypatch):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from stage_runs import talkative_model_folder
-from tiny import SHARED, tiny_model_folder
+from tiny import SHARED, load_script, tiny_model_folder
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 from transformers import WhisperTokenizer
@@ -289,6 +289,22 @@ def test_windows_are_taken_as_there_is_room_and_leave_as_they_end(whisper, featu
     next(stream)
     assert len(taken) < NUM_WINDOWS
     stream.close()
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 8])
+def test_the_benchmark_of_orders_counts_the_passes_of_the_decoder(
+    whisper, features, monkeypatch, batch_size
+):
+    num_steps = []
+    for name in ("begin", "step"):
+        real = getattr(greedy.Batch, name)
+        monkeypatch.setattr(
+            greedy.Batch, name, lambda *args, real=real: (num_steps.append(1), real(*args))
+        )
+    found = ours(whisper, windows_of(features, GREEDY), batch_size)
+    lengths = [len(one.ids) - 4 for one in found]
+    counted = load_script("benchmarks/window_order.py").num_passes(lengths, batch_size)
+    assert len(num_steps) == counted
 
 
 def test_a_decoder_can_be_used_again_and_left(whisper, features):
