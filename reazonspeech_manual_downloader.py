@@ -40,7 +40,8 @@ class DownloaderArguments:
     deep: bool = flag(False, "With --health_check: decode every clip once.")
     output_dir: str | None = flag(
         None,
-        "Folder; default: ~/.cache/reazon_manual_download/TARGET, or TARGET_START_END.",
+        "Folder; default: TARGET, or TARGET_START_END, in ~/.cache/reazon_manual_download or where "
+        f"the environment variable {reazonspeech.HOME} says.",
         resumable=True,
     )
     base_url: list[str] = repeated(  # noqa: RUF009 (a field with a factory)

@@ -1,7 +1,7 @@
 """Downloads of 200 archives, with and without faults, against a plain loop in the same run.
 
-    PYTHONPATH=.:tests python benchmarks/reazonspeech_download.py
-    PYTHONPATH=.:tests python benchmarks/reazonspeech_download.py --kills 200
+    PYTHONPATH=.:tests:scripts/demo python benchmarks/reazonspeech_download.py
+    PYTHONPATH=.:tests:scripts/demo python benchmarks/reazonspeech_download.py --kills 200
 
 A server of this process answers on the loopback interface, with archives of the corpus's layout and
 the faults of `tests/loopback.py`; each download runs in a process of its own. The plain loop calls

@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # Sourced by the other scripts: goes to the repository, makes .venv if need be, and activates it.
 #
 #   . "$(dirname "$0")/environment.sh" requirements.txt
@@ -5,7 +6,7 @@
 # VENV and PYTHON choose another place and another interpreter. An empty VENV takes the Python that
 # is active, as it is.
 
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
+cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit
 
 VENV=${VENV-.venv}
 PYTHON=${PYTHON:-python3}

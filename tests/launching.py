@@ -52,6 +52,30 @@ def launch(
     return done
 
 
+def shell(script: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Run a shell script of the repository with this Python; its output is `.stdout`, log included.
+
+    Args:
+        script: path in the repository.
+        variables: of its environment.
+    """
+    return subprocess.run(
+        ["bash", script],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        cwd=REPOSITORY,
+        env=shell_environment(**variables),
+        timeout=600,
+    )
+
+
+def shell_environment(**variables: str) -> dict[str, str]:
+    """Return the variables that a started shell script sees: no environment of its own is made."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    return environment({"VENV": "", "PATH": path, **variables})
+
+
 def kill(script: str, target: str, call: int, *args: object) -> None:
     """Run a script in a process that gets SIGKILL when it is about to call a function again.
 

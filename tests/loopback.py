@@ -6,7 +6,6 @@ import re
 import socket
 import ssl
 import struct
-import tarfile
 import threading
 import time
 from collections import Counter
@@ -17,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import soundfile
+from reazonspeech_server import archive_path, clip_name, tar, transcripts, transcripts_path
 
 # Made for these tests alone; nothing trusts it, which is the point.
 SELF_SIGNED = """\
@@ -177,29 +177,13 @@ def flac(seed: int, num_samples: int = 1600) -> bytes:
     return file.getvalue()
 
 
-def clip_name(archive: int, number: int) -> str:
-    return f"{archive:03x}/{archive:03x}{number:010x}.flac"
-
-
-def tar(members: Mapping[str, bytes]) -> bytes:
-    """Make a tar archive, with names as in the real ones ("./000/...")."""
-    file = io.BytesIO()
-    with tarfile.open(fileobj=file, mode="w") as archive:
-        for name, content in members.items():
-            header = tarfile.TarInfo(f"./{name}")
-            header.size = len(content)
-            archive.addfile(header, io.BytesIO(content))
-    return file.getvalue()
-
-
 def corpus(target: str, num_archives: int, num_clips: int, num_samples: int = 1600):
     """Make a small corpus as the files of a web server, and its texts by clip name."""
     texts, files = {}, {}
     for index in range(num_archives):
         names = [clip_name(index, number) for number in range(num_clips)]
         clips = {name: flac(index * num_clips + i, num_samples) for i, name in enumerate(names)}
-        files[f"/data/{index:03x}.tar"] = tar(clips)
+        files[archive_path(index)] = tar(clips)
         texts |= {name: f"これは{name}です。" for name in names}
-    lines = "".join(f"{name}\t{text}\n" for name, text in texts.items())
-    files[f"/tsv/{target}.tsv"] = lines.encode()
+    files[transcripts_path(target)] = transcripts(texts)
     return files, texts

@@ -100,7 +100,9 @@ def test_every_flag_that_is_explained_exists():
         for page in PROSE
         for flag in re.findall(r"`(--[a-z0-9_-]+)", text_of(page))
     }
-    everything = {"--num-cpu-threads-per-process"}  # of `accelerate launch`
+    # Of `accelerate launch`.
+    everything = {"--num-cpu-threads-per-process", "--num-processes", "--machine-rank"}
+    everything |= {"--main-process-ip"}
     everything |= set().union(*(spellings(script) for script in (*SCRIPTS, *MORE_SCRIPTS)))
     assert explained
     assert explained <= everything

@@ -9,6 +9,7 @@ Archives are never extracted: their members are read in place, and their names a
 
 import io
 import itertools
+import os
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -33,6 +34,8 @@ NUM_ARCHIVES = {"tiny": 1, "small": 12, "medium": 116, "large": 579, "all": 4095
 
 BASE_URLS = ("https://corpus.reazon-research.org/reazonspeech-v2",)
 
+HOME = "REAZONSPEECH_HOME"  # environment variable: the folder of all downloads
+
 MAX_CLIP_BYTES = 64 << 20  # a minute of 16 kHz speech is about 1 MB of FLAC
 ELSEWHERE = "of other archives"  # lines about clips that are not here
 
@@ -40,7 +43,8 @@ ELSEWHERE = "of other archives"  # lines about clips that are not here
 def default_folder(target: str, suffix: str | None = None) -> Path:
     """Return where a target is downloaded to; `suffix` is "A_B" for the archives A to B - 1."""
     name = f"{target}_{suffix}" if suffix else target
-    return Path.home() / ".cache" / "reazon_manual_download" / name
+    home = os.environ.get(HOME) or Path.home() / ".cache" / "reazon_manual_download"
+    return Path(home) / name
 
 
 def transcripts_path(folder: Path, target: str) -> Path:

@@ -1,18 +1,13 @@
 """The quickstart at a reduced size: the same script, a few steps."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from launching import environment
+from launching import shell
 from notebook_runs import executed
-from tiny import REPOSITORY
 
 SMALL = {
-    "VENV": "",
     "NUM_TRAIN": "12",
     "NUM_TEST": "3",
     "NUM_LONG": "1",
@@ -26,16 +21,7 @@ FIGURES = {"cer_norm", "wer_norm", "cer_raw", "wer_raw", "num_parameters", "rtfx
 
 def quickstart(folder: Path) -> str:
     """Run the script with this Python; return what it printed."""
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    done = subprocess.run(
-        ["bash", "scripts/quickstart.sh"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        cwd=REPOSITORY,
-        env=environment({**SMALL, "OUTPUT_DIR": str(folder), "PATH": path}),
-        timeout=600,
-    )
+    done = shell("scripts/quickstart.sh", **SMALL, OUTPUT_DIR=str(folder))
     assert done.returncode == 0, done.stdout
     return done.stdout
 
@@ -69,8 +55,7 @@ def test_a_second_start_by_the_notebook_skips_what_is_finished(first):
     models = sorted(folder.glob("*/model.safetensors"))
     before = {path: path.stat().st_mtime_ns for path in [*models, *folder.rglob("*.parquet")]}
     assert len(models) == 4
-    sizes = {name: value for name, value in SMALL.items() if name != "VENV"}
-    printed = executed("quickstart.ipynb", {**sizes, "OUTPUT_DIR": folder})
+    printed = executed("quickstart.ipynb", {**SMALL, "OUTPUT_DIR": folder})
     again = "".join(printed)
     assert "said:  " in printed[-1] and "heard: " in printed[-1]
     assert "# student" in again  # its card

@@ -279,6 +279,12 @@ def test_the_seeds_commands_mean_what_they_did(flags, folder, indices):
     assert arguments.indices == indices
 
 
+def test_a_variable_names_the_folder_of_all_downloads(tmp_path, monkeypatch):
+    monkeypatch.setenv("REAZONSPEECH_HOME", str(tmp_path))
+    (arguments,) = parse(downloader.GROUPS, ["-t", "all", "-s", "0", "-e", "50"])
+    assert arguments.folder == tmp_path / "all_0_50"
+
+
 def test_the_held_out_archive_is_out_of_reach(capsys):
     with pytest.raises(SystemExit):
         parse(downloader.GROUPS, ["-t", "all", "-s", "4000", "-e", "4096"])
