@@ -104,4 +104,8 @@ if stage 4 "evaluate on Common Voice and FLEURS"; then
     --attn_type flash_attn \
     --streaming
 fi
+
+if stage 5 "put the results into the card of the model"; then
+  publish
+fi
 finish

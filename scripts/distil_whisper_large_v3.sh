@@ -144,4 +144,8 @@ if stage 5 "evaluate on clips and on talks"; then
     --output_dir "$WORK/eval" \
     --dataset_split_name test
 fi
+
+if stage 6 "put the results into the card of the model"; then
+  publish
+fi
 finish

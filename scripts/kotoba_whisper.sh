@@ -136,10 +136,12 @@ evaluate() {
 }
 
 # make_base: the model BASE that a pipeline is added to, by its own recipe beside this one's folder;
-# nothing is made where MODEL names one
+# nothing is made where MODEL names one, or it is there
 make_base() {
-  if [ -z "${MODEL:-}" ]; then
-    WORK=$(dirname "$WORK")/$BASE STAGE=1 STOP_STAGE=99 "scripts/${BASE//-/_}.sh"
+  local folder
+  folder=$(dirname "$WORK")/$BASE
+  if [ -z "${MODEL:-}" ] && ! is_complete "$folder/model"; then
+    WORK=$folder STAGE=1 STOP_STAGE=99 "scripts/${BASE//-/_}.sh"
   fi
 }
 

@@ -29,4 +29,7 @@ fi
 if stage 4 "evaluate"; then
   evaluate "$WORK/model"
 fi
+if stage 5 "put the results into the card of the model"; then
+  publish
+fi
 finish

@@ -25,4 +25,7 @@ fi
 if stage 3 "evaluate its four variants"; then
   evaluate_variants
 fi
+if stage 4 "put the results into the card of the model"; then
+  publish
+fi
 finish

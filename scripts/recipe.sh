@@ -40,7 +40,7 @@ case $WORK in /*) ;; *) WORK=$PWD/$WORK ;; esac
 LAUNCH=${LAUNCH:-accelerate launch}
 push=()
 # shellcheck disable=SC2034 # the recipes use it
-[ -z "${HF_ORG:-}" ] || push=(--push_to_hub --hub_model_id "$HF_ORG/$NAME")
+[ -z "${HF_ORG:-}" ] || push=(--hub_model_id "$HF_ORG/$NAME")
 if [ -n "$DRY_RUN" ]; then
   plan=$(mktemp)
   trap 'rm -f "$plan"' EXIT
@@ -81,6 +81,14 @@ start() {
 # is_complete FOLDER: whether a stage finished it
 is_complete() {
   grep -qs '"status": "complete"' "$1/run.json"
+}
+
+# publish: the results in $WORK/eval into the card of $WORK/model; with HF_ORG the model to the Hub
+publish() {
+  run scripts/publish.py \
+    --folder "$WORK/model" \
+    --eval_results "$WORK/eval" \
+    "${push[@]}"
 }
 
 # finish: says what a dry run noted. What the plan is computed from, where the recipe knows it:

@@ -123,6 +123,7 @@ def declarations(script: Path) -> ModuleType:
     guard = next(i for i, node in enumerate(tree.body) if isinstance(node, ast.If))
     tree.body = tree.body[:guard]
     module = ModuleType(script.stem)
+    module.__file__ = str(script.resolve())
     sys.modules[script.stem] = module  # dataclasses look their module up
     exec(compile(tree, str(script), "exec"), vars(module))
     return module

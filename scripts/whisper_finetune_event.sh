@@ -35,6 +35,7 @@ if stage 1 "fine-tune on train and validation, and keep what is best on the test
     --id_column_name path \
     --language "$LANGUAGE_CODE" \
     --task transcribe \
+    --max_duration_in_seconds 30 \
     --max_steps 5000 \
     --learning_rate 1e-5 \
     --warmup_steps 500 \
@@ -52,6 +53,7 @@ if stage 1 "fine-tune on train and validation, and keep what is best on the test
     --predict_with_generate \
     --generation_max_length 225 \
     --metric_for_best_model wer \
+    --load_best_model_at_end \
     --output_dir "$WORK/model" \
     "${push[@]}"
 fi
@@ -70,5 +72,9 @@ if stage 2 "evaluate"; then
     --dtype bfloat16 \
     --per_device_eval_batch_size 32 \
     --output_dir "$WORK/eval"
+fi
+
+if stage 3 "put the results into the card of the model"; then
+  publish
 fi
 finish
