@@ -3,7 +3,9 @@
 The lists are theirs, with their placeholders filled in; each must parse to what it says.
 """
 
+import os
 import re
+import subprocess
 from dataclasses import fields
 from pathlib import Path
 
@@ -301,3 +303,47 @@ def test_an_example_has_the_published_settings(script):
     published = {**flags_of(*parsed(script, KOTOBA[script].split())), **TOLD.get(script, {})}
     differ = {name for name in example if example[name] != published[name]}
     assert differ <= OWN_CHOICES
+
+
+# The recipes: what they choose beside that, and what is told that goes without saying there.
+RECIPES = {
+    "kotoba_whisper_v1.0": KOTOBA,
+    "kotoba_whisper_v2.0": KOTOBA,
+    "distil_whisper_large_v2_hi": DISTIL_WHISPER,
+}
+CHOICES_OF_RECIPES = {
+    *OWN_CHOICES,
+    *("streaming", "eval_dataset_name", "report_to"),
+    "language",  # distil-whisper's command leaves it to the model's configuration
+}
+TOLD_BY_RECIPES = {
+    **TOLD,
+    "run_pseudo_labelling.py": {"concatenate_audio": False},
+}
+
+
+def commands_of(recipe, folder, monkeypatch):
+    """Return what a recipe would start, by script: its dry run notes it for the plan."""
+    (folder / "python").write_text(f'#!/usr/bin/env bash\ncp "$2" {folder}/noted\n')
+    (folder / "python").chmod(0o755)
+    for name, value in {"VENV": "", "DRY_RUN": "1", "WORK": str(folder / "work")}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+    subprocess.run(["bash", f"scripts/{recipe}.sh"], cwd=tiny.REPOSITORY, check=True)
+    end = tiny.load_script("scripts/recipe_plan.py").WORD_END
+    lines = (folder / "noted").read_text("utf-8").splitlines()
+    commands = [line.split(end)[1:-1] for line in lines]
+    return {script: words for script, *words in commands}
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_recipe_has_the_published_settings(recipe, tmp_path, monkeypatch):
+    commands = commands_of(recipe, tmp_path, monkeypatch)
+    compared = RECIPES[recipe].keys() & commands.keys() - {"run_short_form_eval.py"}
+    assert "run_pseudo_labelling.py" in compared and "run_distillation.py" in compared
+    for script in compared:
+        published = flags_of(*parsed(script, RECIPES[recipe][script].split()))
+        published |= TOLD_BY_RECIPES.get(script, {})
+        started = flags_of(*parsed(script, commands[script]))
+        differ = {name for name in started if started[name] != published[name]}
+        assert differ <= CHOICES_OF_RECIPES, script
