@@ -3,7 +3,7 @@
 #
 #   ./scripts/kotoba_whisper_v1.0.sh        # SCALE=tiny for a first try; variables: scripts/recipe.sh
 #
-# Plan: 5,000 h of speech; 0.23 TB of disk; 168 to 217 GPU hours (A100, published speeds), 21 to
+# Plan: 5,000 h of speech; 0.15 TB of disk; 168 to 217 GPU hours (A100, published speeds), 21 to
 # 27 h on 8.
 # Published CER (Common Voice 8 / JSUT / ReazonSpeech test): 9.4 / 8.5 / 12.2. Needs GPUs and access
 # to the test sets (`hf auth login`). We have not run it at this size.

@@ -3,7 +3,7 @@
 #
 #   ./scripts/kotoba_whisper_v2.0.sh        # SCALE=tiny for a first try; variables: scripts/recipe.sh
 #
-# Plan: 35,000 h of speech; 1.38 TB of disk; 1,307 to 1,651 GPU hours (A100, published speeds),
+# Plan: 35,000 h of speech; 0.72 TB of disk; 1,307 to 1,651 GPU hours (A100, published speeds),
 # 163 to 206 h on 8.
 # Published CER (Common Voice 8 / JSUT / ReazonSpeech test): 9.2 / 8.4 / 11.6. Needs GPUs and access
 # to the test sets (`hf auth login`). We have not run it at this size.

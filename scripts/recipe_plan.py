@@ -181,8 +181,7 @@ def cost(command: Command, corpus: Corpus, beside: bool) -> Cost:
         return Cost(gigabytes=corpus.kept * written)
     if command.script == "run_distillation.py":
         hours = num_learnt(command, corpus) / CLIPS_PER_S / 3600
-        # The datasets library copies what is learnt from into its cache.
-        return Cost(hours, hours, corpus.kept * written + STUDENT_GB)
+        return Cost(hours, hours, STUDENT_GB)
     if command.script == "run_finetuning.py":  # no speed was published
         return Cost(gigabytes=fetched(command, corpus) + STUDENT_GB)
     return Cost()

@@ -109,7 +109,7 @@ def test_a_plan_is_computed_from_published_speeds():
         ]
     ]
     costs = [(each.least, each.most, each.gigabytes) for each in script.costs_of(commands, corpus)]
-    assert costs == [(0, 0, 60), (60, 146, 60), (0, 0, 300), (8, 8, 310), (0, 0, 0)]
+    assert costs == [(0, 0, 60), (60, 146, 60), (0, 0, 300), (8, 8, 10), (0, 0, 0)]
     assert script.num_learnt(commands[3], corpus) == 900 * 30 * 2 * 8
     commands[3].flags.update(epochs)
     assert script.num_learnt(commands[3], corpus) == 5 * 146 * 60 * 720 / 2
