@@ -26,11 +26,11 @@ set -euo pipefail
 cd "${SLURM_SUBMIT_DIR:-$(dirname "$0")/../..}"
 processes=$((SLURM_NNODES * SLURM_GPUS_ON_NODE))
 config=$([ "$processes" = 1 ] && echo 1_gpu || echo 8_gpus)
-head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+mapfile -t hosts < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
 flags=(--config_file "scripts/launch/${CONFIG:-$config}.yaml"
   --num_machines "$SLURM_NNODES" --num_processes "$processes")
 if [ "$SLURM_NNODES" -gt 1 ]; then
-  flags+=(--main_process_ip "$head" --main_process_port "${PORT:-29500}")
+  flags+=(--main_process_ip "${hosts[0]}" --main_process_port "${PORT:-29500}")
 fi
 # Each machine has one task, which starts the processes on its GPUs, and alone knows its number.
 # shellcheck disable=SC2016
