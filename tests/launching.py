@@ -18,6 +18,7 @@ OFFLINE = {
     "OMP_NUM_THREADS": "1",
 }
 TIMEOUT_S = 240
+SCRIPT_TIMEOUT_S = 1800  # of several stages, on a machine that others use too
 
 
 def launch(
@@ -66,7 +67,7 @@ def shell(script: str, **variables: str) -> subprocess.CompletedProcess[str]:
         text=True,
         cwd=REPOSITORY,
         env=shell_environment(**variables),
-        timeout=600,
+        timeout=SCRIPT_TIMEOUT_S,
     )
 
 
