@@ -3,12 +3,12 @@
     PYTHONPATH=.:tests:tests/stages python benchmarks/kills.py --stage labelling --kills 200
     PYTHONPATH=.:tests:tests/stages python benchmarks/kills.py --stage training --processes 2
 
-Stages: labelling, filtering, training, evaluation. Each run is killed (SIGKILL, with all that it
-started) in a few starts, and then started once more, which must end well and in time. A third of
-the kills come at a moment drawn over the length of a quiet run, a third inside a save, a third
-where results get their final names. Of two processes sometimes one alone is killed; the other must
-then end by itself. What a run leaves must be what the quiet run left: the same files, with the same
-rows, weights, logs, results and reports in them, bit for bit but for dates and seconds.
+Stages: labelling, filtering, training, evaluation, inference. Each run is killed (SIGKILL, with all
+that it started) in a few starts, and then started once more, which must end well and in time. A
+third of the kills come at a moment drawn over the length of a quiet run, a third inside a save, a
+third where results get their final names. Of two processes sometimes one alone is killed; the other
+must then end by itself. What a run leaves must be what the quiet run left: the same files, with the
+same rows, weights, logs, results and reports in them, bit for bit but for dates and seconds.
 
 Starts are forks of this process, which has everything imported: the time is spent on work that can
 be hurt. Prints one row of the table in `benchmarks/README.md`, and the files that differ.
@@ -119,7 +119,22 @@ def evaluation(folder: Path, size: int) -> Command:
     return Command(EVALUATION, flags, phases)
 
 
-STAGES = {f.__name__: f for f in (labelling, filtering, training, evaluation)}
+def inference(folder: Path, size: int) -> Command:
+    """Transcribe recordings of one window or more, to all kinds of files."""
+    model = talkative_model_folder(folder / "model")
+    short = tone_manifest(folder / "clips" / "short.jsonl", size - size // 3)
+    long = tone_manifest(folder / "clips" / "long.jsonl", size // 3, seconds=9.0)
+    flags = ["-m", model, "-d", f"{short}+{long}", "-l", "ja", "-b", 2]
+    flags += ["--generation_max_length", 24, "--output_formats", "txt,srt,vtt"]
+    phases = {
+        "run_inference:_transcribe": WORKING,
+        "distillery.data.transcript_files:TranscriptFiles.add": SAVING,
+        "run_inference:_complete": PUBLISHING,
+    }
+    return Command("run_inference.py", flags, phases)
+
+
+STAGES = {f.__name__: f for f in (labelling, filtering, training, evaluation, inference)}
 
 
 # --- what a run leaves ----------------------------------------------------------------------------

@@ -97,7 +97,8 @@ class TranscriptFiles:
             with self.outputs.replacing(self.path) as temporary:
                 lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in kept)
                 temporary.write_text("".join(lines), encoding="utf-8")
-        Path(f"{self.path}.lock").unlink(missing_ok=True)
+        for suffix in ("lock", "torn"):  # what was torn is written again
+            Path(f"{self.path}.{suffix}").unlink(missing_ok=True)
         return len(kept)
 
     def _missing(self, row_id: str) -> list[str]:

@@ -62,6 +62,8 @@ def test_a_torn_row_is_not_there_and_is_made_again(files):
     assert list(files.read()) == ["a"]
     files.add(row_of("b"))
     assert list(files.read()) == ["a", "b"]
+    assert files.complete(["a", "b"]) == 2
+    assert sorted(path.name for path in files.outputs.folder.glob("pred*")) == ["predictions.jsonl"]
 
 
 def test_a_file_of_the_users_is_not_written_over(files):

@@ -208,7 +208,8 @@ def test_subtitles_beside_the_audio_do_not_cut_it(tmp_path, flags, speech):
     cue = "1\n00:00:00,000 --> 00:00:00,500\nねこ\n"
     (tmp_path / "a.srt").write_text(cue, "utf-8")
     run(SCRIPT, *flags, "-d", tmp_path, "-o", tmp_path.with_name("whole"))
-    assert list(rows_in(tmp_path.with_name("whole"))) == ["a"]
+    (row,) = rows_in(tmp_path.with_name("whole")).values()
+    assert (row["id"], row["reference"]) == ("a", "ねこ")
 
 
 # --- kills, faults, changes -----------------------------------------------------------------------
@@ -335,6 +336,29 @@ def test_transcripts_are_punctuated_and_fitted_to_the_sound(
     starts = [[s["start"] for s in each["segments"]] for each in (row, plain)]
     assert starts[0] != starts[1]
     assert "".join(word["text"] for word in row["words"]).strip() == row["text"]
+
+
+def test_a_language_that_nobody_names_is_detected(tmp_path, model, flags, speech):
+    plain = shutil.copytree(model, tmp_path / "model")
+    path = plain / "generation_config.json"
+    settings = json.loads(path.read_text("utf-8"))
+    path.write_text(json.dumps({**settings, "language": None}), "utf-8")
+    words = [flag for flag in flags if flag not in ("-l", "ja")]
+    run(
+        SCRIPT,
+        *words,
+        "-m",
+        plain,
+        "-d",
+        speech / "talk.wav",
+        "--word_timestamps",
+        "-o",
+        tmp_path / "out",
+    )
+    row = rows_in(tmp_path / "out")["talk"]
+    assert "language" not in row  # it may differ from window to window
+    assert row["text"]
+    assert row["words"]
 
 
 def test_a_dry_run_reads_no_weights_and_writes_nothing(tmp_path, model, everything, capsys):
