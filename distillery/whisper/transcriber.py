@@ -1,7 +1,8 @@
 """Transcription of recordings of any length, with all that is asked of it beside the text."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Generic, NamedTuple, TypeVar
 
 from distillery.audio.decoding import Waveform
@@ -76,10 +77,10 @@ class Transcriber(Generic[Key]):
             else:
                 short.append(recording)
             if len(short) >= self.batch_size:
-                yield from self._run(self._at_once, short)
+                yield from self._run(self._at_once, short, len(short))
                 short.clear()
         if short:
-            yield from self._run(self._at_once, short)
+            yield from self._run(self._at_once, short, len(short))
 
     def _is_long(self, waveform: Waveform) -> bool:
         return len(waveform) > self.longest_s * self.whisper.log_mel.sampling_rate
@@ -94,7 +95,9 @@ class Transcriber(Generic[Key]):
         self,
         algorithm: Callable[[Iterable[Waveform]], NumberedSegments],
         recordings: Iterable[tuple[Key, Waveform]],
+        together: int = 1,
     ) -> Iterator[tuple[Key, Heard]]:
+        """Transcribe recordings by one algorithm, and finish so many at a time."""
         waiting: dict[int, tuple[Key, Waveform]] = {}
 
         def waveforms() -> Iterator[Waveform]:
@@ -102,11 +105,21 @@ class Transcriber(Generic[Key]):
                 waiting[number] = key, waveform
                 yield waveform
 
-        for number, segments in algorithm(waveforms()):
-            key, waveform = waiting.pop(number)
-            yield key, self._finished(waveform, segments)
+        found = algorithm(waveforms())
+        while some := list(islice(found, together)):
+            keys, heard = zip(*(waiting.pop(number) for number, _ in some), strict=True)
+            segments = [segments for _, segments in some]
+            yield from zip(keys, self._finished(heard, segments), strict=True)
 
-    def _finished(self, waveform: Waveform, segments: list[Segment]) -> Heard:
+    def _finished(
+        self, waveforms: Sequence[Waveform], segments: Sequence[list[Segment]]
+    ) -> list[Heard]:
         rate = self.whisper.log_mel.sampling_rate
-        segments = self.postprocess.segments(segments, waveform, rate)
-        return Heard(segments, self.word_timer(waveform, segments) if self.word_timer else None)
+        recordings = [
+            (waveform, self.postprocess.segments(each, waveform, rate))
+            for waveform, each in zip(waveforms, segments, strict=True)
+        ]
+        if self.word_timer is None:
+            return [Heard(each, None) for _, each in recordings]
+        words = self.word_timer(recordings)
+        return [Heard(each, timed) for (_, each), timed in zip(recordings, words, strict=True)]

@@ -62,11 +62,13 @@ def alignment_heads(model: WhisperForConditionalGeneration) -> list[Head]:
 
 @dataclass
 class _Window:
-    """Neighbouring segments that share a window: `start` and `end` in samples.
+    """Neighbouring segments of a recording that share a window: `start` and `end` in samples.
 
     `words` have the number of their segment, and the place of their first token in `ids`.
     """
 
+    recording: int
+    waveform: Waveform
     start: int
     end: int
     members: list[Segment] = field(default_factory=list)
@@ -97,21 +99,30 @@ class WordTimer:
         self._heads = alignment_heads(whisper.model)
 
     @torch.inference_mode()
-    def __call__(self, waveform: Waveform, segments: Sequence[Segment]) -> list[list[Segment]]:
-        """Return the words of each segment, with their times, which lie within the segment's.
+    def __call__(
+        self, recordings: Sequence[tuple[Waveform, Sequence[Segment]]]
+    ) -> list[list[list[Segment]]]:
+        """Return the words of each segment of each recording, with times within the segment's.
 
         Args:
-            waveform: the recording, float32 (samples,).
-            segments: in order; none is longer than a window, or its end is not looked at.
+            recordings: float32 (samples,), and segments in order; of one that is longer than a
+                window, the end is not looked at.
         """
-        windows = self._windows(waveform, segments)
-        words: list[list[Segment]] = []
+        windows = (
+            window
+            for number, (waveform, segments) in enumerate(recordings)
+            for window in self._windows(number, waveform, segments)
+        )
+        words: list[list[list[Segment]]] = [[] for _ in recordings]
         while batch := list(islice(windows, self._batch_size)):
-            for window, times in zip(batch, self._token_times(waveform, batch), strict=True):
-                words += _timed_words(window, times, self._whisper.log_mel.sampling_rate)
+            for window, times in zip(batch, self._token_times(batch), strict=True):
+                timed = _timed_words(window, times, self._whisper.log_mel.sampling_rate)
+                words[window.recording] += timed
         return words
 
-    def _windows(self, waveform: Waveform, segments: Sequence[Segment]) -> Iterator[_Window]:
+    def _windows(
+        self, recording: int, waveform: Waveform, segments: Sequence[Segment]
+    ) -> Iterator[_Window]:
         """Put segments together as long as sound and text fit."""
         log_mel, most = self._whisper.log_mel, self._whisper.max_label_length - len(self._prefix())
         rate, longest = log_mel.sampling_rate, log_mel.window_samples
@@ -128,7 +139,7 @@ class WordTimer:
                 if not is_near or len(window.ids) + len(ids) > most:
                     yield window
                     window = None
-            window = window or _Window(start, end)
+            window = window or _Window(recording, waveform, start, end)
             window.add(segment, end, ids, words)
         if window is not None:
             yield window
@@ -138,12 +149,10 @@ class WordTimer:
         known = language or self._decoding.language or next(iter(tokens.languages), None)
         return tokens.prefix(known, self._decoding.task, timestamps=False)
 
-    def _token_times(
-        self, waveform: Waveform, windows: Sequence[_Window]
-    ) -> list[NDArray[np.float64]]:
+    def _token_times(self, windows: Sequence[_Window]) -> list[NDArray[np.float64]]:
         """Return when each token of each window begins, in seconds from its start, and the end."""
         whisper, prefix = self._whisper, self._prefix()
-        pieces = [waveform[window.start : window.end] for window in windows]
+        pieces = [window.waveform[window.start : window.end] for window in windows]
         encoded = encode(whisper, list(whisper.log_mel(pieces, whisper.model.device)))
         prefixes = [prefix] * len(windows)
         if self._decoding.language is None and whisper.tokens.is_multilingual:

@@ -22,6 +22,12 @@ def whisper(tmp_path_factory):
     return checkpoint.load(str(folder), attention="eager")
 
 
+def words_of(timer, segments):
+    """Return the words of the segments of one recording."""
+    (words,) = timer([(NOISE, segments)])
+    return words
+
+
 def joined(words):
     return "".join(word.text for word in words)
 
@@ -67,7 +73,7 @@ def test_words_come_at_the_times_of_their_tokens(whisper, monkeypatch):
     text = "a bb c"  # a token for each letter and space in the tiny vocabulary
     assert len(whisper.tokenizer.encode(text, add_special_tokens=False)) == 6
     monkeypatch.setattr(word_times, "_attention", looking_at([10, 20, 30, 40, 60, 70, 90]))
-    (words,) = WordTimer(whisper, DECODING, 4)(NOISE, [Segment(2.0, 4.0, text)])
+    (words,) = words_of(WordTimer(whisper, DECODING, 4), [Segment(2.0, 4.0, text)])
     assert [word.text for word in words] == ["a", " bb", " c"]
     starts, ends = zip(*[(word.start, word.end) for word in words], strict=True)
     # Nothing is known of the first token but that it comes first.
@@ -84,7 +90,7 @@ def test_words_of_many_segments_join_to_their_texts_and_stay_within(whisper):
         Segment(7.9, 11.0, SENTENCES[3] * 20),  # more ids than there are positions
         Segment(11.5, 14.0, SENTENCES[4]),  # ends behind the recording
     ]
-    found = {size: WordTimer(whisper, DECODING, size)(NOISE, segments) for size in (1, 3)}
+    found = {size: words_of(WordTimer(whisper, DECODING, size), segments) for size in (1, 3)}
     for segment, words, others in zip(segments, found[1], found[3], strict=True):
         assert joined(words) == segment.text
         assert np.allclose([w[:2] for w in words], [w[:2] for w in others], atol=0.021)
@@ -96,12 +102,27 @@ def test_words_of_many_segments_join_to_their_texts_and_stay_within(whisper):
 
 def test_a_language_that_is_not_named_is_detected(whisper):
     decoding = Decoding(None, "transcribe", True, 1, 24)
-    (words,) = WordTimer(whisper, decoding, 1)(NOISE, [Segment(0.0, 3.0, SENTENCES[0])])
+    (words,) = words_of(WordTimer(whisper, decoding, 1), [Segment(0.0, 3.0, SENTENCES[0])])
     assert joined(words) == SENTENCES[0]
 
 
+def test_recordings_side_by_side_do_not_mix(whisper):
+    other = NOISE[::-1].copy()
+    recordings = [
+        (NOISE, [Segment(0.0, 2.0, SENTENCES[0])]),
+        (NOISE[:0], []),
+        (other, [Segment(0.0, 1.0, SENTENCES[1]), Segment(5.0, 8.0, SENTENCES[2])]),
+    ]
+    timer = WordTimer(whisper, DECODING, 3)
+    alone = [timer([recording])[0] for recording in recordings]
+    for found, wanted in zip(timer(recordings), alone, strict=True):
+        assert [joined(words) for words in found] == [joined(words) for words in wanted]
+        for words, others in zip(found, wanted, strict=True):
+            assert np.allclose([w[:2] for w in words], [w[:2] for w in others], atol=0.021)
+
+
 def test_no_segments_have_no_words(whisper):
-    assert WordTimer(whisper, DECODING, 1)(NOISE, []) == []
+    assert words_of(WordTimer(whisper, DECODING, 1), []) == []
 
 
 # The teacher of a student with 2 decoder layers had more of them.
@@ -120,5 +141,5 @@ def test_heads_that_are_not_there_are_left_out(whisper, monkeypatch, caplog, nam
     assert alignment_heads(whisper.model) == wanted
     is_warned = "alignment heads are in layers that the model does not have" in caplog.text
     assert is_warned == any(layer > 1 for layer, _ in named or [])
-    (words,) = WordTimer(whisper, DECODING, 1)(NOISE, [Segment(0.0, 3.0, SENTENCES[0])])
+    (words,) = words_of(WordTimer(whisper, DECODING, 1), [Segment(0.0, 3.0, SENTENCES[0])])
     assert joined(words) == SENTENCES[0]
