@@ -11,10 +11,12 @@ from launching import kill, launch
 from stage_runs import record, run, snapshot, talkative_model_folder, wrap
 from tiny import SAMPLE_RATE, SENTENCES, spoken
 
+from distillery.audio.decoding import decode_audio
 from distillery.data.subtitles import read_subtitles
 from distillery.data.transcript_files import segments_of
 from distillery.evaluation import results
 from distillery.storage.json_lines import read_rows
+from distillery.whisper.pipelines.silence import fit_to_silence
 
 SCRIPT = "run_inference.py"
 WINDOW_S = 4
@@ -333,8 +335,12 @@ def test_transcripts_are_punctuated_and_fitted_to_the_sound(
     run(SCRIPT, *flags, *words)
     row, plain = rows_in(tmp_path)["talk"], rows_in(transcripts)["talk"]
     assert [s["text"] for s in row["segments"]] == [f"{s['text']}。" for s in plain["segments"]]
-    starts = [[s["start"] for s in each["segments"]] for each in (row, plain)]
-    assert starts[0] != starts[1]
+    waveform = decode_audio({"bytes": None, "path": row["audio"]}, SAMPLE_RATE)
+    chunks = [{"timestamp": (s["start"], s["end"]), "text": s["text"]} for s in plain["segments"]]
+    fitted = [chunk["timestamp"] for chunk in fit_to_silence(chunks, waveform, SAMPLE_RATE)]
+    times = [(s["start"], s["end"]) for s in row["segments"]]
+    assert np.allclose(times, fitted, rtol=0, atol=2e-3)
+    assert fitted != [chunk["timestamp"] for chunk in chunks]
     assert "".join(word["text"] for word in row["words"]).strip() == row["text"]
 
 
