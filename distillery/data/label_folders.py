@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import IterableDataset
+from numpy.typing import NDArray
 
 from distillery.audio.decoding import AudioError, encode_wav
 from distillery.data import hub_layout, schema, sources
@@ -167,7 +168,7 @@ class LabelledRows:
         """Return some columns of the labels."""
         return self.labels.select_columns(names)
 
-    def select(self, rows: Sequence[int]) -> "LabelledRows":
+    def select(self, rows: "Sequence[int] | NDArray[np.integer[Any]]") -> "LabelledRows":
         """Return some rows."""
         return replace(self, labels=self.labels.select(rows), places=self.places.take(rows))
 

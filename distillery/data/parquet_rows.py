@@ -285,7 +285,7 @@ class ParquetRows:
         """Return all rows, in memory."""
         return pa.concat_tables([self.features.arrow_schema.empty_table(), *self.tables()])
 
-    def select(self, indices: Sequence[int]) -> "ParquetRows":
+    def select(self, indices: "Sequence[int] | NDArray[np.integer[Any]]") -> "ParquetRows":
         """Return some rows."""
         places = np.asarray(indices, np.int64)
         added = {name: values.take(pa.array(places)) for name, values in self.added.items()}
