@@ -1,6 +1,6 @@
 """How long stages take to begin on many rows: labelling that goes on, and training.
 
-    PYTHONPATH=.:tests:benchmarks python benchmarks/startup.py --rows 10000 1000000
+    PYTHONPATH=.:tests:benchmarks:scripts/demo python benchmarks/startup.py --rows 10000 1000000
 
 The rows are a manifest of JSON lines, and the same as Parquet with 60 bytes of "audio" each.
 Labelling goes on where all shards but the last are sealed, and is measured from its first line to
