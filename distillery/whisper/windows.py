@@ -68,8 +68,12 @@ def transcribe_windows(
     """
     numbers = range(len(input_features))
     shown, drawn_by = prompts or [()] * len(numbers), seeds or [0] * len(numbers)
-    parts = zip(numbers, input_features, shown, drawn_by, strict=True)
-    windows = [Window(number, features, decoding, *rest) for number, features, *rest in parts]
+    windows = [
+        Window(number, features, decoding, prompt, seed)
+        for number, features, prompt, seed in zip(
+            numbers, input_features, shown, drawn_by, strict=True
+        )
+    ]
     found = dict(_in_batch(whisper, windows))
     return [found[index] for index in range(len(windows))]
 
