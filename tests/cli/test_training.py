@@ -117,10 +117,19 @@ def test_what_the_best_model_is_best_in(flags, metric):
     args = TrainingArguments(
         eval_steps=4, per_device_eval_batch_size=5, generation_max_length=9, **flags
     )
-    decoding_args = DecodingArguments(return_timestamps=True, generation_num_beams=6)
+    decoding_args = DecodingArguments(
+        return_timestamps=True, generation_num_beams=6, temperature_fallback=True
+    )
     transcribe = args.predict_with_generate
     assert training.evaluation(decoding_args, args) == Evaluation(
-        4, 5, metric, transcribe, timestamps=True, num_beams=6, max_length=9
+        4,
+        5,
+        metric,
+        transcribe,
+        timestamps=True,
+        num_beams=6,
+        max_length=9,
+        temperature_fallback=True,
     )
 
 

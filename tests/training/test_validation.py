@@ -111,6 +111,25 @@ def test_a_stop_is_heard_at_the_decoders_next_token(evaluator, stopped_at, call)
     assert len(calls) > 100  # nothing listens any more
 
 
+def test_what_is_drawn_does_not_depend_on_the_batch(evaluator, monkeypatch):
+    """Random weights are never sure, so that with the fallback all transcripts are drawn."""
+    drawn = []
+    monkeypatch.setattr(
+        validation, "error_rates_of", lambda pairs, _: drawn.append(pairs) or ({}, 0)
+    )
+    for more in (
+        {},
+        {"temperature_fallback": True},
+        {"temperature_fallback": True, "batch_size": 5},
+    ):
+        settings = replace(evaluator.settings, **more)
+        evaluate(replace(evaluator, settings=settings), evaluator.sets[0], StopRequest())
+    greedy, pairs, more_at_once = map(sorted, drawn)
+    assert pairs == more_at_once
+    assert [text for _, text in pairs] != [text for _, text in greedy]
+    assert len({text for _, text in pairs}) == len(pairs) == 5
+
+
 def test_a_stop_of_another_process_ends_this_ones_evaluation(evaluator, stopped_at, monkeypatch):
     calls = stopped_at(StopRequest(), -1)
     monkeypatch.setattr(Accelerator, "reduce", lambda self, told, how: told + 1)
