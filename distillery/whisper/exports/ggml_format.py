@@ -29,7 +29,7 @@ whisper-cli --model {folder}/ggml-model.bin --language {language} --file speech.
 from pywhispercpp.model import Model
 
 model = Model("{folder}/ggml-model.bin", language="{language}")
-for segment in model.transcribe("speech.wav"):
+for segment in model.transcribe("speech.wav"):  # 16 kHz, 16 bits
     print(segment.t0 / 100, segment.t1 / 100, segment.text)
 ```"""
 
@@ -44,6 +44,7 @@ BLOCK = 32  # weights that share a scale
 
 # whisper.cpp finds the special ids by the size of the vocabulary.
 VOCABULARIES = {51864: "English-only", 51865: "multilingual", 51866: "multilingual, large-v3"}
+NEWEST_VOCABULARY = 51866
 WINDOW_POSITIONS = 1500  # of 30 s
 
 # Parts of the names of weights: transformers' and openai/whisper's.
@@ -98,13 +99,19 @@ def refuse(whisper: Whisper, quantization: str) -> None:
 
 def limits(whisper: Whisper) -> list[str]:
     """Return, in sentences, what whisper.cpp cannot do with a model."""
-    if whisper.model.config.max_source_positions == WINDOW_POSITIONS:
-        return []
-    return [
-        f"whisper.cpp goes through longer recordings in steps of 30 s, but this model hears "
-        f"{whisper.log_mel.window_s:g} s: give it clips of at most that length, and turn flash "
-        "attention off (`--no-flash-attn`), which attends to positions that are not there."
-    ]
+    config, sentences = whisper.model.config, []
+    if config.max_source_positions != WINDOW_POSITIONS:
+        sentences.append(
+            f"whisper.cpp goes through longer recordings in steps of 30 s, but this model hears "
+            f"{whisper.log_mel.window_s:g} s: give it clips of at most that length, and turn flash "
+            "attention off (`--no-flash-attn`), which attends to positions that are not there."
+        )
+    if config.decoder_layers == 2 and config.vocab_size != NEWEST_VOCABULARY:
+        sentences.append(
+            "whisper.cpp writes no timestamps with this model: it takes two decoder layers for a "
+            "sign of the first distilled models, which had none."
+        )
+    return sentences
 
 
 def write(whisper: Whisper, folder: Path, quantization: str) -> None:
