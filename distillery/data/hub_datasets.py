@@ -45,6 +45,11 @@ def load(spec: DatasetSpec) -> Rows:
         ValueError: a run that writes it has not ended, a configuration or split is not there or
             must be named, or a file is damaged, or has other columns than the others.
     """
+    if Path(spec.name).is_file():
+        raise ValueError(
+            f"dataset {spec} is a single file of a kind that is not read by itself (see "
+            f"docs/inputs.md); Parquet is, as part of its folder: {Path(spec.name).parent}"
+        )
     _refuse_unfinished(Path(spec.name))
     config = spec.config or choose(
         "configuration", None, get_dataset_config_names(spec.name), DEFAULT_CONFIG, spec.name

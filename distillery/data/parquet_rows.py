@@ -176,7 +176,7 @@ class ParquetFiles:
         size = _rows_per_table(parquet.metadata.row_group(groups[0]), columns)
         with _errors_naming(state.path):
             for batch in parquet.iter_batches(size, list(groups), there, use_threads=False):
-                yield table_cast(pa.Table.from_batches([batch]), wanted)
+                yield _cast(pa.Table.from_batches([batch]), wanted, state.path)
 
 
 def _undecoded(features: Features) -> Features:
@@ -187,6 +187,15 @@ def _undecoded(features: Features) -> Features:
             for name, kind in features.items()
         }
     )
+
+
+def _cast(table: pa.Table, wanted: pa.Schema, path: str) -> pa.Table:
+    try:
+        return table_cast(table, wanted)
+    except pa.ArrowException as error:
+        raise ValueError(
+            f"{path} has values of another type than the first file of the dataset: {error}"
+        ) from error
 
 
 def _refuse_other_columns(path: str, found: pa.Schema, features: Features) -> None:

@@ -78,7 +78,13 @@ def _check_ids(rows: Rows, spec: DatasetSpec) -> None:
         return
     if len(rows) == 0:
         raise ValueError(f"dataset {spec} has no rows")
-    twice = first_repeated(_ids(rows))
+    ids = _ids(rows)
+    if ids.null_count:
+        raise ValueError(
+            f"dataset {spec}: row {pc.index(ids.is_null(), True)} has no id; name a column in "
+            "which every row has one with --id_column_name"
+        )
+    twice = first_repeated(ids)
     if twice is not None:
         raise ValueError(
             f"dataset {spec}: id {twice!r:.200} occurs more than once; name a column that is "
@@ -236,7 +242,8 @@ def _is_meant_as_id(rows: Rows, spec: DatasetSpec) -> bool:
         or isinstance(rows, IterableDataset)
     ):
         return True
-    return first_repeated(_ids(rows)) is None
+    ids = _ids(rows)
+    return ids.null_count == 0 and first_repeated(ids) is None
 
 
 def _add_row_ids(rows: Rows, spec: DatasetSpec) -> Rows:

@@ -147,6 +147,16 @@ def test_files_with_other_columns_are_an_error_that_names_one(tmp_path, other):
         ParquetFiles.of([first, str(second)])
 
 
+def test_values_that_do_not_fit_are_no_damage(tmp_path):
+    paths = [tmp_path / "a.parquet", tmp_path / "b.parquet"]
+    for path, values in zip(paths, ([1], ["one"]), strict=True):
+        pq.write_table(pa.table({"n": values}), path)
+    rows = ParquetRows.of(ParquetFiles.of([str(path) for path in paths]))
+    assert rows[0] == {"n": 1}
+    with pytest.raises(ValueError, match=r"b\.parquet has values of another type .* 'one'"):
+        rows[1]
+
+
 def damaged_audio(folder):
     """Write a file whose column of audio cannot be read: its pages' headers are gone."""
     path = Path(write(folder / "a.parquet", ROWS, 10))

@@ -381,3 +381,20 @@ def test_a_row_without_an_id_in_a_stream_is_an_error(tmp_path):
     rows = Dataset.from_list([{"id": name, "text": "x"} for name in ("a", "b", None)])
     with pytest.raises(ValueError, match="row 2 of the stream has no id"):
         list(sources.iterate_chunks(rows.to_iterable_dataset(), 2))
+
+
+@pytest.mark.parametrize("ids", [["a", None], [None, None]])
+def test_a_row_without_an_id_is_an_error_where_the_column_is_named(tmp_path, ids):
+    audio = [{"bytes": name, "path": None} for name in (b"x", b"y")]
+    Dataset.from_dict({"id": ids, "audio": audio}).to_parquet(tmp_path / "train.parquet")
+    row = ids.index(None)
+    with pytest.raises(ValueError, match=rf"row {row} has no id; name a column .*--id_column_name"):
+        loaded(tmp_path, id_column="id")
+    # Otherwise it is a column that only happens to be called so.
+    assert loaded(tmp_path)["id"] == ["row-000000000", "row-000000001"]
+
+
+def test_a_single_parquet_file_is_an_error_that_names_its_folder(plain_folder):
+    (path,) = plain_folder.rglob("*.parquet")
+    with pytest.raises(ValueError, match=f"single file .* part of its folder: {path.parent}"):
+        loaded(path)
