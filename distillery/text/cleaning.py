@@ -7,6 +7,7 @@ flag of training changes it: see `normalizers`.
 import re
 import unicodedata
 from dataclasses import dataclass
+from itertools import groupby
 
 _MARKUP = re.compile(r"(<\|[^<>|]*\|>)")
 _APOSTROPHES = frozenset("'’ʼ＇")
@@ -27,7 +28,7 @@ class TextCleaning:
             event have it.
         ignored: characters to be left out besides.
         has_spaces: whether the language is written with spaces between words; words with nothing
-            but a mark between them are then kept apart.
+            but marks between them are then kept apart.
     """
 
     lower_case: bool = False
@@ -63,24 +64,26 @@ NO_CLEANING = TextCleaning()
 
 
 def _without_punctuation(text: str, gap: str) -> str:
-    around = f" {text} "
+    pieces = [" ", *("".join(run) for _, run in groupby(text, _is_mark)), " "]
     return "".join(
-        _replacement(before, character, after, gap)
-        for before, character, after in zip(around, text, around[2:], strict=False)
+        _replacement(before[-1], piece, after[0], gap) if _is_mark(piece[0]) else piece
+        for before, piece, after in zip(pieces, pieces[1:], pieces[2:], strict=False)
     )
 
 
-def _replacement(before: str, character: str, after: str, gap: str) -> str:
-    """Return what stands for a character between two others: itself, nothing, or a gap."""
-    if not unicodedata.category(character).startswith("P") or character in _SPOKEN:
-        return character
-    if before.isdigit() and after.isdigit():
-        return character
+def _is_mark(character: str) -> bool:
+    return unicodedata.category(character).startswith("P") and character not in _SPOKEN
+
+
+def _replacement(before: str, marks: str, after: str, gap: str) -> str:
+    """Return what stands for marks between two characters: themselves, nothing, or a gap."""
     if not (_is_in_word(before) and _is_in_word(after)):
         return ""
-    if character in _APOSTROPHES:
-        return character
-    return "" if character in _HYPHENS else gap
+    if len(marks) == 1 and before.isdigit() and after.isdigit():
+        return marks
+    if marks in _APOSTROPHES:
+        return marks
+    return "" if marks in _HYPHENS else gap
 
 
 def _is_in_word(character: str) -> bool:

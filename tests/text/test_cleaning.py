@@ -41,6 +41,9 @@ def test_what_belongs_to_a_word_or_a_number_stays():
     assert BARE("'tis the dogs' day") == "tis the dogs day"
     assert BARE("fine-tuning, well–known") == "finetuning well known"
     assert BARE("yes—no and/or a,b") == "yes no and or a b"
+    assert BARE("wait...what house--that “Hi,”he yes!?No 3...4") == (
+        "wait what house that Hi he yes No 3 4"
+    )
     assert BARE("¿Qué? ¡Sí!  (risas) [música]…") == "Qué Sí risas música"
 
 
