@@ -52,7 +52,8 @@ DEADLINE_S = 900.0  # of one request, with its waits
 TIMEOUT_S = 120.0  # silence on a connection; the library has no limit of its own
 FILES_PER_COMMIT = 200
 
-DATASET_STAGES = ("run_pseudo_labelling", "run_data_filtering")  # the others make models
+# The others make models.
+DATASET_STAGES = ("run_pseudo_labelling", "run_data_filtering", "split_dataset")
 MODEL_FILES = [  # what is fetched of a model
     "README.md",
     "loss.png",  # in its card

@@ -13,10 +13,12 @@ from datasets import load_dataset
 from stage_runs import read_manifest, record, run, snapshot, split_rows, write_manifest
 from tiny import REPOSITORY, load_script
 
+from distillery.cli import hub
 from distillery.data.column_types import source_features
 from distillery.data.hub_layout import write_card, write_parquet
 from distillery.data.sources import load
 from distillery.data.specs import DatasetSpec
+from distillery.storage.runs import Run
 
 SCRIPT = "scripts/split_dataset.py"
 SHARES = ("--validation_share", 0.3, "--test_share", 0.3)
@@ -143,6 +145,7 @@ def test_a_folder_in_the_hubs_layout_becomes_one_with_three_splits(hub_folder, t
     speakers = [{row["speaker_id"] for row in each} for each in rows.values()]
     assert sum(map(len, speakers)) == len(set().union(*speakers)) == NUM_SPEAKERS
     assert len(list((tmp_path / "s" / "default").glob("train-*"))) == -(-len(rows["train"]) // 4)
+    assert hub.repo_type(Run.finished(tmp_path / "s", "-o")) == "dataset"
     hours = [each["hours"] for each in record(tmp_path / "s")["splits"].values()]
     assert sum(hours) == pytest.approx(2 * NUM_SPEAKERS * 0.1 / 3600, abs=2e-4)
     for name in SPLITS:
