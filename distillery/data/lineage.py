@@ -1,7 +1,7 @@
 """Where a dataset comes from: the records of the stages of ours that made it."""
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,18 +53,23 @@ def made_datasets(names: str) -> list[MadeDataset]:
     Args:
         names: joined with `+`; what has no record that can be read is left out.
     """
-    return list({made.name: made for name in joined(names) for made in _behind(name)}.values())
+    found: dict[str, MadeDataset] = {}
+    for name in joined(names):
+        _add_behind(name, found)
+    return list(found.values())
 
 
-def _behind(name: str) -> Iterator[MadeDataset]:
+def _add_behind(name: str, found: dict[str, MadeDataset]) -> None:
+    """Add a dataset of ours, and all behind it; one may have the name of what it was made of."""
+    if name in found:
+        return
     record = _record_of(name)
     if record.get("stage") not in (FILTERING, LABELLING) or "ledger" not in record:
         return
-    made = MadeDataset(name, record)
-    yield made
+    found[name] = made = MadeDataset(name, record)
     if made.stage == FILTERING:  # labelling reads what others made
         for parent in joined(made.made_of):
-            yield from _behind(parent)
+            _add_behind(parent, found)
 
 
 def _record_of(name: str) -> dict[str, Any]:

@@ -26,6 +26,13 @@ def test_a_dataset_is_followed_to_what_others_made(tmp_path):
     assert public_sources(rows) == ["org/speech", "org/more"]
 
 
+def test_a_dataset_with_the_name_of_what_it_was_made_of(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    made(tmp_path / "rows", "run_data_filtering", "rows+labels")
+    made(tmp_path / "labels", "run_pseudo_labelling", "org/speech")
+    assert [each.name for each in made_datasets("rows")] == ["rows", "labels"]
+
+
 def test_a_folder_of_another_machine_is_not_asked_for(tmp_path, monkeypatch):
     rows = made(tmp_path / "rows", "run_data_filtering", "labels")
     monkeypatch.setattr(hub_layout, "hf_hub_download", lambda *_, **__: pytest.fail("asked"))
