@@ -6,8 +6,9 @@ once, any process can make any window, and a resumed run makes the same ones.
 
 import sys
 from array import array
+from collections import Counter
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, islice
 from typing import Any
 
@@ -47,20 +48,19 @@ class Packing:
         """Yield windows of the numbers of rows.
 
         Utterances of one recording and speaker stand in their order, all others where they fit
-        best. One whose duration is not known, or whose transcript was cut, stands alone.
+        best: those of no recording, or the only ones of theirs. Alone stands one whose duration is
+        not known or whose transcript was cut, and what is a window already or holds features.
 
         Args:
             rows: with metadata and targets; audio is not looked at.
             seed: of the order in which the others come.
         """
-        ordered: list[Utterance[int]] = []
-        free: list[Utterance[int]] = []
+        utterances: list[Utterance[int]] = []
         num_ids = array("l")
         for number, row in enumerate(rows):
             num_ids.append(len(self.rule.body(schema.target(row))))
-            place = _place(row, number)
-            utterance = Utterance(number, self._num_samples(row), place)
-            (free if place is None else ordered).append(utterance)
+            utterances.append(Utterance(number, self._num_samples(row), _place(row, number)))
+        ordered, free = _by_order(utterances)
         shuffled = np.random.default_rng(seed).permutation(len(free))
         windows = chain(
             in_order(ordered, self.layout), best_fit((free[i] for i in shuffled), self.layout)
@@ -128,9 +128,28 @@ class Packing:
         return window
 
 
+def _by_order(
+    utterances: Sequence[Utterance[int]],
+) -> tuple[list[Utterance[int]], list[Utterance[int]]]:
+    """Return utterances whose order counts, and those that may stand beside any other."""
+    sizes = Counter(utterance.group for utterance in utterances)
+    ordered: list[Utterance[int]] = []
+    free: list[Utterance[int]] = []
+    for each in utterances:
+        is_lone = isinstance(each.group, tuple) and sizes[each.group] == 1
+        if each.group is None or is_lone:
+            free.append(replace(each, group=None))
+        else:
+            ordered.append(each)
+    return ordered, free
+
+
 def _place(row: Mapping[str, Any], number: int) -> Hashable:
     """Return what a window's parts have in common: a recording and speaker, or nothing (None)."""
-    if row.get(schema.TRUNCATED) or not row.get(schema.DURATION):
+    is_fixed = any(
+        row.get(name) is not None for name in (schema.SEGMENT_IDS, schema.INPUT_FEATURES)
+    )
+    if is_fixed or row.get(schema.TRUNCATED) or not row.get(schema.DURATION):
         return number  # nobody's but its own
     if row.get(schema.RECORDING_ID) is None:
         return None

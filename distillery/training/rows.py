@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader
 
 from distillery.data import label_folders, schema
 from distillery.data.collators import Batch, SpeechCollator
-from distillery.data.column_types import MapStyleRows
+from distillery.data.column_types import MapStyleRows, Rows
 from distillery.data.examples import StreamedRows, TrainingRows, usable_rows
 from distillery.data.filters import TranscriptFilter
 from distillery.data.label_folders import LabelledRows
@@ -170,6 +170,8 @@ def training_data(
     weights = tuple(map(float, samples)) if len(samples) == len(specs) else None
     if specs[0].streaming:
         streams = [label_folders.stream(spec) for spec in specs]
+        if not any([_is_packable(rows, spec) for rows, spec in zip(streams, specs, strict=True)]):
+            packing = None
         streamed = StreamedRows(streams, weights, rule, limits, packing)
         return TrainingData(streamed, None, None, plan, *length.count(plan, None), loader)
     loaded = [usable_rows(spec, rule, limits, log_mel.sampling_rate) for spec in specs]
@@ -187,16 +189,23 @@ def training_data(
 def _packed(
     rows: MapStyleRows | LabelledRows, spec: DatasetSpec, packing: Packing
 ) -> MapStyleRows | LabelledRows | PackedRows:
-    """Return the windows of a dataset; itself where its rows are windows, or hold features."""
-    columns = set(rows.column_names)
-    if schema.SEGMENT_IDS in columns or schema.INPUT_FEATURES in columns:
-        return rows
-    if schema.DURATION not in columns:
-        logger.warning("%s is not packed: it has no column `duration`", spec)
+    """Return the windows of a dataset; itself where it cannot be packed."""
+    if not _is_packable(rows, spec):
         return rows
     packed = PackedRows.of(rows, packing)
     logger.info("%s: %s", spec, packed.fill)
     return packed
+
+
+def _is_packable(rows: Rows | LabelledRows, spec: DatasetSpec) -> bool:
+    """Tell whether rows are clips of known length, and neither windows nor features."""
+    columns = set(rows.column_names)
+    if schema.SEGMENT_IDS in columns or schema.INPUT_FEATURES in columns:
+        return False
+    if schema.DURATION not in columns:
+        logger.warning("%s is not packed: it has no column `duration`", spec)
+        return False
+    return True
 
 
 @dataclass(frozen=True)

@@ -83,6 +83,19 @@ def test_a_recording_stays_in_order_and_others_go_where_they_fit(packing):
     assert rows.fill.share == pytest.approx((5 + 2.9 + 0.5 + 1.6 + 1.8) / 16)
 
 
+def test_an_utterance_that_is_alone_in_its_recording_goes_where_it_fits(packing):
+    rows = [utterance(f"r{i}", 1.0, f"r{i}", speaker_id=f"s{i % 2}") for i in range(6)]
+    windows, _ = packed(rows, packing)
+    assert [len(ids_of(window)) for window in windows] == [3, 3]
+
+
+def test_windows_and_features_are_not_packed_again(packing):
+    rows = [utterance(f"r{i}", 1.0) for i in range(4)]
+    rows[0]["segment_ids"], rows[1]["input_features"] = ["r0", "x"], [[0.0]]
+    windows = packing.windows(rows, 0)
+    assert sorted(sorted(part.row for part in w.parts) for w in windows) == [[0], [1], [2, 3]]
+
+
 def test_every_utterance_is_in_one_window_that_follows_from_the_seed(packing):
     rng = np.random.default_rng(0)
     rows = [utterance(f"r{i}", round(rng.uniform(0.3, 3.9), 2)) for i in range(60)]

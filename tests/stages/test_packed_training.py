@@ -74,12 +74,14 @@ def test_two_processes_train_as_one(flags, trained, tmp_path):
     assert_close_run(tmp_path, trained / DISTILLATION)
 
 
-def test_rows_without_durations_stay_as_they_are(flags, tmp_path, capsys):
-    _, model, _, clips, *more = flags[FINETUNING]
+@pytest.mark.parametrize("more", [[], ["--streaming"]])
+def test_rows_without_durations_stay_as_they_are(flags, tmp_path, capsys, more):
+    _, model, _, clips, *common = flags[FINETUNING]
     entries = [
         {name: value for name, value in entry.items() if name != "duration"}
         for entry in read_manifest(clips)
     ]
     plain = write_manifest(clips.parent / "plain.jsonl", entries)
-    run(FINETUNING, "-m", model, "-d", plain, *more, "--max_steps", 1, "-o", tmp_path)
+    to = ["--max_steps", 1, "-o", tmp_path, *more]
+    run(FINETUNING, "-m", model, "-d", plain, *common, *to)
     assert "is not packed: it has no column `duration`" in capsys.readouterr().err
