@@ -52,11 +52,14 @@ class ExampleArguments:
         """Return what the file of `--audio_augmentation` says; None without one.
 
         Raises:
-            ValueError: it is no YAML.
+            ValueError: it is no YAML, or says nothing.
         """
         if self.audio_augmentation is None:
             return None
         try:
-            return yaml.safe_load(Path(self.audio_augmentation).read_text("utf-8"))
+            said = yaml.safe_load(Path(self.audio_augmentation).read_text("utf-8"))
         except (yaml.YAMLError, UnicodeDecodeError) as error:
             raise ValueError(f"--audio_augmentation {self.audio_augmentation}: {error}") from error
+        if not said:
+            raise ValueError(f"--audio_augmentation {self.audio_augmentation} lists no transforms")
+        return said

@@ -87,8 +87,10 @@ def _derived(accelerator: Accelerator, flags: TrainingFlags) -> dict[str, Any]:
     derived: dict[str, Any] = {
         resume.GLOBAL_BATCH: batch_plan(accelerator, flags.training).global_size
     }
-    if flags.examples.audio_augmentation is not None:
-        derived["audio_augmentation"] = flags.examples.transforms()  # not the file's name
+    transforms = flags.examples.transforms()
+    if transforms is not None:
+        augmentation(transforms)  # what is wrong with them is said before anything is loaded
+        derived["audio_augmentation"] = transforms  # not the file's name
     return derived
 
 

@@ -606,6 +606,20 @@ def test_flags_that_do_not_fit_are_named_before_anything_loads(finetune, capsys,
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("listed", "message"),
+    [("# none yet\n", "lists no transforms"), ("- Gian: {p: 0.5}\n", "no transform 'Gian'")],
+)
+def test_wrong_transforms_are_named_before_anything_is_written(finetune, tmp_path, listed, message):
+    pytest.importorskip("audiomentations")
+    path = tmp_path / "transforms.yaml"
+    path.write_text(listed)
+    for more in [[], ["--dry_run"]]:
+        with pytest.raises(ValueError, match=message):
+            finetune("--audio_augmentation", path, *more)
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_column_that_is_not_there_is_named(finetune):
     message = "--audio_column_name: .*'sound'; its columns are id,"
     with pytest.raises(ValueError, match=message):
