@@ -231,22 +231,27 @@ def test_evaluation_and_the_best_model_survive(runs, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("target", "call"),
+    ("script", "target", "call"),
     [
-        ("distillery.training.validation:evaluate", 3),
-        ("distillery.whisper.checkpoint:write_card", 1),
+        (FINETUNING, "distillery.training.validation:evaluate", 3),
+        (FINETUNING, "distillery.whisper.checkpoint:write_card", 1),
+        (DISTILLATION, "distillery.training.validation:evaluate", 3),
     ],
 )
-def test_a_run_that_ends_early_does_so_where_it_would_have(runs, tmp_path, target, call):
+def test_a_run_that_ends_early_does_so_where_it_would_have(runs, tmp_path, script, target, call):
     early = ["--do_eval", "--eval_dataset_name", runs.folder / "rows.jsonl", "--eval_steps", 1]
     early += ["--learning_rate", 1, "--early_stopping_patience", 2, "--load_best_model_at_end"]
-    run(FINETUNING, *runs.to(FINETUNING, tmp_path / "whole", *early))
+    run(script, *runs.to(script, tmp_path / "whole", *early))
     assert record(tmp_path / "whole")["updates"] < NUM_UPDATES
-    args = runs.to(FINETUNING, tmp_path / "run", *early)
-    assert run_in_child(FINETUNING, target, call, KILL, *args) == -KILL
-    run(FINETUNING, *args)
+    args = runs.to(script, tmp_path / "run", *early)
+    assert run_in_child(script, target, call, KILL, *args) == -KILL
+    run(script, *args)
     assert_same_run(tmp_path / "run", tmp_path / "whole")
     assert record(tmp_path / "run")["updates"] == record(tmp_path / "whole")["updates"]
+    best = weights(tmp_path / "run" / "best")  # is what the run leaves
+    assert all(
+        torch.equal(best[name], weight) for name, weight in weights(tmp_path / "run").items()
+    )
 
 
 # --- stopped by SIGTERM ---------------------------------------------------------------------------
