@@ -85,7 +85,7 @@ _OF_TRAINER = """
     trackio_space_id trackio_static_space_id train_sampling_strategy use_cache use_cpu
     use_liger_kernel
 """
-_LAUNCHED = "processes share gradients by DDP alone: leave it out"
+_LAUNCHED = "leave it out, and launch with accelerate and scripts/launch/fsdp2.yaml"
 _TRAINER = {
     **dict.fromkeys(
         _OF_TRAINER.split(),

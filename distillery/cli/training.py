@@ -5,11 +5,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from accelerate import Accelerator, DistributedType
+from accelerate import Accelerator
 
 from distillery.audio.augmentation import augmentation
 from distillery.cli.arguments import DecodingArguments, ModelArguments, RunArguments
 from distillery.cli.example_arguments import ExampleArguments
+from distillery.cli.flags import flags_of
 from distillery.cli.runtime import log_end, log_start, stage_run, start_trackers
 from distillery.cli.training_arguments import TrainingArguments, TrainingFlags
 from distillery.data.collators import DurationLimits, SpeechCollator
@@ -30,6 +31,7 @@ from distillery.training.settings import (
     Length,
     Optimization,
 )
+from distillery.training.sharding import refuse_sharding
 from distillery.training.step import Learner, make_trainable, refuse_layerdrop, set_prompt
 from distillery.training.validation import Evaluator
 from distillery.whisper import checkpoint
@@ -54,9 +56,10 @@ def describe_run(
         models: Hub ids or folders of the models that it starts from.
 
     Raises:
-        ValueError: the launch spreads weights or optimiser over processes.
+        ValueError: the launch spreads the model over processes as training cannot.
     """
-    refuse_sharding(accelerator.distributed_type)
+    optimizer = OPTIMIZERS[flags.training.optim]
+    refuse_sharding(accelerator, optimizer, flags_of(*groups).get("lora_rank"))
     return stage_run(
         stage,
         groups,
@@ -65,21 +68,6 @@ def describe_run(
         owned=resume.OWNED,
         derived=_derived(accelerator, flags),
     )
-
-
-def refuse_sharding(kind: DistributedType) -> None:
-    """Raise ValueError for a launch whose processes do not each have the whole model.
-
-    The main process alone saves weights and optimiser, and evaluates the model without its wrapper:
-    of FSDP's weights and of DeepSpeed's moments it has its share only.
-    """
-    if kind in (DistributedType.FSDP, DistributedType.DEEPSPEED):
-        raise ValueError(
-            f"the launch is set up for {kind.value}, and training shares gradients by DDP alone: "
-            "give accelerate a configuration of `distributed_type: MULTI_GPU`; memory is saved by "
-            "--gradient_checkpointing, --freeze_encoder and --optim adamw_8bit, and in fine-tuning "
-            "by --lora_rank"
-        )
 
 
 def _derived(accelerator: Accelerator, flags: TrainingFlags) -> dict[str, Any]:

@@ -43,6 +43,7 @@ def lines(
     eval_specs = flags.data.eval_specs() if args.do_eval else []
     eval_speech = [forecast.survey(spec, *targets) for spec in eval_specs]
     plan = training.batch_plan(accelerator, args)
+    num_shares = accelerator.num_processes if accelerator.is_fsdp2 else 1
     num_updates = _num_updates(args, plan, forecast.total_rows(speech))
     num_bytes = checkpoint_bytes(student, args, num_updates)
     models = [(flags.model.model_name_or_path, student)]
@@ -53,7 +54,7 @@ def lines(
         *[("eval", str(dataset)) for dataset in eval_speech],
         *[forecast.model_line(name, model) for name, model in models],
         ("steps", _steps(args, plan, num_updates)),
-        ("memory", training_memory(student, teacher, args)),
+        ("memory", training_memory(student, teacher, args, num_shares)),
         forecast.disk_line(run.folder, num_bytes, "checkpoints and model"),
         ("resume", _resume_status(run)),
     ]
@@ -83,13 +84,21 @@ def _num_trained(student: Whisper, args: TrainingArguments) -> int:
     return sum(p.numel() for p in student.model.parameters() if p.requires_grad)
 
 
-def training_memory(student: Whisper, teacher: Whisper | None, args: TrainingArguments) -> str:
-    """Say what training takes at least, and what of it."""
+def training_memory(
+    student: Whisper, teacher: Whisper | None, args: TrainingArguments, num_shares: int = 1
+) -> str:
+    """Say what training takes of each process at least, and what of it.
+
+    Args:
+        student, teacher: as in `lines`.
+        args: of the run.
+        num_shares: processes that weights, gradients and optimiser are spread over (FSDP2).
+    """
     trained = _num_trained(student, args)
     parts = {
-        "weights (float32)": student.num_parameters * FLOAT32,
-        "gradients": trained * FLOAT32,
-        "AdamW": trained * ADAMW,
+        "weights (float32)": student.num_parameters * FLOAT32 / num_shares,
+        "gradients": trained * FLOAT32 / num_shares,
+        "AdamW": trained * ADAMW / num_shares,
         "teacher": teacher.num_bytes if teacher else 0,
         "inputs of the trained layers": _layer_inputs(student, args),
     }

@@ -23,6 +23,7 @@ from distillery.data.collators import Batch
 from distillery.storage.ledger import allowance, most_bad
 from distillery.storage.progress import ProgressBar
 from distillery.storage.stops import StopRequest
+from distillery.training import sharding
 from distillery.training.optim import make_optimizer, make_schedule
 from distillery.training.rows import TrainingData
 from distillery.training.seeding import seed_everything
@@ -146,7 +147,7 @@ def updates(
     """
     accelerator = trainer.accelerator
     # The wrapper for several processes lives here alone: `leave_together` needs it gone.
-    step, optimizer = accelerator.prepare(trainer.step, trainer.optimizer)
+    step, optimizer = sharding.prepare(accelerator, trainer.step, trainer.optimizer)
     trainer = replace(trainer, step=step.train(), optimizer=optimizer)
     _log_beginning(trainer.learner, data, progress.step)
     non_finite = 0
@@ -226,14 +227,16 @@ def _update(
     scale = accelerator.num_processes / max(num_tokens, 1)
     sums = torch.zeros(4, dtype=torch.float64, device=accelerator.device)
     for index, batch in enumerate(micro_batches):
-        is_last = index == len(micro_batches) - 1
-        sync = nullcontext() if is_last else accelerator.no_sync(trainer.step)
+        # FSDP2 would have to keep all gradients whole in between.
+        shares = index == len(micro_batches) - 1 or accelerator.is_fsdp2
+        sync = nullcontext() if shares else accelerator.no_sync(trainer.step)
         with sync, enough_memory(f"an update with {len(batch.ids)} rows at once", SMALLER_BATCH):
             losses = trainer.learner.losses(batch, trainer.step)
             if losses.total.requires_grad:  # not where layerdrop left out all that is trained
                 accelerator.backward(losses.total * scale)
         sums += losses.to_tensor()
-    norm = float(accelerator.clip_grad_norm_(trainer.step.parameters(), trainer.max_grad_norm))
+    norms = accelerator.clip_grad_norm_(trainer.step.parameters(), trainer.max_grad_norm)
+    norm = float(sharding.whole(norms))
     # With float16 the gradient scaler skips the update itself, and lowers its scale.
     if math.isfinite(norm) or accelerator.scaler is not None:
         trainer.optimizer.step()

@@ -29,6 +29,7 @@ from distillery.training import card, loss_curve
 from distillery.training.disk import enough_disk
 from distillery.training.loop import Progress, Trainer
 from distillery.training.monitor import LOSS_LOG, TRAIN, LossWindow
+from distillery.training.sharding import whole_state, whole_student
 from distillery.whisper import checkpoint
 
 logger = logging.getLogger(__name__)
@@ -123,12 +124,13 @@ def save_checkpoint(trainer: Trainer, progress: Progress, folder: Path, keep: in
         keep: how many checkpoints stay; None keeps all.
     """
     scaler = trainer.accelerator.scaler
+    student, moments = whole_student(trainer.learner.student), whole_state(trainer.optimizer)
     if trainer.accelerator.is_main_process:
         path = checkpoints.checkpoint_path(folder, progress.step)
         with enough_disk(folder), checkpoints.sealed_folder(path, Outputs(folder)) as temporary:
-            trainer.learner.student.save_for_resuming(temporary)
+            student.save_for_resuming(temporary)
             state = {
-                "optimizer": trainer.optimizer.state_dict(),
+                "optimizer": moments,
                 "schedule": trainer.schedule.state_dict(),
                 "scaler": scaler.state_dict() if scaler else None,
             }

@@ -11,6 +11,7 @@ from distillery.training.loop import Progress, Trainer, Update
 from distillery.training.monitor import LossMonitor
 from distillery.training.resume import CheckpointSaver
 from distillery.training.rows import TrainingData
+from distillery.training.sharding import whole_student
 from distillery.training.validation import Evaluator
 
 
@@ -62,8 +63,9 @@ class Session:
         is_short = self.progress.step < num_updates and not self.progress.is_over
         if is_short or self.evaluator.is_due(self.progress, num_updates):
             return False
+        last = whole_student(self.trainer.learner.student)
         if self.trainer.accelerator.is_main_process:
-            student = self.evaluator.result(self.progress)
+            student = self.evaluator.result(self.progress, last)
             resume.finish(run, student, self.progress, self.data.ledger)
         # The others wait here, where a request to stop does not end them.
         self.trainer.accelerator.wait_for_everyone()

@@ -4,7 +4,7 @@ import logging
 import math
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from distillery.training.losses import LossSums
 from distillery.training.monitor import log_values
 from distillery.training.rows import BatchLoader, EvalSet
 from distillery.training.settings import Evaluation
+from distillery.training.sharding import whole_learner
 from distillery.training.step import Learner
 from distillery.whisper import checkpoint
 from distillery.whisper.checkpoint import Whisper
@@ -109,7 +110,8 @@ class Evaluator:
         """
         if not self.is_due(progress, num_updates):
             return
-        scores = self.scores(progress.step, stop)
+        whole = replace(self, learner=whole_learner(self.learner))
+        scores = whole.scores(progress.step, stop)
         if scores is None:
             return
         values = [self._metric(name, each) for name, each in scores.items()]
@@ -124,16 +126,16 @@ class Evaluator:
                     enough_disk(self.folder),
                     sealed_folder(self.folder / BEST, Outputs(self.folder)) as folder,
                 ):
-                    self.learner.student.save(folder)
+                    whole.learner.student.save(folder)
         progress.evaluated = progress.step
         if progress.is_over:
             logger.info("no better model in %d evaluations: training ends", progress.stale)
         self.accelerator.wait_for_everyone()
 
-    def result(self, progress: Progress) -> Whisper:
+    def result(self, progress: Progress, last: Whisper) -> Whisper:
         """Return the model that a run leaves: the last one, or on request the best."""
         if not self.settings.ends_with_best or progress.best is None:
-            return self.learner.student
+            return last
         return checkpoint.load(str(self.folder / BEST))
 
     def scores(self, step: int, stop: StopRequest) -> dict[str, EvalScores] | None:

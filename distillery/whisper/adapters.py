@@ -4,7 +4,6 @@ A checkpoint to go on from holds the adapters alone, as peft writes them; every 
 Whisper, whose weights have the adapters added to them.
 """
 
-import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -115,12 +114,7 @@ def merged(model: WhisperForConditionalGeneration) -> WhisperForConditionalGener
     for name, layer in model.named_modules():
         if hasattr(layer, "get_delta_weight"):
             weights[f"{name}.weight"] = _merged_weight(layer)
-    with torch.device("meta"):
-        plain = WhisperForConditionalGeneration(model.config)
-    plain.load_state_dict(weights, assign=True)
-    plain.tie_weights()
-    plain.generation_config = copy.deepcopy(model.generation_config)
-    return plain
+    return checkpoint.with_weights(model, weights)
 
 
 @torch.no_grad()

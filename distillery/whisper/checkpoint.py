@@ -1,5 +1,6 @@
 """Loading and saving Whisper checkpoints so that every other program can read them."""
 
+import copy
 import hashlib
 import logging
 import math
@@ -10,7 +11,7 @@ from typing import Any
 
 import torch
 from huggingface_hub import ModelCardData
-from torch import nn
+from torch import Tensor, nn
 from transformers import (
     GenerationConfig,
     WhisperConfig,
@@ -282,6 +283,18 @@ def have_same_weights(first: nn.Module, second: nn.Module) -> bool:
         and (weight.is_meta or torch.equal(weight, theirs[name].to(weight)))
         for name, weight in ours.items()
     )
+
+
+def with_weights(
+    model: WhisperForConditionalGeneration, weights: Mapping[str, Tensor]
+) -> WhisperForConditionalGeneration:
+    """Return a plain model with a model's settings, and with the given weights, not copied."""
+    with torch.device("meta"):
+        plain = WhisperForConditionalGeneration(model.config)
+    plain.load_state_dict(weights, assign=True)
+    plain.tie_weights()
+    plain.generation_config = copy.deepcopy(model.generation_config)
+    return plain
 
 
 def save(

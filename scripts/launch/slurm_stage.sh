@@ -10,7 +10,7 @@
 #
 # Folders must be on a disk that all machines see. Two minutes before its end a job is told to stop: a
 # training saves then, and the same command goes on. CONFIG names another file of this folder, such as
-# deepspeed_zero2.
+# fsdp2.
 #SBATCH --job-name=distillery
 #SBATCH --nodes=1
 #SBATCH --ntasks-per-node=1

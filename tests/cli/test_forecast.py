@@ -228,6 +228,14 @@ def test_training_takes_weights_gradients_and_two_means(folder):
     assert f"{size(count * 4)} teacher" in memory_of(folder, outline)
 
 
+def test_processes_that_share_a_model_hold_a_part_each(folder):
+    outline = checkpoint.load_outline(str(folder))
+    told = training_forecast.training_memory(outline, None, TrainingArguments(), 4)
+    trained = num_trained(outline)
+    assert f"{size(outline.num_parameters)} weights (float32)" in told
+    assert f"{size(trained)} gradients + {size(trained * 2)} AdamW" in told
+
+
 def test_a_frozen_encoder_has_no_gradients(folder):
     outline = checkpoint.load_outline(str(folder))
     frozen = sum(p.numel() for p in outline.model.model.encoder.parameters())

@@ -1,5 +1,6 @@
 """What the flags of the training stages come down to; whole runs are in tests/stages."""
 
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
@@ -160,12 +161,23 @@ def test_a_session_saves_as_its_flags_say(monkeypatch, tmp_path):
     assert (session.saver.every, session.saver.keep) == (11, 2)
 
 
-@pytest.mark.parametrize("kind", [DistributedType.FSDP, DistributedType.DEEPSPEED])
-def test_weights_that_are_spread_over_processes_are_refused(kind):
-    """Their checkpoints would hold the main process's share."""
-    with pytest.raises(ValueError, match=f"{kind.value}, .* DDP alone: .* MULTI_GPU"):
-        training.refuse_sharding(kind)
-    training.refuse_sharding(DistributedType.MULTI_GPU)
+@pytest.mark.parametrize(
+    ("kind", "version", "optimizer", "lora_rank", "refusal"),
+    [
+        (DistributedType.DEEPSPEED, 0, "adamw", None, "use FSDP2, .*: scripts/launch/fsdp2.yaml"),
+        (DistributedType.FSDP, 1, "adamw", None, "first version: use .* scripts/launch/fsdp2.yaml"),
+        (DistributedType.FSDP, 2, ADAMW_8BIT, None, "--optim adamw_8bit .* --optim adamw_torch"),
+        (DistributedType.FSDP, 2, "adamw", 8, "--lora_rank .* scripts/launch/8_gpus.yaml"),
+        (DistributedType.FSDP, 2, "adamw", None, None),
+        (DistributedType.MULTI_GPU, 0, ADAMW_8BIT, 8, None),
+    ],
+)
+def test_launches_that_training_cannot_be_spread_by_are_refused(
+    kind, version, optimizer, lora_rank, refusal
+):
+    launch = SimpleNamespace(distributed_type=kind, is_fsdp2=version == 2)
+    with nullcontext() if refusal is None else pytest.raises(ValueError, match=refusal):
+        training.refuse_sharding(launch, optimizer, lora_rank)
 
 
 # --- the model to be trained ---------------------------------------------------------------------

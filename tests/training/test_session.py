@@ -3,6 +3,7 @@
 from types import SimpleNamespace
 
 import pytest
+from torch import nn
 
 from distillery.data.order import BatchPlan
 from distillery.training import resume
@@ -16,8 +17,9 @@ def session(progress, accelerator=None, is_due=False):
     data = SimpleNamespace(
         num_updates=NUM_UPDATES, num_clips=lambda: 10, plan=BatchPlan(1, 1, 1), ledger=None
     )
-    trainer = SimpleNamespace(accelerator=accelerator, learner=SimpleNamespace(student=None))
-    evaluator = SimpleNamespace(is_due=lambda *_: is_due, result=lambda _: None)
+    learner = SimpleNamespace(student=SimpleNamespace(model=nn.Linear(1, 1)))
+    trainer = SimpleNamespace(accelerator=accelerator, learner=learner)
+    evaluator = SimpleNamespace(is_due=lambda *_: is_due, result=lambda _, last: last)
     return Session(trainer, data, progress, None, None, evaluator, max_bad_fraction=0.1)
 
 

@@ -235,7 +235,10 @@ def test_a_full_disk_is_named_and_what_was_there_stays(tmp_path, monkeypatch, er
 
     trainer = SimpleNamespace(
         accelerator=SimpleNamespace(is_main_process=True, scaler=None),
-        learner=SimpleNamespace(student=SimpleNamespace(save_for_resuming=save)),
+        learner=SimpleNamespace(
+            student=SimpleNamespace(model=torch.nn.Linear(1, 1), save_for_resuming=save)
+        ),
+        optimizer=torch.optim.SGD([torch.zeros(1)]),
     )
     with pytest.raises(ValueError) as raised:
         resume.save_checkpoint(trainer, Progress(6), tmp_path, 1)
