@@ -130,7 +130,7 @@ def test_no_segments_have_no_words(whisper):
     ("named", "wanted"),
     [
         ([[0, 1], [1, 3]], [(0, 1), (1, 3)]),
-        ([[1, 2], [25, 6]], [(1, 2)]),
+        ([[1, 2], [1, 4], [25, 6]], [(1, 2)]),
         ([[10, 12], [25, 6]], [(1, head) for head in range(4)]),
         (None, [(1, head) for head in range(4)]),
     ],

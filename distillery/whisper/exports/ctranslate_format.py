@@ -7,7 +7,6 @@ heads that a student does not have.
 
 import copy
 from collections.abc import Iterator
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from distillery.text.labels import plain_text
 from distillery.whisper.checkpoint import Whisper
 from distillery.whisper.decoding import Decoding
 from distillery.whisper.exports.readers import Reader, Transcribe
+from distillery.whisper.word_times import alignment_heads
 
 LIBRARY = "ctranslate2"
 PROGRAMS = "CTranslate2 and faster-whisper"
@@ -77,20 +77,6 @@ def readers(whisper: Whisper, folder: Path, decoding: Decoding) -> Iterator[Read
         yield Reader("faster-whisper", _faster_whisper(whisper, folder, decoding))
 
 
-def alignment_heads(whisper: Whisper) -> list[list[int]]:
-    """Return the (layer, head) pairs for word timestamps that the decoder has.
-
-    Those of the generation config may be a teacher's, in layers that a student lacks, at which
-    faster-whisper crashes. Without any, all heads of the upper half of the layers serve, as in
-    openai/whisper.
-    """
-    config = whisper.model.config
-    layers, heads = config.decoder_layers, config.decoder_attention_heads
-    given = getattr(whisper.model.generation_config, "alignment_heads", None) or []
-    there = [[layer, head] for layer, head in given if layer < layers and head < heads]
-    return there or [list(pair) for pair in product(range(layers // 2, layers), range(heads))]
-
-
 def _vocabulary(whisper: Whisper) -> list[str]:
     """Return the token of each of the model's ids; ids without one get a name.
 
@@ -112,7 +98,7 @@ def _settings(whisper: Whisper) -> dict[str, Any]:
         "suppress_ids": list(generation.suppress_tokens or []),
         "suppress_ids_begin": list(generation.begin_suppress_tokens or []),
         "lang_ids": sorted(whisper.tokens.languages.values()),
-        "alignment_heads": alignment_heads(whisper),
+        "alignment_heads": [list(head) for head in alignment_heads(whisper.model)],
     }
 
 

@@ -13,6 +13,7 @@ from typing import BinaryIO
 import numpy as np
 import torch
 
+from distillery.text.token_bytes import TokenBytes
 from distillery.text.tokens import TRANSLATE
 from distillery.whisper.checkpoint import Whisper
 from distillery.whisper.decoding import Decoding
@@ -177,26 +178,10 @@ def _write_filters(file: BinaryIO, whisper: Whisper) -> None:
 
 def _write_vocabulary(file: BinaryIO, whisper: Whisper) -> None:
     """Write the bytes of each id before the special ones, which whisper.cpp names itself."""
-    vocabulary = whisper.tokenizer.get_vocab()
-    by_id = {index: token for token, index in vocabulary.items()}
-    byte_of = _bytes_by_letter()
-    file.write(struct.pack("<i", whisper.tokens.end_of_text))
-    for index in range(whisper.tokens.end_of_text):
-        token = bytes(byte_of[letter] for letter in by_id.get(index, ""))
+    tokens = TokenBytes.of(whisper.tokenizer).table[: whisper.tokens.end_of_text].to_pylist()
+    file.write(struct.pack("<i", len(tokens)))
+    for token in tokens:
         file.write(struct.pack("<I", len(token)) + token)
-
-
-def _bytes_by_letter() -> dict[str, int]:
-    """Return which byte each letter of a byte-level vocabulary stands for (Radford et al. 2019).
-
-    Bytes that are printable in Latin-1 stand for themselves, the others follow from 256 on.
-    """
-    printable = {*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
-    others = (byte for byte in range(256) if byte not in printable)
-    return {
-        **{chr(byte): byte for byte in printable},
-        **{chr(256 + place): byte for place, byte in enumerate(others)},
-    }
 
 
 def _openai_name(name: str) -> str:

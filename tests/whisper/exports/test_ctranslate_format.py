@@ -9,7 +9,6 @@ from stage_runs import english_only, talkative_model_folder
 
 from distillery.whisper import checkpoint
 from distillery.whisper.exports import ctranslate_format
-from distillery.whisper.exports.ctranslate_format import alignment_heads
 
 FILES = {
     "config.json",
@@ -84,17 +83,6 @@ def test_faster_whisper_times_the_words_of_a_student(export):
     words = [word for segment in segments for word in segment.words]
     assert words
     assert all(0 <= word.start <= word.end <= 30 for word in words)
-
-
-def test_heads_that_the_decoder_has_are_kept(small):
-    generation = small.model.generation_config
-    for given, kept in (
-        ([[0, 1], [3, 3]], [[0, 1], [3, 3]]),
-        ([[0, 1], [4, 0], [1, 4]], [[0, 1]]),
-        (None, [[layer, head] for layer in (2, 3) for head in range(4)]),
-    ):
-        generation.alignment_heads = given
-        assert alignment_heads(small) == kept
 
 
 @pytest.mark.parametrize(("quantization", "most"), [("float16", 0.6), ("int8", 0.5)])
