@@ -109,7 +109,7 @@ if __name__ == "__main__":
 import logging
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -145,6 +145,7 @@ from distillery.storage.outputs import Written
 from distillery.storage.publication import CARD, public_names
 from distillery.storage.runs import Run
 from distillery.text.labels import plain_text
+from distillery.text.tokens import language_code
 from distillery.whisper import checkpoint, model_card
 from distillery.whisper.decoding import Decoding
 from distillery.whisper.exports import ctranslate_format, ggml_format, onnx_format
@@ -195,7 +196,8 @@ def main(args: ExportArguments, data_args: SampleArguments, output_args: OutputA
         clips = f"{len(samples.clips)} clips of {' + '.join(map(str, specs))}"
         log_start(run, None, name, "float32", f"as {args.format}, compared on {clips}")
         comparisons = _export(args, run, whisper, decoding, samples)
-        _leave(args, run, comparisons, limits, samples.ledger)
+        language = decoding.language or "en"  # which English-only models have no token for
+        _leave(args, run, language, comparisons, limits, samples.ledger)
     end_stage(run)
 
 
@@ -212,7 +214,10 @@ def _check(args: ExportArguments, whisper: checkpoint.Whisper) -> tuple[Decoding
     limits = MODULES[args.format].limits(whisper)
     for limit in limits:
         logger.warning("%s", limit)
-    return asked.in_language_of(whisper).fitted_to(whisper), limits
+    decoding = asked.in_language_of(whisper).fitted_to(whisper)
+    # By its code: the programs know no names.
+    code = decoding.language and language_code(decoding.language)
+    return replace(decoding, language=code), limits
 
 
 def _forecast(
@@ -330,6 +335,7 @@ def _transcripts(
 def _leave(
     args: ExportArguments,
     run: Run,
+    language: str,
     comparisons: Sequence[Comparison],
     limits: Sequence[str],
     ledger: Ledger,
@@ -337,7 +343,7 @@ def _leave(
     """Print the comparison, and leave it in the card and in the record."""
     table = comparison_table(comparisons)
     sys.stdout.write(table)
-    run.outputs.write_text(run.folder / CARD, _card(args, run, table, limits))
+    run.outputs.write_text(run.folder / CARD, _card(args, run, language, table, limits))
     run.finish(
         ledger=ledger.to_dict(),
         comparison=[asdict(each) for each in comparisons],
@@ -346,11 +352,13 @@ def _leave(
     log_end(run, f"{args.format} in {', '.join(args.quantizations)}; README.md compares them")
 
 
-def _card(args: ExportArguments, run: Run, table: str, limits: Sequence[str]) -> str:
+def _card(
+    args: ExportArguments, run: Run, language: str, table: str, limits: Sequence[str]
+) -> str:
     """Return the card: what it is, how to run it, and the comparison."""
     target, name = MODULES[args.format], args.model_name_or_path
     header = ModelCardData(
-        **model_card.header(name, args.language, run.arguments["license"]),
+        **model_card.header(name, language, run.arguments["license"]),
         pipeline_tag="automatic-speech-recognition",
         library_name=target.LIBRARY,
         tags=["whisper"],
@@ -361,7 +369,7 @@ def _card(args: ExportArguments, run: Run, table: str, limits: Sequence[str]) ->
         f"`{public_names(name)}` for {target.PROGRAMS}. Each folder is one way to store the "
         f"weights: {', '.join(args.quantizations)}.",
         *limits,
-        target.USAGE.format(folder=args.quantizations[0], language=args.language or "en"),
+        target.USAGE.format(folder=args.quantizations[0], language=language),
         "## Beside the original",
         table.rstrip(),
         "CER is the character error rate in percent: where the original's texts are the "

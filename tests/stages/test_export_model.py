@@ -156,6 +156,24 @@ def test_whisper_cpp_from_start_to_end(place, tmp_path, capsys):
     assert (tmp_path / "out" / "float16" / "ggml-model.bin").is_file()
 
 
+@pytest.mark.parametrize("named", ["flag", "model"])
+def test_a_language_is_told_to_the_programs_by_its_code(place, tmp_path, named):
+    folder = shutil.copytree(place / "student", tmp_path / "student")
+    words = ["--format", CTRANSLATE2, "-m", folder, "-d", place / "clips.jsonl"]
+    words += ["--max_label_length", 16, "--max_samples", 1]
+    if named == "flag":
+        words += ["-l", "Japanese"]
+    else:
+        path = folder / "generation_config.json"
+        settings = json.loads(path.read_text("utf-8"))
+        path.write_text(json.dumps({**settings, "language": "japanese"}), "utf-8")
+    run(SCRIPT, *words, "-o", tmp_path / "out")
+    assert (FASTER, "float32") in compared(tmp_path / "out")
+    card = (tmp_path / "out" / "README.md").read_text("utf-8")
+    assert 'language="ja"' in card
+    assert ModelCard(card).data.language == "ja"
+
+
 def test_onnx_in_half_precision_from_start_to_end(place, tmp_path):
     talkative_model_folder(tmp_path / "model", encoder_layers=1, decoder_layers=1)
     words = command(place, "onnx", tmp_path / "model", "--quantization", "float16")
