@@ -71,26 +71,24 @@ recognise = pipeline("automatic-speech-recognition", model="{name}")
 print(recognise("speech.flac"{asked})["text"])
 ```
 
-With [faster-whisper](https://github.com/SYSTRAN/faster-whisper), once it is converted:
+With [faster-whisper](https://github.com/SYSTRAN/faster-whisper), once Whisper Distillery, which made
+it, has exported it; a clip of at most one window is for a comparison of both:
 
 ```bash
-ct2-transformers-converter --model "{name}" --output_dir ct2 \\
-  --copy_files tokenizer.json preprocessor_config.json
+python export_model.py --format ctranslate2 -m "{name}"{option} -d clip.flac -o ct2
 ```
 
 ```python
 from faster_whisper import WhisperModel
 
-segments, info = WhisperModel("ct2").transcribe("speech.flac"{spoken})
+segments, info = WhisperModel("ct2/float32").transcribe("speech.flac"{spoken})
 ```
 
-With [whisper.cpp](https://github.com/ggml-org/whisper.cpp), beside a clone of it and of
-[openai/whisper](https://github.com/openai/whisper), from a local copy of this model:
+With [whisper.cpp](https://github.com/ggml-org/whisper.cpp):
 
 ```bash
-hf download "{name}" --local-dir model
-python whisper.cpp/models/convert-h5-to-ggml.py model whisper .
-whisper.cpp/build/bin/whisper-cli -m ggml-model.bin -f speech.wav{option}
+python export_model.py --format ggml -m "{name}"{option} -d clip.flac -o ggml
+whisper-cli -m ggml/float16/ggml-model.bin -f speech.wav{option}
 ```"""
 
 

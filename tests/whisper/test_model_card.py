@@ -1,6 +1,7 @@
 import json
 
 import pytest
+from command_lines import commands_in, parsed
 
 from distillery.whisper.model_card import base_model, header, usage
 
@@ -33,4 +34,13 @@ def test_a_model_from_nowhere_has_no_base(tmp_path):
 def test_the_way_to_use_a_model_names_its_language(language):
     text = usage("student", language)
     assert text.count('"ja"') == (2 if language else 0)
-    assert (" -l ja" in text) is bool(language)
+    assert text.count(" -l ja") == (3 if language else 0)
+
+
+def test_it_is_converted_by_the_stage_that_converts():
+    exports = commands_in(usage("me/student", "ja"))
+    assert [script for script, _ in exports] == ["export_model.py"] * 2
+    for (script, words), kind in zip(exports, ("ctranslate2", "ggml"), strict=True):
+        args, *_ = parsed(script, words)
+        assert (args.format, args.model_name_or_path, args.language) == (kind, "me/student", "ja")
+        assert f"{words[-1]}/{args.quantizations[0]}" in usage("me/student", "ja")
