@@ -352,9 +352,7 @@ def _leave(
     log_end(run, f"{args.format} in {', '.join(args.quantizations)}; README.md compares them")
 
 
-def _card(
-    args: ExportArguments, run: Run, language: str, table: str, limits: Sequence[str]
-) -> str:
+def _card(args: ExportArguments, run: Run, language: str, table: str, limits: Sequence[str]) -> str:
     """Return the card: what it is, how to run it, and the comparison."""
     target, name = MODULES[args.format], args.model_name_or_path
     header = ModelCardData(

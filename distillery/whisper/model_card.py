@@ -71,8 +71,8 @@ recognise = pipeline("automatic-speech-recognition", model="{name}")
 print(recognise("speech.flac"{asked})["text"])
 ```
 
-With [faster-whisper](https://github.com/SYSTRAN/faster-whisper), once Whisper Distillery, which made
-it, has exported it; a clip of at most one window is for a comparison of both:
+With [faster-whisper](https://github.com/SYSTRAN/faster-whisper), once Whisper Distillery has
+exported it; both are compared on a clip of at most one window:
 
 ```bash
 python export_model.py --format ctranslate2 -m "{name}"{option} -d clip.flac -o ct2
