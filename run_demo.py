@@ -64,7 +64,16 @@ class DemoArguments:
         ]
 
 
-GROUPS = (ModelArguments, DecodingArguments, DemoArguments)
+@dataclass(frozen=True)
+class PageDecodingArguments(DecodingArguments):
+    """Decoding."""
+
+    return_timestamps: bool = flag(
+        True, "Whether timestamps, for segments and subtitles, are chosen at first."
+    )
+
+
+GROUPS = (ModelArguments, PageDecodingArguments, DemoArguments)
 
 
 if __name__ == "__main__":
@@ -79,6 +88,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from distillery.cli.arguments import RunArguments
+from distillery.cli.evaluation import decoding_of
 from distillery.cli.runtime import load_model, make_accelerator
 from distillery.data import schema
 from distillery.evaluation.side_by_side import Answer, Listener, answers, languages_of
@@ -106,14 +116,12 @@ def main(model_args: ModelArguments, decoding_args: DecodingArguments, args: Dem
             checkpoint.full_name(name),
             load_model(replace(model_args, model_name_or_path=name), accelerator),
             args.per_device_eval_batch_size,
-            decoding_args.generation_num_beams,
-            args.generation_max_length,
+            decoding_of(decoding_args, args.generation_max_length),
         )
         for name in names
     ]
     with TemporaryDirectory(prefix="distillery-demo-") as folder:
         page = page_of(listeners, decoding_args, plus_list(args.example), Path(folder))
-        logger.info("http://%s:%d; Ctrl-C ends it", args.server_name, args.server_port)
         logger.info("http://%s:%d; Ctrl-C ends it", args.server_name, args.server_port)
         page.launch(
             server_name=args.server_name,
@@ -199,16 +207,22 @@ def page_of(
 
 
 def _settings(gr: Any, listeners: Sequence[Listener], asked: DecodingArguments) -> list[Any]:
-    """Return the components that choose language, task and timestamps."""
+    """Return the components that choose language, task and timestamps.
+
+    Raises:
+        ValueError: a model does not know the language that is to be chosen at first.
+    """
     from transformers.models.whisper.tokenization_whisper import LANGUAGES
 
     named = sorted((LANGUAGES[code].capitalize(), code) for code in languages_of(listeners))
     choices = [("Detect it", DETECTED), *named] if named else [("English", "en")]
     chosen = language_code(asked.language) if asked.language else choices[0][1]
+    if chosen not in dict(choices).values():
+        raise ValueError(f"--language {asked.language}: not every model on the page knows it")
     return [
         gr.Dropdown(choices, value=chosen, label="Language spoken"),
         gr.Radio(list(TASKS), value=asked.task, label="Task"),
-        gr.Checkbox(True, label="Timestamps, for segments and subtitles"),
+        gr.Checkbox(asked.return_timestamps, label="Timestamps, for segments and subtitles"),
     ]
 
 

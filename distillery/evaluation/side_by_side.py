@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -61,14 +61,13 @@ class Listener:
         name: of the model.
         whisper: the model, on its device.
         batch_size: windows side by side.
-        num_beams, max_length: as in `Decoding`.
+        asked: how it decodes; language, task and timestamps are asked for each recording.
     """
 
     name: str
     whisper: Whisper
     batch_size: int
-    num_beams: int
-    max_length: int
+    asked: Decoding
 
     def answer(
         self, waveform: Waveform, language: str | None, task: str, timestamps: bool
@@ -86,7 +85,7 @@ class Listener:
         Raises:
             ValueError: the model does not know the language.
         """
-        asked = Decoding(language, task, timestamps, self.num_beams, self.max_length)
+        asked = replace(self.asked, language=language, task=task, timestamps=timestamps)
         whisper = self.whisper
         if whisper.tokens.is_multilingual:
             decoding = asked.fitted_to(whisper, detect_language=True)

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import soundfile
@@ -8,10 +10,13 @@ from distillery.audio.decoding import AudioError
 from distillery.data.subtitles import read_subtitles
 from distillery.evaluation.side_by_side import Listener, answers, languages_of
 from distillery.whisper import checkpoint
+from distillery.whisper.decoding import Decoding
+
+ASKED = Decoding(None, "transcribe", timestamps=True, num_beams=1, max_length=24)
 
 
 def listener(folder, name):
-    return Listener(name, checkpoint.load(str(folder)), batch_size=2, num_beams=1, max_length=24)
+    return Listener(name, checkpoint.load(str(folder)), batch_size=2, asked=ASKED)
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +56,12 @@ def test_subtitles_are_those_of_the_model(root, listeners, tmp_path):
         starts = {round(s.start * 1000) for s in answer.heard.segments if s.text.strip()}
         assert {cue.start_ms for cue in read_subtitles(path).cues} == starts
     assert len(list((tmp_path / "new").iterdir())) == 2
+
+
+def test_improbable_windows_are_decoded_again_where_that_is_asked_for(listeners, root):
+    again = replace(listeners[0], asked=replace(ASKED, temperature_fallback=True))
+    plain, drawn = answers([listeners[0], again], root / "talk.wav", "ja", "transcribe", True)
+    assert plain.heard.text != drawn.heard.text
 
 
 def test_silence_is_no_text(listeners, tmp_path):

@@ -7,11 +7,15 @@ import sys
 import pytest
 import soundfile
 from browser import chromium, chromium_path
+from command_lines import parsed
 from launching import command, environment, free_port, wait_until
-from stage_runs import run, talkative_model_folder
+from stage_runs import english_only, run, talkative_model_folder
 from tiny import SAMPLE_RATE, load_script, spoken
 
 from distillery.data.subtitles import read_subtitles
+from distillery.evaluation.side_by_side import Listener
+from distillery.whisper import checkpoint
+from distillery.whisper.decoding import Decoding
 
 SCRIPT = "run_demo.py"
 TIMEOUT_MS = 30_000
@@ -157,6 +161,33 @@ def test_what_is_wrong_with_the_flags_is_told(root):
         run(SCRIPT, "-m", "m", "--port", 0)
     with pytest.raises(FileNotFoundError, match=r"--example .*none\.wav: there is no such file"):
         run(SCRIPT, "-m", "m", "--example", root / "none.wav", "--port", free_port())
+
+
+def chosen_at_first(listeners, *words):
+    gradio = pytest.importorskip("gradio")
+    stage = load_script(SCRIPT)
+    _, asked, _ = parsed(SCRIPT, ["-m", "m", *words])
+    return [each.value for each in stage._settings(gradio, listeners, asked)]
+
+
+@pytest.fixture(scope="module")
+def listeners(root):
+    asked = Decoding(None, "transcribe", timestamps=True, num_beams=1, max_length=24)
+    english = english_only(talkative_model_folder(root / "english"))
+    whispers = [checkpoint.load(str(folder)) for folder in (root / "student", english)]
+    return [Listener("model", whisper, 1, asked) for whisper in whispers]
+
+
+def test_flags_say_what_is_chosen_at_first(listeners):
+    assert chosen_at_first(listeners[:1]) == ["detected", "transcribe", True]
+    words = ["-l", "Japanese", "-t", "translate", "--return_timestamps", "False"]
+    assert chosen_at_first(listeners[:1], *words) == ["ja", "translate", False]
+    assert chosen_at_first(listeners) == ["en", "transcribe", True]
+
+
+def test_a_language_that_a_model_lacks_is_told(listeners):
+    with pytest.raises(ValueError, match="--language ja: not every model on the page knows it"):
+        chosen_at_first(listeners, "-l", "ja")
 
 
 def test_a_port_that_is_taken_is_named_before_models_are_loaded():
