@@ -28,7 +28,8 @@ from distillery.cli.arguments import ModelArguments
 from distillery.cli.flags import at_least, flag, parse, plus_list, within
 from distillery.cli.training_arguments import TRAINING_GROUPS, TrainingFlags, check
 
-LAYERS = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")  # that adapters are for
+# Linear layers of a Whisper by their names; the output, which is the embedding too, is none.
+LAYERS = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")
 
 
 @dataclass(frozen=True)
@@ -54,8 +55,16 @@ class FinetuningArguments:
 
     def problems(self) -> list[str]:
         """Return what is wrong with the values."""
-        found = [*at_least(self, "lora_rank", 1), *within(self, "lora_dropout", 0, 1)]
-        for name in plus_list(self.lora_target_modules):
+        found = [
+            *at_least(self, "lora_rank", 1),
+            *at_least(self, "lora_alpha", 1),
+            *within(self, "lora_dropout", 0, 1),
+        ]
+        if self.lora_rank is None:
+            for name in ("lora_alpha", "lora_dropout", "lora_target_modules"):
+                if getattr(self, name) != getattr(FinetuningArguments, name):
+                    found.append(f"--{name} needs --lora_rank")
+        for name in plus_list(self.lora_target_modules) or [""]:
             if name not in LAYERS:
                 found.append(f"--lora_target_modules must be of {', '.join(LAYERS)}; got {name!r}")
         if self.config_name and self.lora_rank:

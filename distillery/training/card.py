@@ -67,7 +67,7 @@ def _training(run: Run, progress: Progress, ledger: Ledger | None) -> str:
         lines += ["", f"![losses]({FIGURE})"]
     lines += ["", "<details><summary>Flags</summary>", "", "| flag | value |", "|:---|:---|"]
     for name, value in run.arguments.items():
-        if name not in run.may_change and value not in (None, False, ""):
+        if name not in run.may_change and value not in (None, False, "", []):
             shown = public_names(value) if isinstance(value, str) else value
             lines.append(f"| `{name}` | {shown} |")
     return "\n".join([*lines, "", "</details>"])

@@ -17,8 +17,6 @@ from transformers import WhisperForConditionalGeneration
 from distillery.whisper import checkpoint
 from distillery.whisper.checkpoint import Whisper
 
-# Linear layers of a Whisper by their names; the output, which is the embedding too, is none.
-LAYERS = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")
 ADAPTER, PREFIX = "default", "base_model.model."  # peft's words
 WEIGHTS = "adapter_model.safetensors"
 
@@ -31,7 +29,7 @@ class LoraSettings:
         rank: of each of the two matrices whose product is added to a layer's weight.
         alpha: the product's factor is alpha / rank.
         dropout: share of an adapter's inputs that are dropped while it is trained.
-        layers: names out of `LAYERS`.
+        layers: names of linear layers, such as `q_proj`.
         seed: of the first weights.
     """
 

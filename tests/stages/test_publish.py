@@ -130,6 +130,7 @@ def test_the_card_of_a_student_has_use_training_losses_and_data(chain):
     assert "WhisperModel(" in card.text and "whisper-cli" in card.text
     assert "2 updates." in card.text
     assert "| `learning_rate` | 0.0001 |" in card.text
+    assert "chars_to_ignore" not in card.text  # nothing is
     assert "![losses](loss.png)" in card.text
     assert (chain / "student" / "loss.png").read_bytes().startswith(b"\x89PNG")
     for reason in record(chain / "filtered")["ledger"]["dropped"]:

@@ -6,13 +6,14 @@ import sys
 
 import pytest
 import torch
-from tiny import tiny_model_folder
+from tiny import load_script, tiny_model_folder
 
 from distillery.training.optim import make_optimizer
 from distillery.training.settings import Optimization
 from distillery.whisper import checkpoint
-from distillery.whisper.adapters import LAYERS, LoraSettings, adapted, merged
+from distillery.whisper.adapters import LoraSettings, adapted, merged
 
+LAYERS = load_script("run_finetuning.py").LAYERS
 FEATURES = torch.randn(2, 80, 200, generator=torch.Generator().manual_seed(0))
 INPUTS = torch.tensor([[301, 309, 402, 406, 10, 11], [301, 309, 402, 406, 12, 13]])
 SETTINGS = LoraSettings(rank=3, alpha=6, dropout=0.5, layers=("q_proj", "fc1"), seed=1)
