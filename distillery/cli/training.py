@@ -12,7 +12,8 @@ from distillery.cli.arguments import DecodingArguments, ModelArguments, RunArgum
 from distillery.cli.example_arguments import ExampleArguments
 from distillery.cli.flags import flags_of
 from distillery.cli.runtime import log_end, log_start, stage_run, start_trackers
-from distillery.cli.training_arguments import TrainingArguments, TrainingFlags
+from distillery.cli.training_arguments import TrainDataArguments, TrainingArguments, TrainingFlags
+from distillery.data import manifests
 from distillery.data.collators import DurationLimits, SpeechCollator
 from distillery.data.order import BatchPlan
 from distillery.storage.runs import Run
@@ -56,10 +57,13 @@ def describe_run(
         models: Hub ids or folders of the models that it starts from.
 
     Raises:
-        ValueError: the launch spreads the model over processes as training cannot.
+        ValueError: the launch spreads the model over processes as training cannot, or what is
+            trained on would be evaluated on.
     """
     optimizer = OPTIMIZERS[flags.training.optim]
     refuse_sharding(accelerator, optimizer, flags_of(*groups).get("lora_rank"))
+    if flags.training.do_train and flags.training.do_eval:
+        _refuse_one_split(flags.data)
     return stage_run(
         stage,
         groups,
@@ -68,6 +72,17 @@ def describe_run(
         owned=resume.OWNED,
         derived=_derived(accelerator, flags),
     )
+
+
+def _refuse_one_split(args: TrainDataArguments) -> None:
+    """Raise ValueError if another split is asked for of a manifest without splits."""
+    for spec in args.eval_specs() if args.evaluates_on_training_data else []:
+        path = Path(spec.name)
+        if path.suffix in manifests.SUFFIXES and not manifests.Manifest(path).has_splits:
+            raise ValueError(
+                f"--eval_split_name {spec.split}: {path} has no column `{manifests.SPLIT}`, and "
+                "all would be trained and evaluated on: name other rows with --eval_dataset_name"
+            )
 
 
 def _derived(accelerator: Accelerator, flags: TrainingFlags) -> dict[str, Any]:

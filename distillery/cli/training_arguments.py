@@ -92,6 +92,11 @@ class TrainDataArguments(ReadingArguments):
             **self.reading(),
         )
 
+    @property
+    def evaluates_on_training_data(self) -> bool:
+        """Whether the evaluation is on another split of what is trained on."""
+        return self.eval_dataset_name is None and self.eval_split_name is not None
+
     def eval_specs(self) -> list[DatasetSpec]:
         """Return the datasets to evaluate on; none if neither one nor a split is named."""
         name = self.eval_dataset_name
@@ -283,6 +288,12 @@ def check(
     if args.do_eval and not data_args.eval_specs():
         problems.append(
             "--do_eval needs --eval_dataset_name, or an --eval_split_name of the training data"
+        )
+    is_one = data_args.evaluates_on_training_data and data_args.train_split_name is None
+    if args.do_train and args.do_eval and is_one:
+        problems.append(
+            "--eval_split_name without --eval_dataset_name needs --train_split_name: what is "
+            "evaluated on would be trained on"
         )
     if args.do_train and data_args.streaming and args.max_steps == -1:
         problems.append("--streaming needs --max_steps: a stream does not say how long it is")

@@ -65,6 +65,11 @@ class Manifest:
         """
         return self._head[0]
 
+    @property
+    def has_splits(self) -> bool:
+        """Whether rows belong to splits, as the first rows show; errors are those of `columns`."""
+        return self._head[1]
+
     @cached_property
     def _head(self) -> tuple[list[str], bool]:
         """The columns of the first batch, and whether rows in it belong to splits."""
@@ -119,7 +124,7 @@ class Manifest:
         folders = _AudioFolders(self.path.parent)
         check = self._row_check(audio_column, kinds)
         entries = _entries(self.path)
-        if self.split is not None and self._head[1]:
+        if self.split is not None and self.has_splits:
             entries = self._of_split(entries)
         while batch := list(islice(entries, BATCH_ROWS)):
             columns = check.columns(batch)

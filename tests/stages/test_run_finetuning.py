@@ -412,6 +412,13 @@ def test_flags_of_adapters_that_do_not_fit_are_named(finetune, capsys):
     said = capsys.readouterr().err
     assert "--lora_rank must be >= 1" in said
     assert "--lora_target_modules must be of q_proj, " in said and "got 'proj_out'" in said
+    flags = ["--lora_alpha", 0, "--lora_dropout", 0.1, "--lora_target_modules", ""]
+    with pytest.raises(SystemExit):
+        finetune(*flags)
+    said = capsys.readouterr().err
+    assert "--lora_alpha must be >= 1" in said and "got ''" in said
+    for name in flags[::2]:
+        assert f"{name} needs --lora_rank" in said
 
 
 # --- evaluation -----------------------------------------------------------------------------------
@@ -488,6 +495,18 @@ def plain_loss(folder, model, clip):
         logits = model(features.input_features, decoder_input_ids=torch.tensor([ids[:-1]])).logits
     loss = torch.nn.functional.cross_entropy(logits[0], labels[0], reduction="sum")
     return float(loss), len(ids) - 1
+
+
+def test_rows_that_are_trained_on_are_no_other_split(finetune, tmp_path):
+    split = ["--do_eval", "--train_split_name", "train", "--eval_split_name", "test"]
+    with pytest.raises(ValueError, match=r"rows\.jsonl has no column `split`, .*eval_dataset_name"):
+        finetune(*split)
+    assert not (tmp_path / "run").exists()
+    rows = read_manifest(manifest(tmp_path / "split.jsonl"))
+    rows = [{**row, "split": "test" if i < 3 else "train"} for i, row in enumerate(rows)]
+    folder = finetune(*split, "--max_steps", 1, rows=write_manifest(tmp_path / "split.jsonl", rows))
+    assert record(folder)["ledger"]["in"] == NUM_ROWS - 3
+    assert training_log(folder, "eval")
 
 
 def test_rows_without_references_can_be_evaluated_by_loss_alone(finetune, tmp_path):
@@ -598,6 +617,7 @@ def run_into_nan(flags):
     [
         (["--streaming"], "--streaming needs --max_steps"),
         (["--do_eval", "--max_steps", 1], "--do_eval needs --eval_dataset_name"),
+        (["--do_eval", "--eval_split_name", "test"], "needs --train_split_name"),
     ],
 )
 def test_flags_that_do_not_fit_are_named_before_anything_loads(finetune, capsys, flags, message):
