@@ -285,12 +285,11 @@ def _complete(
     texts = [kind for kind in files.formats if kind in TEXT_FORMATS]
     folders = "".join(f", {kind}/" for kind in texts)
     command = f"python score_predictions.py --predictions_file {shlex.quote(str(files.path))}"
-    language = run.arguments["language"] or "LANGUAGE"
-    log_end(
-        run,
-        f"{ALL}{folders}; recordings: {ledger}",
-        f"{command} -l {language} -o {shlex.quote(f'{run.folder}-eval')}",
-    )
+    command += f" -l {run.arguments['language'] or 'LANGUAGE'}"
+    command += f" -o {shlex.quote(f'{run.folder}-eval')}"
+    can_be_scored = any(schema.REFERENCE in row for row in files.read().values())
+    made = f"{ALL}{folders}; recordings: {ledger}"
+    log_end(run, made, *([command] if can_be_scored else []))
 
 
 if __name__ == "__main__":

@@ -174,13 +174,17 @@ class Run:
 
         Files that are not what was written are deleted, so that they are made again: sizes are
         looked at, and with --verify checksums. A complete run that lacks a file, or whose
-        quarantined rows are to be tried again, is no longer complete.
+        quarantined rows are to be tried again, or one of whose retried inputs has changed, is no
+        longer complete.
         """
         faults = self.damage()
         if self.was_completed():
             self._log_damage(faults)
-            if faults or (self.retried and self.num_quarantined()):
-                record = read_json(self.record_path)
+            record = read_json(self.record_path)
+            has_changed = any(
+                record["inputs"].get(name) != self.inputs[name] for name in self.retried
+            )
+            if faults or has_changed or (self.retried and self.num_quarantined()):
                 reopened = {"status": STARTED, "inputs": self.inputs}
                 write_json(self.record_path, {**record, **reopened})
         else:  # what a killed run has listed and not written is not missed

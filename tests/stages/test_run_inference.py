@@ -284,6 +284,24 @@ def test_bad_files_are_named_and_left_out_and_tried_again_once_mended(
     assert record(out)["ledger"]["quarantined"] == {}
 
 
+def test_recordings_that_were_added_are_transcribed(tmp_path, flags, speech, transcripts, capsys):
+    folder = tmp_path / "speech"
+    folder.mkdir()
+    shutil.copy(speech / "talk.wav", folder)
+    words = [*flags, "-d", folder, "--return_timestamps", "-o", tmp_path / "out"]
+    run(SCRIPT, *words)
+    assert "score_predictions.py" not in capsys.readouterr().err  # there is no reference
+    for name in ("a.flac", "a.txt"):
+        shutil.copy(speech / name, folder)
+    run(SCRIPT, *words, "--retry_quarantined")
+    wanted = texts(transcripts)
+    assert texts(tmp_path / "out") == {row_id: wanted[row_id] for row_id in ("a", "talk")}
+    assert "next: python score_predictions.py" in capsys.readouterr().err
+    before = snapshot(tmp_path / "out")
+    run(SCRIPT, *words)
+    assert snapshot(tmp_path / "out") == before
+
+
 def test_formats_can_be_added_and_lost_files_are_made_again(
     tmp_path, everything, transcripts, monkeypatch
 ):
