@@ -1,6 +1,7 @@
 """Transcripts of recordings in a folder: a file of JSON lines for all, and texts for each."""
 
 import json
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,8 @@ from distillery.storage.json_lines import JsonRow
 from distillery.storage.names import file_name
 from distillery.storage.outputs import Outputs
 from distillery.text.timestamps import Segment
+
+logger = logging.getLogger(__name__)
 
 TXT, SRT, VTT = TEXT_FORMATS = ("txt", "srt", "vtt")  # of each recording
 
@@ -85,21 +88,25 @@ class TranscriptFiles:
         return self.path.exists() and not any(self._missing(row_id) for row_id in self.read())
 
     def complete(self, ids: Iterable[str]) -> int:
-        """Write what is missing, put the rows into an order, and return how many there are.
+        """Write what is missing, put the rows into an order, and return how many of these ids are.
 
-        No process may be adding rows any more. Rows of other ids are left out.
+        No process may be adding rows any more. Rows of other ids stay, behind these.
         """
         rows = self.read()
-        kept = [rows[row_id] for row_id in ids if row_id in rows]
-        for row in kept:
-            self._write_texts(row, self._missing(row[schema.ID]))
-        if kept != list(rows.values()) or not self.path.exists():
+        named = [row_id for row_id in ids if row_id in rows]
+        ordered = {row_id: rows[row_id] for row_id in (*named, *rows)}
+        if len(ordered) > len(named):
+            num_others = len(ordered) - len(named)
+            logger.warning("%s: %d rows of recordings that are gone stay", self.path, num_others)
+        for row_id, row in rows.items():
+            self._write_texts(row, self._missing(row_id))
+        if list(ordered) != list(rows) or not self.path.exists():
             with self.outputs.replacing(self.path) as temporary:
-                lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in kept)
+                lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in ordered.values())
                 temporary.write_text("".join(lines), encoding="utf-8")
         for suffix in ("lock", "torn"):  # what was torn is written again
             Path(f"{self.path}.{suffix}").unlink(missing_ok=True)
-        return len(kept)
+        return len(named)
 
     def _missing(self, row_id: str) -> list[str]:
         kinds = [kind for kind in self.formats if kind in TEXT_FORMATS]

@@ -40,14 +40,15 @@ def test_each_recording_has_its_files(files):
     assert files.is_whole()
 
 
-def test_completing_puts_rows_in_order_and_makes_what_is_missing(files):
+def test_completing_puts_rows_in_order_and_makes_what_is_missing(files, caplog):
     for row_id in ("c", "a", "gone", "b"):
         files.add(row_of(row_id, text=row_id))
     files.path_of("a", "srt").unlink()
     assert not files.is_whole()
     assert files.complete(["a", "b", "never", "c"]) == 3
     rows = [json.loads(line) for line in files.path.read_text("utf-8").splitlines()]
-    assert [row["id"] for row in rows] == ["a", "b", "c"]
+    assert [row["id"] for row in rows] == ["a", "b", "c", "gone"]
+    assert "1 rows of recordings that are gone stay" in caplog.text
     assert files.path_of("a", "srt").exists()
     assert files.is_whole()
     before = files.path.stat().st_ino
