@@ -3,12 +3,13 @@
     PYTHONPATH=.:tests:tests/stages python benchmarks/kills.py --stage labelling --kills 200
     PYTHONPATH=.:tests:tests/stages python benchmarks/kills.py --stage training --processes 2
 
-Stages: labelling, filtering, training, evaluation, inference. Each run is killed (SIGKILL, with all
-that it started) in a few starts, and then started once more, which must end well and in time. A
-third of the kills come at a moment drawn over the length of a quiet run, a third inside a save, a
-third where results get their final names. Of two processes sometimes one alone is killed; the other
-must then end by itself. What a run leaves must be what the quiet run left: the same files, with the
-same rows, weights, logs, results and reports in them, bit for bit but for dates and seconds.
+Stages: labelling, drawing (labelling by temperature fallback), filtering, training, evaluation,
+inference. Each run is killed (SIGKILL, with all that it started) in a few starts, and then started
+once more, which must end well and in time. A third of the kills come at a moment drawn over the
+length of a quiet run, a third inside a save, a third where results get their final names. Of two
+processes sometimes one alone is killed; the other must then end by itself. What a run leaves must
+be what the quiet run left: the same files, with the same rows, weights, logs, results and reports
+in them, bit for bit but for dates and seconds.
 
 Starts are forks of this process, which has everything imported: the time is spent on work that can
 be hurt. Prints one row of the table in `benchmarks/README.md`, and the files that differ.
@@ -30,7 +31,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -70,6 +71,12 @@ def labelling(folder: Path, size: int) -> Command:
     phases = {f"run_pseudo_labelling:{name}": phase for name, phase in phases.items()}
     phases["distillery.labelling.shards:ShardWriter.write"] = SAVING
     return Command("run_pseudo_labelling.py", flags, phases)
+
+
+def drawing(folder: Path, size: int) -> Command:
+    """Label clips, of which each begins again at temperatures, where ids are drawn."""
+    step = labelling(folder, size)
+    return replace(step, flags=[*step.flags, "--temperature_fallback"])
 
 
 def filtering(folder: Path, size: int) -> Command:
@@ -134,7 +141,7 @@ def inference(folder: Path, size: int) -> Command:
     return Command("run_inference.py", flags, phases)
 
 
-STAGES = {f.__name__: f for f in (labelling, filtering, training, evaluation, inference)}
+STAGES = {f.__name__: f for f in (labelling, drawing, filtering, training, evaluation, inference)}
 
 
 # --- what a run leaves ----------------------------------------------------------------------------

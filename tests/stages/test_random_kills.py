@@ -11,7 +11,7 @@ kills = load_script("benchmarks/kills.py")
 
 @pytest.mark.parametrize(
     ("stage", "num_processes", "size"),
-    [("labelling", 2, 9), ("filtering", 1, 9), ("evaluation", 1, 6)],
+    [("labelling", 2, 9), ("drawing", 1, 9), ("filtering", 1, 9), ("evaluation", 1, 6)],
 )
 def test_random_kills_lose_double_and_change_nothing(tmp_path, stage, num_processes, size):
     report = kills.campaign(stage, tmp_path, num_processes, num_kills=10, size=size, seed=0)
