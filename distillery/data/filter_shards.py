@@ -21,6 +21,7 @@ from distillery.data.specs import DatasetSpec
 from distillery.storage.ledger import Ledger
 from distillery.storage.outputs import Outputs
 from distillery.storage.shards import Seal, read_seal, seal_path, write_sealed
+from distillery.storage.stops import end_with_parent
 
 # Sealed shards, renamed into place when all are there. The seals, which hold the account, stay, so
 # that a damaged file of the dataset can be made again alone.
@@ -157,6 +158,7 @@ _work: tuple[ShardWriter, MapStyleRows, int]
 
 def _prepare_worker(writer: ShardWriter, rows: MapStyleRows, rows_per_shard: int) -> None:
     global _work
+    end_with_parent()
     gc.freeze()
     _work = writer, rows, rows_per_shard
 

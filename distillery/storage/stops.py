@@ -1,4 +1,4 @@
-"""Signals as a request to stop at the next safe point, and an end that follows the launcher's."""
+"""Signals as a request to stop at the next safe point, and ends that follow a parent's."""
 
 import os
 import signal
@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from multiprocessing import parent_process
 from types import FrameType
 
 LAUNCHED = "ACCELERATE_MIXED_PRECISION"  # in the environment of all that `accelerate launch` starts
@@ -67,3 +68,18 @@ def _stop_when_orphaned(launcher: int) -> None:
     while os.getppid() == launcher:
         time.sleep(LOOK_EVERY_S)
     os.kill(os.getpid(), signal.SIGTERM)
+
+
+def end_with_parent() -> None:
+    """Have this worker process end when the one that started it is gone, even by SIGKILL.
+
+    A worker of `concurrent.futures` waits for more work for ever, with all its memory.
+    """
+    threading.Thread(target=_exit_when_alone, daemon=True).start()
+
+
+def _exit_when_alone() -> None:
+    parent = parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
