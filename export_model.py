@@ -126,7 +126,7 @@ from distillery.cli.runtime import (
     set_up_logging,
     stage_run,
 )
-from distillery.data import schema, sources
+from distillery.data import schema
 from distillery.data.collators import PROBLEM, REASON, decode_clip
 from distillery.data.specs import DatasetSpec
 from distillery.evaluation.evaluations import reference_of
@@ -138,6 +138,7 @@ from distillery.evaluation.export_comparison import (
     comparison_table,
     transcribe_all,
 )
+from distillery.ingest import sources
 from distillery.storage.checkpoints import MANIFEST, find_damage, sealed_folder
 from distillery.storage.files import read_json, write_json
 from distillery.storage.ledger import Ledger

@@ -21,8 +21,8 @@ from typing import Any
 
 import datasets
 
-from distillery.data import reazonspeech
 from distillery.data.schema import AUDIO
+from distillery.ingest import reazonspeech
 
 logger = logging.getLogger(__name__)
 

@@ -22,8 +22,8 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from distillery.cli.flags import at_least, flag, one_of, parse, repeated, within
-from distillery.data import reazonspeech
-from distillery.data.downloads import Policy
+from distillery.ingest import reazonspeech
+from distillery.ingest.downloads import Policy
 
 
 @dataclass(frozen=True)
@@ -144,7 +144,7 @@ from multiprocessing.pool import ThreadPool
 from types import FrameType
 
 from distillery.cli.config_files import config_text
-from distillery.data.downloads import (
+from distillery.ingest.downloads import (
     Download,
     ask_sizes,
     damaged_path,

@@ -47,22 +47,16 @@ from distillery.cli.runtime import (
     stage_run,
     start_trackers,
 )
-from distillery.data import (
-    dataset_card,
-    filter_report,
-    filter_shards,
-    hub_layout,
-    lineage,
-    schema,
-    sources,
-)
-from distillery.data.filter_shards import WORK_FOLDER, Account, ShardWriter, split_files
-from distillery.data.filter_summary import FilterSummary
-from distillery.data.filters import TranscriptFilter
-from distillery.data.label_folders import card_text, passed_on
-from distillery.data.row_filter import RowFilter
-from distillery.data.sources import describe_splits, load_splits
+from distillery.data import dataset_card, hub_layout, lineage, schema
 from distillery.data.specs import DatasetSpec
+from distillery.filtering import filter_report, filter_shards
+from distillery.filtering.filter_shards import WORK_FOLDER, Account, ShardWriter, split_files
+from distillery.filtering.filter_summary import FilterSummary
+from distillery.filtering.filters import TranscriptFilter
+from distillery.filtering.row_filter import RowFilter
+from distillery.ingest import sources
+from distillery.ingest.label_folders import card_text, passed_on
+from distillery.ingest.sources import describe_splits, load_splits
 from distillery.labelling.bad_clips import BadClips
 from distillery.storage.ledger import Ledger
 from distillery.storage.progress import ProgressBar

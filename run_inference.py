@@ -67,10 +67,11 @@ from distillery.cli.runtime import (
     start_trackers,
 )
 from distillery.cli.speech_progress import SpeechProgress
-from distillery.data import schema, sources
-from distillery.data.recording_queue import RecordingQueue
+from distillery.data import schema
 from distillery.data.specs import DatasetSpec
 from distillery.data.transcript_files import ALL, TEXT_FORMATS, TranscriptFiles, segment_rows
+from distillery.ingest import sources
+from distillery.ingest.recording_queue import RecordingQueue
 from distillery.storage.json_lines import JsonRow
 from distillery.storage.ledger import Ledger
 from distillery.storage.names import printable

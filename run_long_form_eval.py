@@ -70,7 +70,7 @@ from distillery.cli.runtime import (
     stage_run,
     start_trackers,
 )
-from distillery.data import schema, sources
+from distillery.data import schema
 from distillery.data.specs import DatasetSpec
 from distillery.evaluation import evaluations
 from distillery.evaluation.evaluations import (
@@ -86,6 +86,7 @@ from distillery.evaluation.recordings import (
     RecordingTranscription,
     reference_segments,
 )
+from distillery.ingest import sources
 from distillery.storage.progress import ProgressBar
 from distillery.text.timestamps import Segment
 from distillery.whisper.checkpoint import Whisper

@@ -77,11 +77,12 @@ from distillery.cli.runtime import (
     start_trackers,
 )
 from distillery.cli.speech_progress import SpeechProgress
-from distillery.data import dataset_card, hub_layout, label_folders, lineage, schema, sources
+from distillery.data import dataset_card, hub_layout, lineage, schema
 from distillery.data.collators import TOO_LONG
-from distillery.data.label_folders import Source
-from distillery.data.sources import describe_splits
 from distillery.data.specs import DatasetSpec
+from distillery.ingest import label_folders, sources
+from distillery.ingest.label_folders import Source
+from distillery.ingest.sources import describe_splits
 from distillery.labelling.bad_clips import REMEDY, BadClips
 from distillery.labelling.clips import ShardQueue, batches, packed_batches
 from distillery.labelling.labeller import Labeller

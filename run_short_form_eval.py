@@ -142,7 +142,6 @@ from distillery.cli.runtime import (
     stage_run,
     start_trackers,
 )
-from distillery.data import sources
 from distillery.data.collators import WindowCollator, Windows
 from distillery.data.specs import DatasetSpec
 from distillery.evaluation import evaluations, results, tables
@@ -150,6 +149,7 @@ from distillery.evaluation.evaluations import Evaluation, Scoring, Transcription
 from distillery.evaluation.predictions_files import name_files, score_files
 from distillery.evaluation.results import Result
 from distillery.evaluation.transcription import ClipTranscriber
+from distillery.ingest import sources
 from distillery.storage.progress import ProgressBar
 from distillery.storage.runs import Run
 from distillery.whisper.checkpoint import Whisper

@@ -120,7 +120,7 @@ from distillery.cli.runtime import (
     stage_run,
     start_trackers,
 )
-from distillery.data import schema, sources
+from distillery.data import schema
 from distillery.evaluation import speed
 from distillery.evaluation.speed import Sound, SpeedCandidate
 from distillery.evaluation.speed_results import (
@@ -132,6 +132,7 @@ from distillery.evaluation.speed_results import (
     speed_table,
     write_csv,
 )
+from distillery.ingest import sources
 from distillery.storage.json_lines import JsonRow, append_row
 from distillery.storage.ledger import allowance, most_bad
 from distillery.storage.outputs import Written

@@ -26,7 +26,7 @@ from silero_vad import get_speech_timestamps, load_silero_vad
 from tiny import write_by_av
 
 from distillery.audio.decoding import decode_audio
-from distillery.data.speech import VAD_PADDING_MS, VAD_RATE, speech_windows
+from distillery.ingest.speech import VAD_PADDING_MS, VAD_RATE, speech_windows
 
 NUM_RUNS = 21
 REPEATS = 60

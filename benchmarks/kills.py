@@ -86,7 +86,7 @@ def filtering(folder: Path, size: int) -> Command:
     flags = ["-d", folder / "labelled", "--rows_per_shard", 3, "--cer_threshold", 1000]
     phases = {
         "run_data_filtering:_filter_split": WORKING,
-        "distillery.data.filter_shards:write_sealed": SAVING,
+        "distillery.filtering.filter_shards:write_sealed": SAVING,
         "run_data_filtering:_finish": PUBLISHING,
     }
     return Command("run_data_filtering.py", flags, phases)

@@ -2,8 +2,8 @@
 
     PYTHONPATH=. python benchmarks/manifests.py --rows 1000000
 
-Ours (`distillery.data.sources.load`) against plain `datasets.load_dataset("json" or "csv")` on the
-same files, streamed and map-style, each in a fresh process with an empty cache. Ours does more:
+Ours (`distillery.ingest.sources.load`) against plain `datasets.load_dataset("json" or "csv")` on
+the same files, streamed and map-style, each in a fresh process with an empty cache. Ours does more:
 it finds the audio's folders, checks that ids are unique, and gives columns the contract's names.
 Seconds are of the clock, and of this process's CPU where other programs run beside it; memory is
 the growth of the process's peak over what imports take.
@@ -56,8 +56,8 @@ def load_plain(path: Path, streaming: bool, cache: str) -> Any:
 
 def load_ours(path: Path, streaming: bool, cache: str) -> Any:
     """Load as a stage does."""
-    from distillery.data.sources import load
     from distillery.data.specs import DatasetSpec
+    from distillery.ingest.sources import load
 
     return load(DatasetSpec(str(path), streaming=streaming, cache_dir=cache))
 
@@ -73,7 +73,7 @@ def measure(ours: bool, path: Path, streaming: bool, num_rows: int, queue: Any) 
     import datasets
     import torch  # noqa: F401
 
-    from distillery.data import sources  # noqa: F401
+    from distillery.ingest import sources  # noqa: F401
 
     datasets.disable_progress_bars()
     load = load_ours if ours else load_plain

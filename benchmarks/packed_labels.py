@@ -16,11 +16,12 @@ import torch
 from torch.utils.data import DataLoader
 from transformers.utils import logging
 
-from distillery.data import packed_windows, schema, sources
+from distillery.data import packed_windows, schema
 from distillery.data.collators import Windows
 from distillery.data.packed_windows import ClipCollator, Clips, WindowPacking
 from distillery.data.packing import PACKERS, PAUSE_S
 from distillery.data.specs import DatasetSpec
+from distillery.ingest import sources
 from distillery.text.error_rates import score
 from distillery.text.labels import plain_text, text_ids
 from distillery.text.packed_labels import split_label

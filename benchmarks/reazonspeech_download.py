@@ -35,8 +35,8 @@ from urllib.request import urlretrieve
 
 from loopback import FaultServer, clip_name, flac, tar
 
-from distillery.data.downloads import is_published
-from distillery.data.responses import part_path
+from distillery.ingest.downloads import is_published
+from distillery.ingest.responses import part_path
 
 DOWNLOADER = Path(__file__).resolve().parent.parent / "reazonspeech_manual_downloader.py"
 TARGET = "large"

@@ -130,8 +130,8 @@ def plain(folder: Path, source: str) -> None:
 
 def training(folder: Path, source: str) -> None:
     """Load the rows to learn from."""
-    from distillery.data.examples import usable_rows
     from distillery.data.specs import DatasetSpec
+    from distillery.training.examples import usable_rows
 
     rule, limits = _rule(folder)
     end = clock()
@@ -141,8 +141,9 @@ def training(folder: Path, source: str) -> None:
 
 def one_by_one(folder: Path, source: str) -> None:
     """Judge the same rows one after the other."""
-    from distillery.data import examples, sources
     from distillery.data.specs import DatasetSpec
+    from distillery.ingest import sources
+    from distillery.training import examples
 
     rule, limits = _rule(folder)
     end = clock()
@@ -153,7 +154,7 @@ def one_by_one(folder: Path, source: str) -> None:
 
 
 def _rule(folder: Path) -> tuple[Any, Any]:
-    from distillery.data.filters import TranscriptFilter
+    from distillery.filtering.filters import TranscriptFilter
     from distillery.text.labels import LabelRule
     from distillery.whisper import checkpoint
 

@@ -18,8 +18,9 @@ import torch
 from safetensors.torch import load_file
 from stage_runs import run
 
-from distillery.data import column_types, hub_layout, schema, sources
+from distillery.data import column_types, hub_layout, schema
 from distillery.data.specs import DatasetSpec
+from distillery.ingest import sources
 
 WAYS = "dataset", "labels"
 PARTS = "source", "labelled", "filtered", "cache"

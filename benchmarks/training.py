@@ -39,8 +39,8 @@ import run_distillation
 from distillery.cli import training
 from distillery.cli.flags import parse
 from distillery.data import schema
-from distillery.data.order import Order
 from distillery.training.losses import LossWeights
+from distillery.training.order import Order
 from distillery.whisper import checkpoint
 from distillery.whisper.checkpoint import Whisper
 

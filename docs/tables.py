@@ -21,8 +21,8 @@ from typing import Any
 REPOSITORY = Path(__file__).resolve().parent.parent
 MARKER = re.compile(r"^<!-- (?P<table>flags|seed flags|rooms)(?:: (?P<script>[\w/.]+))? -->$", re.M)
 # From left to right, as the import rule has them.
-ROOMS = ("storage", "text", "audio", "data", "whisper", "labelling", "training", "evaluation")
-ROOMS += ("cli",)
+ROOMS = ("storage", "text", "audio", "data", "ingest", "filtering", "whisper")
+ROOMS += ("labelling", "training", "evaluation", "cli")
 
 sys.path.insert(0, str(REPOSITORY))  # the stages work from a bare clone
 

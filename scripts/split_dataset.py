@@ -80,11 +80,12 @@ import pyarrow as pa
 from datasets import Features, IterableDataset
 
 from distillery.cli.runtime import log_end, log_start, set_up_logging, stage_run
-from distillery.data import column_types, hub_layout, manifests, schema, sources
+from distillery.data import column_types, hub_layout, schema
 from distillery.data.column_types import MapStyleRows
-from distillery.data.label_folders import card_text, passed_on
 from distillery.data.specs import DatasetSpec
-from distillery.data.splitting import RawManifest, Shares, SplitRows, divide
+from distillery.ingest import manifests, sources
+from distillery.ingest.label_folders import card_text, passed_on
+from distillery.ingest.splitting import RawManifest, Shares, SplitRows, divide
 from distillery.storage.checkpoints import sealed_folder
 from distillery.storage.ownership import refuse_overlap, taken_name
 from distillery.storage.runs import Run

@@ -15,8 +15,8 @@ import torch
 from tiny import REPOSITORY, load_script
 from transformers import GenerationConfig
 
-from distillery.data import sources
 from distillery.data.specs import DatasetSpec
+from distillery.ingest import sources
 from distillery.whisper import checkpoint
 
 ARGUMENTS = ["--num_train", "14", "--num_test", "6", "--num_long", "2", "--num_windows", "18"]

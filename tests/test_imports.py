@@ -1,6 +1,7 @@
 """The design's rules about who may import and name what, read from the folders and the source.
 
-storage, text, audio <- data <- whisper <- labelling | training | evaluation <- cli <- scripts
+storage, text, audio <- data <- ingest <- filtering <- whisper <- labelling | training | evaluation
+<- cli <- scripts
 """
 
 import ast
@@ -15,6 +16,8 @@ from distillery.data import schema
 FLOORS = (
     {"storage", "text", "audio"},
     {"data"},
+    {"ingest"},
+    {"filtering"},
     {"whisper"},
     {"labelling", "training", "evaluation"},
     {"cli"},

@@ -12,13 +12,14 @@ from distillery.cli import forecast
 from distillery.cli.arguments import DecodingArguments, ModelArguments
 from distillery.cli.evaluation_arguments import ScoringArguments
 from distillery.cli.runtime import load_model, load_outline
-from distillery.data import schema, sources
+from distillery.data import schema
 from distillery.data.specs import DatasetSpec
 from distillery.evaluation import comparison, tables
 from distillery.evaluation.evaluations import Candidate, Evaluation, Scoring, Transcription
 from distillery.evaluation.predictions_files import PredictionsFile
 from distillery.evaluation.report import gather, write_report
 from distillery.evaluation.results import Result, read_foreign_predictions
+from distillery.ingest import sources
 from distillery.storage.outputs import Written
 from distillery.storage.runs import Run
 from distillery.whisper import checkpoint

@@ -22,10 +22,11 @@ from datasets import IterableDataset
 
 from distillery.audio.decoding import AudioError, decode_audio
 from distillery.cli.hub import upload_forecast
-from distillery.data import hub_datasets, schema, sources
-from distillery.data.archives import is_archive
+from distillery.data import schema
 from distillery.data.column_types import read_columns
 from distillery.data.specs import DatasetSpec
+from distillery.ingest import hub_datasets, sources
+from distillery.ingest.archives import is_archive
 from distillery.storage.files import free_bytes
 from distillery.storage.runs import Run
 from distillery.storage.shards import read_seal

@@ -36,7 +36,7 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import build_hf_headers, hf_raise_for_status, validate_repo_id
 
-from distillery.data.responses import is_transient, retry_after_s
+from distillery.ingest.responses import is_transient, retry_after_s
 from distillery.storage.files import RUN_RECORD
 from distillery.storage.publication import CARD, published_files
 from distillery.storage.runs import Run

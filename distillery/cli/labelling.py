@@ -10,12 +10,13 @@ from accelerate import Accelerator
 from distillery.cli.arguments import DecodingArguments
 from distillery.cli.labelling_arguments import DATASET, IN_ORDER, LABELS, LabellingArguments
 from distillery.cli.speech_progress import SpeechProgress
-from distillery.data import column_types, label_folders, packed_windows, schema, sources
+from distillery.data import column_types, packed_windows, schema
 from distillery.data.collators import DurationLimits
 from distillery.data.hub_layout import SplitFiles
 from distillery.data.packed_windows import WindowPacking
 from distillery.data.packing import PACKERS
 from distillery.data.specs import DatasetSpec
+from distillery.ingest import label_folders, sources
 from distillery.labelling.labeller import Prompts
 from distillery.labelling.shards import ShardWriter, dataset_features
 from distillery.labelling.transcripts import Transcripts

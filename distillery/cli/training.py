@@ -13,15 +13,15 @@ from distillery.cli.example_arguments import ExampleArguments
 from distillery.cli.flags import flags_of
 from distillery.cli.runtime import log_end, log_start, stage_run, start_trackers
 from distillery.cli.training_arguments import TrainDataArguments, TrainingArguments, TrainingFlags
-from distillery.data import manifests
 from distillery.data.collators import DurationLimits, SpeechCollator
-from distillery.data.order import BatchPlan
+from distillery.ingest import manifests
 from distillery.storage.runs import Run
 from distillery.text.cleaning import TextCleaning
 from distillery.text.normalizers import UNSPACED_LANGUAGES
 from distillery.text.tokens import language_code
 from distillery.training import loop, resume
 from distillery.training.monitor import LOSS_LOG, LossMonitor, finish_trackers
+from distillery.training.order import BatchPlan
 from distillery.training.rows import BatchLoader, eval_sets, training_data
 from distillery.training.session import Session
 from distillery.training.settings import (

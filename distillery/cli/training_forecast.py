@@ -7,10 +7,11 @@ from accelerate import Accelerator
 from distillery.cli import forecast, training
 from distillery.cli.forecast import Line, size
 from distillery.cli.training_arguments import TrainingArguments, TrainingFlags
-from distillery.data import label_folders, schema
-from distillery.data.order import BatchPlan
+from distillery.data import schema
+from distillery.ingest import label_folders
 from distillery.storage import checkpoints
 from distillery.storage.runs import Run
+from distillery.training.order import BatchPlan
 from distillery.training.step import freeze, refuse_layerdrop
 from distillery.whisper.adapters import AdaptedWhisper
 from distillery.whisper.checkpoint import Whisper

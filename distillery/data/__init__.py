@@ -1,4 +1,4 @@
-"""Datasets: reading whatever users have, filtering it, and handing it on row by row.
+"""Rows and what becomes of them: columns, layouts on the disk, windows of several clips, batches.
 
-Models are not here; how one file is written safely is in `storage`.
+How datasets are found and read is in `ingest`; how one file is written safely is in `storage`.
 """

@@ -1,7 +1,7 @@
 """Names of the columns that every stage agrees on; `column_types` has their types.
 
 A stage reads and writes these names only; the user's own column names are translated once, when a
-dataset is loaded (`distillery.data.sources`).
+dataset is loaded (`distillery.ingest.sources`).
 """
 
 from collections.abc import Mapping

@@ -18,7 +18,7 @@ class DatasetSpec:
     A column name of None means the contract's own name (`distillery.data.schema`), where the
     dataset has it; for the text, any of `schema.REFERENCE_NAMES`. `samples` is the dataset's weight
     where several are mixed; `max_bad_fraction` the share of a manifest's rows that may be unusable;
-    `labels_dir` a dataset without audio that holds the labels (`distillery.data.label_folders`).
+    `labels_dir` a dataset without audio that holds the labels (`distillery.ingest.label_folders`).
     """
 
     name: str

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from distillery.data import schema
-from distillery.data.subtitles import srt_text, webvtt_text
 from distillery.storage import json_lines
 from distillery.storage.json_lines import JsonRow
 from distillery.storage.names import file_name
 from distillery.storage.outputs import Outputs
+from distillery.text.subtitles import srt_text, webvtt_text
 from distillery.text.timestamps import Segment
 
 logger = logging.getLogger(__name__)

@@ -9,11 +9,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from distillery.data import schema, sources
+from distillery.data import schema
 from distillery.data.specs import DatasetSpec
 from distillery.evaluation import comparison, results
 from distillery.evaluation.report import worst
 from distillery.evaluation.results import Prediction, Result
+from distillery.ingest import sources
 from distillery.storage import json_lines
 from distillery.storage.files import write_json
 from distillery.storage.ledger import allowance, most_bad

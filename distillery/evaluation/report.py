@@ -15,12 +15,13 @@ from urllib.parse import quote
 
 import jinja2
 
-from distillery.data import folders, manifests, schema, sources
+from distillery.data import schema
 from distillery.data.specs import DatasetSpec
 from distillery.evaluation import tables
 from distillery.evaluation.figures import FILTERS, Axis, axis_for
 from distillery.evaluation.hallucinations import Hallucinations
 from distillery.evaluation.results import Prediction, Result, read_folder, read_predictions
+from distillery.ingest import folders, manifests, sources
 from distillery.storage.files import replacing
 from distillery.text.error_rates import AlignedRun, ErrorCounts, Unit, aligned_runs, pair_error_rate
 from distillery.text.normalizers import raw_text

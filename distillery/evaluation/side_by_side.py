@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from distillery.audio.decoding import Waveform, decode_audio
-from distillery.data.subtitles import srt_text
 from distillery.storage.names import file_name
+from distillery.text.subtitles import srt_text
 from distillery.whisper.checkpoint import Whisper
 from distillery.whisper.decoding import Decoding
 from distillery.whisper.long_form import transcribe_in_chunks, transcribe_sequentially

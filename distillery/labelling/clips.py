@@ -12,9 +12,10 @@ from datasets import IterableDataset
 from torch.utils.data import DataLoader, Sampler
 
 from distillery.audio.log_mel import LogMel
-from distillery.data import schema, sources
+from distillery.data import schema
 from distillery.data.collators import ANY_DURATION, DurationLimits, WindowCollator, Windows
 from distillery.data.packed_windows import ClipCollator, Clips, WindowPacking
+from distillery.ingest import sources
 from distillery.storage.shares import Share
 
 CONTEXT = -1  # the position of the clip before a shard's first

@@ -13,8 +13,8 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
-from distillery.data import sources
 from distillery.data.specs import DatasetSpec
+from distillery.ingest import sources
 from distillery.storage import checkpoints
 from distillery.storage.files import (
     read_json,

@@ -7,18 +7,19 @@ from dataclasses import dataclass, replace
 
 from torch.utils.data import DataLoader
 
-from distillery.data import label_folders, schema
+from distillery.data import schema
 from distillery.data.collators import Batch, SpeechCollator
 from distillery.data.column_types import MapStyleRows, Rows
-from distillery.data.examples import StreamedRows, TrainingRows, usable_rows
-from distillery.data.filters import TranscriptFilter
-from distillery.data.label_folders import LabelledRows
-from distillery.data.order import BatchPlan, Order
-from distillery.data.packed_examples import PackedRows, Packing
 from distillery.data.packing import Layout
 from distillery.data.specs import DatasetSpec
+from distillery.filtering.filters import TranscriptFilter
+from distillery.ingest import label_folders
+from distillery.ingest.label_folders import LabelledRows
 from distillery.storage.ledger import Ledger
 from distillery.text.labels import LabelRule
+from distillery.training.examples import StreamedRows, TrainingRows, usable_rows
+from distillery.training.order import BatchPlan, Order
+from distillery.training.packed_examples import PackedRows, Packing
 from distillery.training.settings import LabelSettings, Length
 from distillery.whisper.checkpoint import Processor
 

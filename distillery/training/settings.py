@@ -3,8 +3,8 @@
 import math
 from dataclasses import dataclass, replace
 
-from distillery.data.order import BatchPlan
 from distillery.text.cleaning import NO_CLEANING, TextCleaning
+from distillery.training.order import BatchPlan
 
 
 @dataclass(frozen=True)

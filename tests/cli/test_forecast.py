@@ -10,8 +10,9 @@ from stage_runs import read_manifest, write_manifest
 from distillery.cli import forecast, training_forecast
 from distillery.cli.forecast import disk_line, hours, size, survey
 from distillery.cli.training_arguments import TrainingArguments
-from distillery.data import column_types, hub_layout, schema, segmentation, sources
+from distillery.data import column_types, hub_layout, schema
 from distillery.data.specs import DatasetSpec
+from distillery.ingest import segmentation, sources
 from distillery.storage.runs import Run
 from distillery.whisper import checkpoint
 

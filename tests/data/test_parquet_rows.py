@@ -12,9 +12,10 @@ from child_memory import peak_mib
 from datasets import Audio, ClassLabel, Dataset, Features, Value, load_dataset
 from datasets.features import List
 
-from distillery.data import column_types, hub_datasets, hub_layout, parquet_rows
+from distillery.data import column_types, hub_layout, parquet_rows
 from distillery.data.parquet_rows import ParquetFiles, ParquetRows
 from distillery.data.specs import DatasetSpec
+from distillery.ingest import hub_datasets
 
 FEATURES = Features(
     {

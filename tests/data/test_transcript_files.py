@@ -2,9 +2,9 @@ import json
 
 import pytest
 
-from distillery.data.subtitles import read_subtitles
 from distillery.data.transcript_files import TranscriptFiles, segment_rows, segments_of
 from distillery.storage.outputs import Outputs
+from distillery.text.subtitles import read_subtitles
 from distillery.text.timestamps import Segment
 
 SEGMENTS = [Segment(0.5, 1.25, " Ein Satz,"), Segment(1.25, 2.0, " und noch einer.")]

@@ -7,8 +7,8 @@ from stage_runs import english_only, talkative_model_folder
 from tiny import SAMPLE_RATE, spoken
 
 from distillery.audio.decoding import AudioError
-from distillery.data.subtitles import read_subtitles
 from distillery.evaluation.side_by_side import Listener, answers, languages_of
+from distillery.text.subtitles import read_subtitles
 from distillery.whisper import checkpoint
 from distillery.whisper.decoding import Decoding
 

@@ -13,7 +13,8 @@ from stage_runs import (
 from tiny import tone_manifest
 
 from distillery.audio.decoding import decode_audio
-from distillery.data import column_types, hub_layout, schema, sources
+from distillery.data import column_types, hub_layout, schema
+from distillery.ingest import sources
 from distillery.labelling import bad_clips
 from distillery.storage.files import write_json
 from distillery.text.compression import compression_ratio

@@ -12,7 +12,8 @@ from loopback import clip_name, flac, tar
 from stage_runs import record, run, split_rows, talkative_model_folder
 from tiny import REPOSITORY
 
-from distillery.data import hub_layout, reazonspeech, schema, sources
+from distillery.data import hub_layout, schema
+from distillery.ingest import reazonspeech, sources
 
 SCRIPT = "run_pseudo_labelling.py"
 SECTION = text_of("docs/inputs.md").split("## A command for each kind", 1)[1].split("```")[1]

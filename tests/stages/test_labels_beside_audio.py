@@ -23,8 +23,9 @@ from training_runs import (
     training_log,
 )
 
-from distillery.data import label_folders, schema
+from distillery.data import schema
 from distillery.data.specs import DatasetSpec
+from distillery.ingest import label_folders
 from distillery.storage.publication import published_files
 
 LABELLING, FILTERING = "run_pseudo_labelling.py", "run_data_filtering.py"

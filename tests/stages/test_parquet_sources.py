@@ -9,8 +9,9 @@ from stage_runs import record, run, split_rows, talkative_model_folder
 from tiny import tone_manifest
 from training_runs import DISTILLATION, assert_same_run, student_folder
 
-from distillery.data import column_types, hub_layout, schema, sources
+from distillery.data import column_types, hub_layout, schema
 from distillery.data.specs import DatasetSpec
+from distillery.ingest import sources
 
 NUM_CLIPS = 10
 

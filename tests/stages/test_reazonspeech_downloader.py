@@ -22,8 +22,8 @@ from tiny import REPOSITORY, load_script
 from distillery.cli.arguments import DataArguments
 from distillery.cli.flags import parse
 from distillery.cli.training_arguments import TrainDataArguments
-from distillery.data.downloads import CHUNK, Download, ask_sizes
-from distillery.data.sources import load
+from distillery.ingest.downloads import CHUNK, Download, ask_sizes
+from distillery.ingest.sources import load
 from distillery.storage.ownership import LOCK
 
 downloader = load_script("reazonspeech_manual_downloader.py")

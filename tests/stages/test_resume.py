@@ -31,9 +31,9 @@ from training_runs import (
     weights,
 )
 
-from distillery.data.order import Order
 from distillery.storage.checkpoints import find_damage, newest_checkpoint
 from distillery.training import loop, resume
+from distillery.training.order import Order
 from distillery.whisper import checkpoint
 
 TESTS = REPOSITORY / "tests"

@@ -12,8 +12,8 @@ from launching import command, environment, free_port, wait_until
 from stage_runs import english_only, run, talkative_model_folder
 from tiny import SAMPLE_RATE, load_script, spoken
 
-from distillery.data.subtitles import read_subtitles
 from distillery.evaluation.side_by_side import Listener
+from distillery.text.subtitles import read_subtitles
 from distillery.whisper import checkpoint
 from distillery.whisper.decoding import Decoding
 

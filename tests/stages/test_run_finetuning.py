@@ -27,8 +27,9 @@ from training_runs import (
 )
 from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
-from distillery.data import schema, sources
+from distillery.data import schema
 from distillery.data.specs import DatasetSpec
+from distillery.ingest import sources
 from distillery.storage.checkpoints import find_damage
 from distillery.whisper import checkpoint
 

@@ -12,10 +12,10 @@ from stage_runs import record, run, snapshot, talkative_model_folder, wrap
 from tiny import SAMPLE_RATE, SENTENCES, spoken
 
 from distillery.audio.decoding import decode_audio
-from distillery.data.subtitles import read_subtitles
 from distillery.data.transcript_files import segments_of
 from distillery.evaluation import results
 from distillery.storage.json_lines import read_rows
+from distillery.text.subtitles import read_subtitles
 from distillery.whisper.pipelines.silence import fit_to_silence
 
 SCRIPT = "run_inference.py"

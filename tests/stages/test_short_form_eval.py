@@ -22,9 +22,9 @@ from tiny import (
 from distillery.cli import evaluation
 from distillery.cli.runtime import load_model
 from distillery.data.collators import WindowCollator
-from distillery.data.sources import load
 from distillery.data.specs import DatasetSpec
 from distillery.evaluation import results
+from distillery.ingest.sources import load
 from distillery.text import labels
 from distillery.text.error_rates import score
 from distillery.text.normalizers import normalizer_for

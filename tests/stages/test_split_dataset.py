@@ -16,8 +16,8 @@ from tiny import REPOSITORY, load_script
 from distillery.cli import hub
 from distillery.data.column_types import source_features
 from distillery.data.hub_layout import write_card, write_parquet
-from distillery.data.sources import load
 from distillery.data.specs import DatasetSpec
+from distillery.ingest.sources import load
 from distillery.storage.runs import Run
 
 SCRIPT = "scripts/split_dataset.py"

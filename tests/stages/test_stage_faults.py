@@ -14,8 +14,8 @@ from tiny import load_script
 from training_runs import KILL, NEVER, run_in_two
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
-from distillery.data.filters import TranscriptFilter
 from distillery.evaluation import results
+from distillery.filtering.filters import TranscriptFilter
 from distillery.storage import files
 
 kills = load_script("benchmarks/kills.py")

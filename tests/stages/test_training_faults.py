@@ -23,7 +23,7 @@ from training_runs import (
 )
 
 from distillery.cli import training
-from distillery.data import sources
+from distillery.ingest import sources
 from distillery.storage import checkpoints
 from distillery.storage.checkpoints import find_damage
 

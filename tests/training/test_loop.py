@@ -11,12 +11,12 @@ from accelerate import Accelerator
 from tiny import tiny_model_folder, tone_manifest
 
 from distillery.data.collators import Batch, SpeechCollator
-from distillery.data.order import BatchPlan
 from distillery.data.specs import DatasetSpec
 from distillery.storage.stops import StopRequest
 from distillery.training import loop
 from distillery.training.loop import Progress
 from distillery.training.losses import LossWeights
+from distillery.training.order import BatchPlan
 from distillery.training.rows import BatchLoader, training_data
 from distillery.training.settings import LabelSettings, Length, Optimization
 from distillery.training.step import Learner, StudentStep

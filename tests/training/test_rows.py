@@ -8,9 +8,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from distillery.data.examples import StreamedRows
-from distillery.data.order import BatchPlan, Order
 from distillery.training import rows
+from distillery.training.examples import StreamedRows
+from distillery.training.order import BatchPlan, Order
 from distillery.training.rows import EvalSet, TrainingData
 from distillery.training.settings import Length
 

@@ -5,9 +5,9 @@ from types import SimpleNamespace
 import pytest
 from torch import nn
 
-from distillery.data.order import BatchPlan
 from distillery.training import resume
 from distillery.training.loop import Progress
+from distillery.training.order import BatchPlan
 from distillery.training.session import Session
 
 NUM_UPDATES = 4

@@ -1,0 +1,302 @@
+"""Training examples: rows with labels, and the account of those that are left out."""
+
+import logging
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import count, islice
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from datasets import IterableDataset, interleave_datasets
+
+from distillery.data import hub_layout, schema
+from distillery.data.collators import NO_SPEECH, SOUND_SEED
+from distillery.data.column_types import MapStyleRows, tables
+from distillery.data.packing import Part, Window
+from distillery.data.specs import DatasetSpec
+from distillery.filtering.filters import FilterReason, TranscriptFilter
+from distillery.ingest import label_folders, sources
+from distillery.ingest.label_folders import LabelledRows
+from distillery.storage.ledger import Ledger
+from distillery.text.labels import LabelRule, draw_seed, has_timestamps, num_text_labels, plain_text
+from distillery.training.label_lengths import LabelLengths
+from distillery.training.order import BatchPlan
+from distillery.training.packed_examples import PackedRows, Packing
+
+logger = logging.getLogger(__name__)
+
+TABLE_BYTES, TABLE_ROWS = 32 << 20, 10_000  # of metadata in memory at once, while rows are judged
+JUDGED_BY = (
+    *(schema.ID, *schema.TARGET_COLUMNS, schema.DURATION, schema.TRUNCATED),
+    *(schema.AVG_LOGPROB, schema.COMPRESSION_RATIO),
+)
+SHUFFLED_ROWS = 1000  # in a block; a stream is shuffled block by block
+
+
+class TrainingRows(torch.utils.data.Dataset[dict[str, Any]]):
+    """Rows of several datasets, one behind the other, with labels for the epoch that asks."""
+
+    def __init__(
+        self, parts: Sequence[MapStyleRows | LabelledRows | PackedRows], rule: LabelRule
+    ) -> None:
+        """Keep the datasets; `parts` must not be empty."""
+        self.parts = parts
+        self.rule = rule
+        self.sizes = tuple(len(part) for part in parts)
+
+    def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
+        """Return row `key[0]` with its labels in epoch `key[1]`."""
+        index, epoch = key
+        for part, size in zip(self.parts, self.sizes, strict=True):
+            if index < size:
+                row = part[index]
+                return example_of(row, self.rule, epoch)
+            index -= size
+        raise IndexError(key)
+
+
+def example_of(row: Mapping[str, Any], rule: LabelRule, epoch: int) -> dict[str, Any]:
+    """Return a row with its labels in an epoch, and with what its sound is drawn from."""
+    row_id = row[schema.ID]
+    seed = draw_seed(rule.seed, epoch, row_id, "sound")
+    labels = rule.without_speech(row_id, epoch)
+    if labels is not None:
+        changed = {schema.LABELS: labels, schema.TEXT: "", NO_SPEECH: True}
+        return {**row, SOUND_SEED: seed, **changed}
+    return {**row, SOUND_SEED: seed, schema.LABELS: labels_of(row, rule, epoch)}
+
+
+def labels_of(row: Mapping[str, Any], rule: LabelRule, epoch: int) -> list[int]:
+    """Return a row's labels: stored, or from the teacher's transcript, or from the reference."""
+    stored = row.get(schema.LABELS)
+    if stored is not None:
+        return list(stored)
+    return rule(
+        row[schema.ID],
+        schema.target(row),
+        row.get(schema.CONDITION_ON_PREV),
+        truncated=bool(row.get(schema.TRUNCATED)),
+        epoch=epoch,
+    )
+
+
+def usable_rows(
+    spec: DatasetSpec, rule: LabelRule, limits: TranscriptFilter, sampling_rate: int
+) -> tuple[MapStyleRows | LabelledRows, Ledger]:
+    """Load a dataset and leave out rows that cannot be learnt from, with their number by reason.
+
+    Only text and metadata are read. Rows of a source that have no labels are left out, too.
+
+    Args:
+        spec: as `label_folders.load` takes it.
+        rule: how labels are made.
+        limits: that rows must keep to.
+        sampling_rate: of the model, for windows of several clips.
+
+    Raises:
+        ValueError: there is nothing to learn from in it, or every row is left out.
+    """
+    rows = label_folders.load(spec, sampling_rate)
+    column = next((name for name in schema.TARGET_COLUMNS if name in rows.column_names), None)
+    if column is None:
+        sources.require_column(rows, spec, schema.TEXT, "--text_column_name")
+    if column == schema.LABELS:
+        limits = _tightened(limits, label_folders.labels_spec(spec))
+    slim = rows.select_columns([name for name in JUDGED_BY if name in rows.column_names])
+    ledger = Ledger(num_in=len(rows))
+    if isinstance(rows, LabelledRows) and rows.num_unlabelled:
+        ledger.num_in += rows.num_unlabelled
+        ledger.dropped[FilterReason.UNLABELLED] = rows.num_unlabelled
+    is_kept = []
+    for table in tables(slim, TABLE_BYTES, TABLE_ROWS):
+        reasons = _reasons(table, rule, limits)
+        ledger.dropped.update(filter(None, reasons))
+        is_kept.append(np.array([reason is None for reason in reasons]))
+    kept = np.flatnonzero(np.concatenate(is_kept))
+    ledger.num_out = len(kept)
+    logger.info("%s, learning from %r: %s", spec, column, ledger)
+    if not len(kept):
+        raise ValueError(f"dataset {spec}: no row is left to learn from: {ledger}")
+    return rows.select(kept), ledger
+
+
+def _tightened(limits: TranscriptFilter, spec: DatasetSpec) -> TranscriptFilter:
+    """Leave out an error-rate limit that the dataset's own record says it was filtered by."""
+    if limits.wer_threshold is None:
+        return limits
+    filtered = hub_layout.read_run_record(spec.name).get("wer_threshold")
+    if filtered is None or limits.wer_threshold < filtered:
+        return limits
+    return replace(limits, wer_threshold=None)
+
+
+def _reasons(table: pa.Table, rule: LabelRule, limits: TranscriptFilter) -> list[str | None]:
+    """Return what `_reason` does for each row; ids are counted where no limit reads them."""
+    if limits.reads_text or rule.clean is not None:
+        return [_reason(row, rule, limits) for row in table.to_pylist()]
+    lengths = LabelLengths.of(table, rule)
+    scalars = table.drop_columns(
+        [name for name in schema.TARGET_COLUMNS if name in table.schema.names]
+    )
+    return [
+        _reason_by_lengths(row, num_stored, num_text, rule, limits)
+        for row, num_stored, num_text in zip(
+            scalars.to_pylist(), lengths.stored.tolist(), lengths.text.tolist(), strict=True
+        )
+    ]
+
+
+def _reason_by_lengths(
+    row: Mapping[str, Any],
+    num_stored: int,
+    num_text: int,
+    rule: LabelRule,
+    limits: TranscriptFilter,
+) -> str | None:
+    if num_text < 0:
+        return FilterReason.EMPTY_REFERENCE
+    if num_stored < 0:
+        return limits.reason(row, "", num_text)
+    if num_stored - 1 > rule.max_positions:
+        return FilterReason.TOO_LONG_LABELS
+    return limits.reason({**row, schema.TRUNCATED: False}, "", num_text)
+
+
+def _reason(row: Mapping[str, Any], rule: LabelRule, limits: TranscriptFilter) -> str | None:
+    stored = row.get(schema.LABELS)
+    if stored is not None:
+        if rule.clean is not None:
+            raise ValueError(
+                f"row {row[schema.ID]}: its labels are built already, so that --do_lower_case, "
+                "--do_remove_punctuation and --chars_to_ignore come too late: leave them out"
+            )
+        return _reason_against_labels(stored, row, rule, limits)
+    target = schema.target(row)
+    if target is None:
+        return FilterReason.EMPTY_REFERENCE
+    body = rule.body(target)
+    # At its longest, with all timestamps: whether they are kept is drawn for each epoch.
+    timestamps = has_timestamps(body, rule.tokens)
+    longest = rule.tokens.prefix(rule.language, rule.task, timestamps) + body
+    return limits.reason(row, _text(longest, rule, limits), len(longest) + 1)
+
+
+def _reason_against_labels(
+    stored: Sequence[int], row: Mapping[str, Any], rule: LabelRule, limits: TranscriptFilter
+) -> str | None:
+    """Judge stored labels; filtering has already decided about truncated transcripts."""
+    if len(stored) - 1 > rule.max_positions:  # prompts cannot be cut here
+        return FilterReason.TOO_LONG_LABELS
+    decided = {**row, schema.TRUNCATED: False}
+    return limits.reason(decided, _text(stored, rule, limits), num_text_labels(stored, rule.tokens))
+
+
+def _text(labels: Sequence[int], rule: LabelRule, limits: TranscriptFilter) -> str:
+    """Return the text of labels if a limit reads it, else "": decoding is most of the work."""
+    return plain_text(labels, rule.tokens, rule.tokenizer) if limits.reads_text else ""
+
+
+class StreamedRows(torch.utils.data.IterableDataset[list[dict[str, Any]]]):
+    """Micro-batches of one process out of endless streams, shuffled block by block.
+
+    Which rows a step gets depends on the streams, the seed and the step alone; to resume, the rows
+    of the steps before are read and passed over.
+    """
+
+    def __init__(
+        self,
+        streams: Sequence[IterableDataset],
+        weights: Sequence[float] | None,
+        rule: LabelRule,
+        limits: TranscriptFilter,
+        packing: Packing | None = None,
+    ) -> None:
+        """Keep the streams and what decides about their rows.
+
+        With a `packing`, utterances of one block share windows, and these are the rows.
+        """
+        self.rows_per_pass: int | None = None  # unknown before the end of the first pass
+        self.streams = list(streams)
+        self.weights = weights
+        self.rule = rule
+        self.limits = limits
+        self.packing = packing
+
+    def place(self, plan: BatchPlan, first_update: int, process: int) -> None:
+        """Say whose micro-batches are wanted, and from which update on."""
+        self.plan, self.first_update, self.process = plan, first_update, process
+
+    def __iter__(self) -> Iterator[list[dict[str, Any]]]:
+        """Yield the rows of one micro-batch after another."""
+        rows = self._shuffled()
+        skipped = self.first_update * self.plan.global_size
+        next(islice(rows, skipped, skipped), None)
+        while True:
+            for turn in range(self.plan.accumulation * self.plan.num_processes):
+                batch = list(islice(rows, self.plan.per_device))
+                if turn % self.plan.num_processes == self.process:
+                    yield [self._labelled(*parts) for parts in batch]
+
+    def _labelled(
+        self, epoch: int, parts: list[dict[str, Any]], starts: list[int]
+    ) -> dict[str, Any]:
+        row = self.packing.row(parts, starts) if self.packing else parts[0]
+        return example_of(row, self.rule, epoch)
+
+    def _shuffled(self) -> Iterator[tuple[int, list[dict[str, Any]], list[int]]]:
+        """Yield (pass over the streams, rows of a window, where they start in it) without end."""
+        rows = self._usable()
+        for number in count():
+            block = list(islice(rows, SHUFFLED_ROWS))
+            windows = self._windows([row for _, row in block], number)
+            order = np.random.default_rng([self.rule.seed, number]).permutation(len(windows))
+            for parts in (windows[i].parts for i in order):
+                epoch = block[parts[0].row][0]
+                yield epoch, [block[p.row][1] for p in parts], [p.start for p in parts]
+
+    def _windows(self, rows: list[dict[str, Any]], number: int) -> list[Window[int]]:
+        """Return the windows of a block: of one row each, where nothing is packed."""
+        if self.packing is None:
+            return [Window((Part(index, 0, 0),)) for index in range(len(rows))]
+        return list(self.packing.windows(rows, [self.rule.seed, number]))
+
+    def _usable(self) -> Iterator[tuple[int, dict[str, Any]]]:
+        for epoch in count():
+            dropped = kept = 0
+            for row in self._mixed(epoch):
+                if _reason(row, self.rule, self.limits) is None:
+                    kept += 1
+                    yield epoch, row
+                else:
+                    dropped += 1
+            if epoch == 0:  # the others drop the same
+                self.rows_per_pass = kept
+                logger.info("one pass over the stream: %d rows used, %d dropped", kept, dropped)
+            if not kept:
+                raise ValueError("the stream has no row to learn from")
+
+    def _mixed(self, epoch: int) -> Iterable[dict[str, Any]]:
+        if self.weights is None or len(self.streams) == 1:
+            return _in_turns(self.streams)
+        shares = [weight / sum(self.weights) for weight in self.weights]
+        # A pass ends when the longest stream does: else the ends of all others are never seen.
+        return interleave_datasets(
+            self.streams,
+            shares,
+            seed=self.rule.seed + epoch,
+            stopping_strategy="all_exhausted",
+        )
+
+
+def _in_turns(streams: Sequence[IterableDataset]) -> Iterator[dict[str, Any]]:
+    """Yield every row of every stream once, the streams in turns until each has ended."""
+    turns = [iter(stream) for stream in streams]
+    while turns:
+        for rows in tuple(turns):
+            row = next(rows, None)
+            if row is None:
+                turns.remove(rows)
+            else:
+                yield row
