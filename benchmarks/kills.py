@@ -67,6 +67,7 @@ def labelling(folder: Path, size: int) -> Command:
     clips = tone_manifest(folder / "clips" / "clips.jsonl", size, num_speakers=1)
     flags = ["-m", teacher, "-d", clips, "-l", "ja", "--return_timestamps"]
     flags += ["--max_label_length", 24, "--rows_per_shard", 3, "-b", 2]
+    flags += ["--concatenate_audio", "False"]  # more windows, in which a kill can fall
     phases = {"_label": WORKING, "_finish": PUBLISHING}
     phases = {f"run_pseudo_labelling:{name}": phase for name, phase in phases.items()}
     phases["distillery.labelling.shards:ShardWriter.write"] = SAVING

@@ -1,7 +1,7 @@
 import pytest
 from tiny import load_script
 
-from distillery.evaluation.results import append_row
+from distillery.storage.json_lines import append_row
 
 table = load_script("scripts/chunk_length_table.py")
 

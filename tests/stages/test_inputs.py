@@ -111,7 +111,7 @@ def test_each_command_reads_rows_that_decode(root, words, streaming):
 
 
 def test_several_kinds_are_labelled_in_one_run(root):
-    run(SCRIPT, *JOINED, "--max_label_length", 16)
+    run(SCRIPT, *JOINED, "--concatenate_audio", "False", "--max_label_length", 16)
     assert record(root / "labelled" / "joined")["ledger"] == {
         **{"in": 7, "out": 7, "dropped": {}, "quarantined": {}},
     }

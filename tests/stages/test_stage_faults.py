@@ -14,9 +14,8 @@ from tiny import load_script
 from training_runs import KILL, NEVER, run_in_two
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
-from distillery.evaluation import results
 from distillery.filtering.filters import TranscriptFilter
-from distillery.storage import files
+from distillery.storage import files, json_lines
 
 kills = load_script("benchmarks/kills.py")
 FULL = "No space left on device"
@@ -98,13 +97,14 @@ def test_a_full_disk_ends_a_stage_and_nothing_half_written_is_taken(quiet, monke
 def test_a_row_of_results_that_the_disk_did_not_take_is_no_result(quiet, monkeypatch):
     quiet.begin_anew()
     with monkeypatch.context() as patch:
-        place = SimpleNamespace(fsync=lambda handle: no_space(f"/proc/self/fd/{handle}"))
-        patch.setattr(results, "os", place)
+        fsync = lambda handle: no_space(f"/proc/self/fd/{handle}")  # noqa: E731
+        place = SimpleNamespace(**{**vars(os), "fsync": fsync})
+        patch.setattr(json_lines, "os", place)
         with pytest.raises(OSError, match=FULL):
             run(*quiet.args)
     (path,) = quiet.output.glob("metric.*.jsonl")
     assert path.stat().st_size > 0
-    assert results.read_rows(path) == []
+    assert json_lines.read_rows(path) == []
     run(*quiet.args)
     found = kills.contents(quiet.output)
     assert kills.differences(found, quiet.contents) == [f"{path.name}.torn: left"]
