@@ -6,9 +6,10 @@ Teacher and student have whisper-tiny's shape with 4 + 4 and 4 + 2 layers and ra
 encoder is frozen and the same in both. The clips are noise of about 6 s, stored as FLAC, and their
 labels random ids, `--ids_per_s` a second. The plain trainer reads clips with soundfile, uses
 transformers' feature extractor, runs the encoder once for both models, pads labels to 128, computes
-all logits of both, and is measured from its first batch to its last update; it saves nothing. The
-stage sees the same clips once, unpacked and packed (`--pack True`), and is measured from its first
-batch to its end, with its checkpoint, checksums and files. Loading models and rows is told apart.
+all logits of both as distil-whisper's trainer does, and is measured from its first batch to its
+last update; it saves nothing. The stage sees the same clips once, unpacked and packed
+(`--pack True`), and is measured from its first batch to its end, with its checkpoint, checksums and
+files. Loading models and rows is told apart.
 
 Before that, the losses of the first updates are checked to be equal where nothing is packed. All
 programs run in turn; medians are printed, by the clock and by the processor's seconds.
@@ -31,14 +32,14 @@ import torch
 from decoding import tiny_whisper
 from labelling import RATE, make_clips, num_ids, processor_s
 from torch.nn import functional
-from transformers import WhisperForConditionalGeneration
-from transformers.modeling_outputs import BaseModelOutput
 
 import create_student_model
 import run_distillation
 from distillery.cli import training
 from distillery.cli.flags import parse
 from distillery.data import schema
+from distillery.text.labels import IGNORED
+from distillery.text.tokens import SpecialTokens
 from distillery.training.losses import LossWeights
 from distillery.training.order import Order
 from distillery.whisper import checkpoint
@@ -124,37 +125,37 @@ def train_plainly(rows: list[dict[str, Any]], args: argparse.Namespace, models: 
 def plain_loss(
     teacher: Whisper, student: Whisper, batch: list[dict[str, Any]], folder: Path
 ) -> torch.Tensor:
-    """Return CE and KL of a batch, from all logits of both models."""
+    """Return CE and KL of a batch as distil-whisper's trainer has them.
+
+    Both models make logits and a cross-entropy of all positions; the divergence is masked where
+    labels are padding.
+    """
     samples = [soundfile.read(folder / row[schema.AUDIO], dtype="float32")[0] for row in batch]
     features = student.feature_extractor(samples, sampling_rate=RATE, return_tensors="pt")
-    prefix = student.tokens.prefix(LANGUAGE, "transcribe", False)
-    labels = torch.full((len(batch), MAX_LABELS + 1), student.tokens.end_of_text)
-    counts = torch.zeros(len(batch), MAX_LABELS, dtype=torch.bool)
-    for index, row in enumerate(batch):
-        ids = [*prefix, *row[schema.WHISPER_TRANSCRIPT], student.tokens.end_of_text]
-        labels[index, : len(ids)] = torch.tensor(ids)
-        counts[index, : len(ids) - 1] = True
-    inputs, targets = labels[:, :-1], labels[:, 1:]
+    labels = padded_labels(batch, student.tokens)
     with torch.no_grad():
-        heard = student.model.model.encoder(features.input_features).last_hidden_state
-        theirs = logits_of(teacher.model, heard, inputs)[counts]
-    ours = logits_of(student.model, heard, inputs)[counts]
+        encoded = student.model.model.encoder(features.input_features)
+        theirs = teacher.model(encoder_outputs=encoded, labels=labels, use_cache=False).logits
+    outputs = student.model(encoder_outputs=encoded, labels=labels, use_cache=False)
     weights = LossWeights()
-    cross_entropy = functional.cross_entropy(ours, targets[counts])
     divergence = functional.kl_div(
-        (ours / weights.temperature).log_softmax(-1),
+        (outputs.logits / weights.temperature).log_softmax(-1),
         (theirs / weights.temperature).softmax(-1),
-        reduction="batchmean",
+        reduction="none",
     )
-    return weights.ce * cross_entropy + weights.kl * weights.temperature**2 * divergence
+    counts = labels >= 0
+    divergence = (divergence * counts[..., None]).sum() / counts.sum()
+    return weights.ce * outputs.loss + weights.kl * weights.temperature**2 * divergence
 
 
-def logits_of(
-    model: WhisperForConditionalGeneration, heard: torch.Tensor, inputs: torch.Tensor
-) -> torch.Tensor:
-    """Return logits for all positions, (batch, positions, vocabulary)."""
-    encoded = BaseModelOutput(last_hidden_state=heard)
-    return model(encoder_outputs=encoded, decoder_input_ids=inputs, use_cache=False).logits
+def padded_labels(batch: Sequence[Mapping[str, Any]], tokens: SpecialTokens) -> torch.Tensor:
+    """Return labels without the start of the transcript, (rows, `MAX_LABELS`)."""
+    prefix = tokens.prefix(LANGUAGE, "transcribe", False)
+    labels = torch.full((len(batch), MAX_LABELS), IGNORED)
+    for index, row in enumerate(batch):
+        ids = [*prefix[1:], *row[schema.WHISPER_TRANSCRIPT], tokens.end_of_text]
+        labels[index, : len(ids)] = torch.tensor(ids)
+    return labels
 
 
 # --- the stage ------------------------------------------------------------------------------------
@@ -233,7 +234,7 @@ def parse_arguments() -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--tokenizer", required=True, help="folder or Hub id of Whisper's tokenizer")
-    add("--clips", type=int, default=160, help="clips to train on (160)")
+    add("--clips", type=int, default=320, help="clips to train on (320)")
     add("--ids_per_s", type=float, default=3, help="ids for a second of speech (3)")
     add("--batch_size", type=int, default=8, help="windows in a batch (8)")
     add("--runs", type=int, default=3, help="turns (3)")

@@ -54,6 +54,7 @@ class Batch:
 # Of a row that is trained on: the seed of its sound, and whether that is to be without speech.
 SOUND_SEED, NO_SPEECH = "sound_seed", "no_speech"
 PROBLEM = "problem"
+BAD_PARTS = "bad_parts"  # of a window: id and problem of each clip that is not in it
 REASON, TOO_SHORT, TOO_LONG = "reason", "too_short", "too_long"
 
 
@@ -98,6 +99,7 @@ class SpeechCollator:
         """Turn rows with `id`, `labels`, and `audio` or `input_features` into a batch."""
         good, features, bad, dropped = [], [], [], []
         for row in rows:
+            bad += row.get(BAD_PARTS, ())
             try:
                 features.append(self._features(row))
             except _Unwanted as fault:

@@ -285,6 +285,6 @@ def window_audio(
             raise AudioError(f"clip {name}, which is a part of a window, {error}") from error
         start = round(offset * sampling_rate)
         if placed and start < placed[-1].end:
-            raise AudioError(f"the clip before {name} lasts longer than its `duration` says")
+            raise AudioError(f"the clip before {name} is longer than when it was labelled")
         placed.append(Part(({}, wave), start, len(wave)))
     return {"bytes": encode(waveform(Window(tuple(placed))), sampling_rate), "path": None}

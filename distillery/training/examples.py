@@ -239,14 +239,12 @@ class StreamedRows(torch.utils.data.IterableDataset[list[dict[str, Any]]]):
                 if turn % self.plan.num_processes == self.process:
                     yield [self._labelled(*parts) for parts in batch]
 
-    def _labelled(
-        self, epoch: int, parts: list[dict[str, Any]], starts: list[int]
-    ) -> dict[str, Any]:
-        row = self.packing.row(parts, starts) if self.packing else parts[0]
+    def _labelled(self, epoch: int, parts: list[dict[str, Any]]) -> dict[str, Any]:
+        row = self.packing.row(parts) if self.packing else parts[0]
         return example_of(row, self.rule, epoch)
 
-    def _shuffled(self) -> Iterator[tuple[int, list[dict[str, Any]], list[int]]]:
-        """Yield (pass over the streams, rows of a window, where they start in it) without end."""
+    def _shuffled(self) -> Iterator[tuple[int, list[dict[str, Any]]]]:
+        """Yield (pass over the streams, rows of a window) without end."""
         rows = self._usable()
         for number in count():
             block = list(islice(rows, SHUFFLED_ROWS))
@@ -254,7 +252,7 @@ class StreamedRows(torch.utils.data.IterableDataset[list[dict[str, Any]]]):
             order = np.random.default_rng([self.rule.seed, number]).permutation(len(windows))
             for parts in (windows[i].parts for i in order):
                 epoch = block[parts[0].row][0]
-                yield epoch, [block[p.row][1] for p in parts], [p.start for p in parts]
+                yield epoch, [block[part.row][1] for part in parts]
 
     def _windows(self, rows: list[dict[str, Any]], number: int) -> list[Window[int]]:
         """Return the windows of a block: of one row each, where nothing is packed."""

@@ -14,18 +14,25 @@ from typing import Any
 
 import numpy as np
 
-from distillery.audio.decoding import AudioError, encode_wav
+from distillery.audio.decoding import encode_wav
 from distillery.data import schema
-from distillery.data.collators import PROBLEM
+from distillery.data.collators import BAD_PARTS, PROBLEM
 from distillery.data.column_types import MapStyleRows, tables
-from distillery.data.packed_windows import SAME_RECORDING, window_audio
-from distillery.data.packing import Fill, Layout, Utterance, Window, best_fit, fill, in_order
+from distillery.data.packed_windows import (
+    SAME_RECORDING,
+    Clip,
+    ClipCollator,
+    spans,
+    waveform,
+    window_row,
+)
+from distillery.data.packing import Fill, Layout, Part, Utterance, Window, best_fit, fill, in_order
 from distillery.ingest.label_folders import LabelledRows
 from distillery.text.labels import LabelRule
-from distillery.text.packed_labels import Span, packed_body
-from distillery.text.spacing import joined
+from distillery.text.packed_labels import packed_body
 
 BLOCK = 1000  # rows, or windows, that are in memory at once
+NO_ROOM = "has no room in its window: clips of it last longer than their `duration` says"
 
 
 @dataclass(frozen=True)
@@ -88,44 +95,47 @@ class Packing:
             left -= needed
         yield self.layout.window(parts)
 
-    def row(self, rows: Sequence[Mapping[str, Any]], starts: Sequence[int]) -> dict[str, Any]:
+    def row(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """Return a window as a row whose transcript and audio are those of its parts.
 
         Args:
             rows: its parts, with audio.
-            starts: first sample of each in the window.
 
         Returns:
-            The row; with the `PROBLEM` that makes it unusable where the audio of a part cannot be
-            read, or is longer than the part's duration says.
+            The row. `BAD_PARTS` are those that cannot be read, or for which, as they last longer
+            than their durations say, no room is left; the window is made of the others. Where there
+            are none, `PROBLEM` says what is wrong with the first.
         """
         if len(rows) == 1:
             return dict(rows[0])
-        offsets = [start / self.layout.sampling_rate for start in starts]
-        spans = [
-            Span(offset, offset + row[schema.DURATION])
-            for offset, row in zip(offsets, rows, strict=True)
-        ]
-        texts: list[Any] = [row.get(schema.TEXT) for row in rows]
-        window = {
-            schema.ID: rows[0][schema.ID],
-            schema.TEXT: None if None in texts else joined(texts),
-            schema.WHISPER_TRANSCRIPT: packed_body(
-                [(schema.target(row), span) for row, span in zip(rows, spans, strict=True)],
-                self.rule,
-            ),
-            schema.CONDITION_ON_PREV: rows[0].get(schema.CONDITION_ON_PREV),
-            schema.SEGMENT_IDS: [row[schema.ID] for row in rows],
-            schema.SEGMENT_OFFSETS: offsets,
+        rate = self.layout.sampling_rate
+        clips = ClipCollator(rate, self.layout.window_samples / rate)(rows)
+        bad = [(row[schema.ID], row[PROBLEM]) for row in clips.bad]
+        window = self.layout.window(Utterance(clip, len(clip[1])) for clip in clips.usable)
+        bad += [(part.row[0][schema.ID], NO_ROOM) for part in window.parts if self._is_out(part)]
+        parts = tuple(part for part in window.parts if not self._is_out(part))
+        if not parts:
+            (first, problem), *others = bad
+            return {schema.ID: first, schema.LABELS: [], PROBLEM: problem, BAD_PARTS: others}
+        return {**self._row_of(Window(parts)), BAD_PARTS: bad}
+
+    def _is_out(self, part: Part[Clip]) -> bool:
+        return part.end > self.layout.window_samples
+
+    def _row_of(self, window: Window[Clip]) -> dict[str, Any]:
+        row = window_row(window, self.layout)
+        first = window.parts[0].row[0]
+        targets = [schema.target(part.row[0]) for part in window.parts]
+        transcripts = list(zip(targets, spans(row), strict=True))
+        return {
+            **row,
+            schema.WHISPER_TRANSCRIPT: packed_body(transcripts, self.rule),
+            schema.CONDITION_ON_PREV: first.get(schema.CONDITION_ON_PREV),
+            schema.AUDIO: {
+                "bytes": encode_wav(waveform(window), self.layout.sampling_rate),
+                "path": None,
+            },
         }
-        audio = [row[schema.AUDIO] for row in rows]
-        try:
-            window[schema.AUDIO] = window_audio(
-                window, audio, self.layout.sampling_rate, encode_wav
-            )
-        except AudioError as error:
-            window[PROBLEM] = str(error)
-        return window
 
 
 def _by_order(
@@ -163,22 +173,21 @@ class PackedRows:
     Attributes:
         rows: an utterance each.
         packing: how they share windows.
-        numbers: of the rows, window by window, and `starts`, the first sample of each there.
-        ends: where each window ends in these two.
+        numbers: of the rows, window by window.
+        ends: where each window ends in them.
         fill: of the windows.
     """
 
     rows: MapStyleRows | LabelledRows
     packing: Packing
     numbers: "array[int]"
-    starts: "array[int]"
     ends: "array[int]"
     fill: Fill
 
     @classmethod
     def of(cls, rows: MapStyleRows | LabelledRows, packing: Packing) -> "PackedRows":
         """Lay all rows into windows."""
-        numbers, starts, ends, filled = array("q"), array("q"), array("q"), Fill()
+        numbers, ends, filled = array("q"), array("q"), Fill()
         columns = (*schema.TARGET_COLUMNS, *SAME_RECORDING, schema.DURATION, schema.TRUNCATED)
         slim = rows.select_columns([name for name in columns if name in rows.column_names])
         blocks = tables(slim, sys.maxsize, BLOCK)
@@ -188,15 +197,13 @@ class PackedRows:
             filled += fill(block, packing.layout)
             for window in block:
                 numbers.extend(part.row for part in window.parts)
-                starts.extend(part.start for part in window.parts)
                 ends.append(len(numbers))
-        return cls(rows, packing, numbers, starts, ends, filled)
+        return cls(rows, packing, numbers, ends, filled)
 
     def __len__(self) -> int:
         return len(self.ends)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """Return a window with its audio, or with the `PROBLEM` that makes it unusable."""
+        """Return a window with its audio."""
         span = slice(self.ends[index - 1] if index else 0, self.ends[index])
-        parts = [self.rows[number] for number in self.numbers[span]]
-        return self.packing.row(parts, self.starts[span])
+        return self.packing.row([self.rows[number] for number in self.numbers[span]])

@@ -272,3 +272,14 @@ def test_a_clip_that_broke_since_is_named(rows):
         del row[CLIP_STATE]
     with pytest.raises(ValueError, match=f"clip {name}, which is a part of a window, has no audio"):
         list(with_audio(changed, windows, RATE))
+
+
+def test_a_clip_that_grew_since_is_named(rows):
+    windows = [row for row in window_rows(packed(rows)) if len(row[schema.SEGMENT_IDS]) > 1]
+    before, name = windows[0][schema.SEGMENT_IDS][:2]
+    longer = np.zeros(round(windows[0][schema.SEGMENT_OFFSETS][1] * RATE) + 1, dtype=np.float32)
+    audio = {"bytes": encode_flac(longer, RATE), "path": None}
+    changed = [{**row, schema.AUDIO: audio} if row[schema.ID] == before else row for row in rows]
+    del windows[0][CLIP_STATE]
+    with pytest.raises(ValueError, match=f"the clip before {name} is longer than when it was"):
+        list(with_audio(changed, windows[:1], RATE))

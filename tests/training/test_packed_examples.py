@@ -7,19 +7,21 @@ import pytest
 import soundfile
 import tiny
 from datasets import Dataset
+from transformers import WhisperFeatureExtractor
 
 from distillery.audio.decoding import encode_flac
+from distillery.audio.log_mel import LogMel
 from distillery.data import schema
-from distillery.data.collators import PROBLEM
+from distillery.data.collators import BAD_PARTS, SpeechCollator
 from distillery.data.packing import Layout
 from distillery.filtering.filters import TranscriptFilter
 from distillery.text.labels import LabelRule, text_ids, without_timestamps
 from distillery.text.normalizers import normalizer_for
 from distillery.text.tokens import SpecialTokens
 from distillery.training import examples
-from distillery.training.examples import StreamedRows, TrainingRows, labels_of
+from distillery.training.examples import StreamedRows, TrainingRows, example_of, labels_of
 from distillery.training.order import BatchPlan
-from distillery.training.packed_examples import PackedRows, Packing
+from distillery.training.packed_examples import NO_ROOM, PackedRows, Packing
 
 RATE, WINDOW_S, PAUSE_S = 16_000, 4.0, 0.5
 LAYOUT = Layout(RATE, round(WINDOW_S * RATE), PAUSE_S)
@@ -186,14 +188,62 @@ def test_parts_sound_in_the_window_as_they_did_alone(packing):
     assert not wave[len(first) : start].any()
 
 
-def test_a_part_that_cannot_be_used_is_named(packing):
-    rows = [utterance("a", 1.0, "talk"), utterance("b", 1.0, "talk")]
+def heard(window, packing):
+    """Return what one window of the training rows is as a batch."""
+    log_mel = LogMel(WhisperFeatureExtractor(80, RATE, 160, int(WINDOW_S)))
+    rule = packing.rule
+    return SpeechCollator(log_mel, rule.tokens)([example_of(window, rule, 0)])
+
+
+@pytest.mark.parametrize("broken", [0, 1, 2])
+def test_a_part_that_cannot_be_read_leaves_the_others(packing, rule, broken):
+    rows = [
+        utterance(name, 1.0, "talk", whisper_transcript=f"<|0.00|>{word}<|1.00|>")
+        for name, word in (("a", "ねこ"), ("b", "いぬ"), ("c", "とり"))
+    ]
+    rows[broken]["audio"] = {"bytes": b"no sound", "path": None}
+    (window,), _ = packed(rows, packing)
+    whole = [row for number, row in enumerate(rows) if number != broken]
+    ((without,), _) = packed(whole, packing)
+    assert window.pop(BAD_PARTS)[0][0] == rows[broken]["id"]
+    assert without.pop(BAD_PARTS) == []
+    np.testing.assert_array_equal(samples(window), samples(without))
+    assert window == without
+
+
+def test_one_part_that_is_left_keeps_its_times(packing, rule):
+    rows = [
+        utterance(name, 1.0, "talk", whisper_transcript="<|0.10|>ねこ<|0.90|>") for name in "ab"
+    ]
+    rows[0]["audio"] = {"bytes": b"no sound", "path": None}
+    (window,), _ = packed(rows, packing)
+    assert text_ids(window["whisper_transcript"], rule.tokens) == rule.body("<|0.10|>ねこ<|0.90|>")
+    np.testing.assert_array_equal(samples(window), samples(rows[1]))
+
+
+def test_what_is_longer_than_its_duration_moves_the_others_or_drives_them_out(packing):
+    rows = [utterance("a", 1.6, "talk", duration=1.0), utterance("b", 1.0, "talk")]
+    (window,), _ = packed(rows, packing)
+    assert (ids_of(window), window["segment_offsets"]) == (["a", "b"], [0.0, 1.6 + PAUSE_S])
+    assert window[BAD_PARTS] == []
+    rows = [utterance("a", 3.0, "talk", duration=1.0), utterance("b", 1.0, "talk")]
+    (window,), _ = packed(rows, packing)
+    assert ids_of(window) == ["a"]
+    assert window[BAD_PARTS] == [("b", NO_ROOM)]
+
+
+def test_each_clip_that_cannot_be_used_is_counted_once(packing):
+    rows = [utterance(name, 1.0, "talk") for name in "abc"]
     rows[1]["audio"] = {"bytes": b"no sound", "path": None}
     (window,), _ = packed(rows, packing)
-    assert window["id"] == "a" and window[PROBLEM].startswith("clip b, which is a part")
-    rows = [utterance("a", 2.0, "talk", duration=1.0), utterance("b", 1.0, "talk")]
+    batch = heard(window, packing)
+    assert (batch.ids, [name for name, _ in batch.bad]) == (["a"], ["b"])
+    for row in rows:
+        row["audio"] = {"bytes": b"no sound", "path": None}
     (window,), _ = packed(rows, packing)
-    assert window[PROBLEM] == "the clip before b lasts longer than its `duration` says"
+    batch = heard(window, packing)
+    assert (batch.ids, sorted(name for name, _ in batch.bad)) == ([], ["a", "b", "c"])
+    assert all("decode" in problem for _, problem in batch.bad)
 
 
 # --- streams -------------------------------------------------------------------------------------
