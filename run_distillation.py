@@ -1,5 +1,8 @@
 r"""Train a student to follow its teacher: cross-entropy on the labels plus KL divergence.
 
+With `--mse_weight` their hidden states are compared, too; with `--kl_weight 0` the student learns
+from the labels alone ("shrink and fine-tune"), and no teacher is needed.
+
 Reads   a student of `create_student_model.py`, its teacher, and a dataset of
         `run_data_filtering.py` (or of `run_pseudo_labelling.py`; labels are then built here).
 Writes  the student, its checkpoints, `best/` where it is evaluated, the losses in
@@ -21,10 +24,10 @@ On a laptop:
 A killed run goes on from its newest whole checkpoint when it is started again; SIGTERM saves one.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from distillery.cli.arguments import ModelArguments
-from distillery.cli.flags import at_least, flag, parse, required
+from distillery.cli.flags import at_least, flag, parse
 from distillery.cli.training_arguments import TRAINING_GROUPS, TrainingFlags, check
 
 
@@ -32,19 +35,45 @@ from distillery.cli.training_arguments import TRAINING_GROUPS, TrainingFlags, ch
 class DistillationArguments:
     """Teacher and distillation loss."""
 
-    teacher_model_name_or_path: str = required(
-        "Whisper checkpoint to learn from.", "--teacher", is_input=True
+    teacher_model_name_or_path: str | None = flag(
+        None,
+        "Whisper checkpoint to learn from; neither needed nor loaded where --kl_weight and "
+        "--mse_weight are 0.",
+        "--teacher",
+        is_input=True,
     )
     kl_weight: float = flag(1.0, "Weight of the KL divergence.")
-    ce_weight: float = flag(0.8, "Weight of the cross-entropy.")
-    temperature: float = flag(2.0, "Softens both distributions in the KL divergence.")
+    ce_weight: float = flag(
+        0.8, "Weight of the cross-entropy; without a teacher, it alone is the loss."
+    )
+    mse_weight: float = flag(
+        0.0,
+        "Weight of the mean squared error between the hidden states behind each layer of the "
+        "student that is trained and behind the teacher's layer that it was copied from.",
+    )
+    temperature: float = flag(
+        2.0, "Softens both distributions in the KL divergence; it is 1 in an evaluation."
+    )
 
     def problems(self) -> list[str]:
         """Return what is wrong with the values."""
-        problems = [*at_least(self, "kl_weight", 0), *at_least(self, "ce_weight", 0)]
+        weights = ("kl_weight", "ce_weight", "mse_weight")
+        problems = [problem for name in weights for problem in at_least(self, name, 0)]
+        if not any(getattr(self, name) for name in weights):
+            problems.append("--ce_weight, --kl_weight and --mse_weight are 0: nothing is learnt")
+        if self.follows and self.teacher_model_name_or_path is None:
+            problems.append(
+                "--teacher_model_name_or_path is required; with --kl_weight 0 the labels alone are "
+                "learnt, without a teacher"
+            )
         if self.temperature <= 0:
             problems.append(f"--temperature must be > 0, got {self.temperature}")
         return problems
+
+    @property
+    def follows(self) -> bool:
+        """Whether there is anything to be learnt from a teacher."""
+        return bool(self.kl_weight or self.mse_weight)
 
 
 GROUPS = (DistillationArguments, *TRAINING_GROUPS)
@@ -64,21 +93,25 @@ from distillery.cli.runtime import load_outline, make_accelerator, open_run
 from distillery.storage.runs import Run
 from distillery.storage.stops import stop_request
 from distillery.training import resume
+from distillery.training.layer_states import compared_layers
 from distillery.training.losses import LossWeights
 from distillery.training.step import Learner, StudentStep, Teacher, wants_masks
 from distillery.training.validation import Evaluator
 from distillery.whisper import checkpoint
+from distillery.whisper.student import NO_LAYERS
 
 
 def main(distillation_args: DistillationArguments, *shared_groups: Any) -> None:
     """Train, or go on training."""
+    if not distillation_args.follows:  # a teacher has no part in what comes out
+        distillation_args = replace(distillation_args, teacher_model_name_or_path=None)
     groups, flags = (distillation_args, *shared_groups), TrainingFlags.of(*shared_groups)
     teacher = distillation_args.teacher_model_name_or_path
-    models = [flags.model.model_name_or_path, teacher]
+    models = [flags.model.model_name_or_path, *([teacher] if teacher else [])]
     accelerator = make_accelerator(flags.run, flags.output.output_dir, flags.model.dtype)
     run = training.describe_run("run_distillation", accelerator, groups, flags, models)
     if flags.run.dry_run:
-        outlines = load_outline(flags.model), teacher_outline(teacher, flags.model)
+        outlines = load_outline(flags.model), teacher and teacher_outline(teacher, flags.model)
         lines = training_forecast.lines(accelerator, run, flags, *outlines)
         forecast.show(accelerator, run, lines)
         return
@@ -87,7 +120,7 @@ def main(distillation_args: DistillationArguments, *shared_groups: Any) -> None:
         newest = resume.newest_checkpoint(accelerator, run.folder)
         training.begin_run(accelerator, run, " following ".join(models), flags)
         student = training.load_student(accelerator, newest, flags)
-        learner = with_teacher(accelerator, student, flags, distillation_args)
+        learner = new_learner(accelerator, student, flags, distillation_args)
         evaluator = training.make_evaluator(accelerator, run, learner, flags)
         is_done = distil(run, evaluator, newest, flags)
         training.end_run(accelerator, run, flags, is_done)
@@ -100,25 +133,32 @@ def teacher_outline(name: str, model_args: ModelArguments) -> checkpoint.Whisper
     return checkpoint.load_outline(name, model_args.compute_dtype, cache_dir=model_args.cache_dir)
 
 
-def with_teacher(
+def new_learner(
     accelerator: Accelerator,
     student: checkpoint.Whisper,
     flags: TrainingFlags,
     args: DistillationArguments,
 ) -> Learner:
-    """Load the teacher, in the dtype of the computation, and let the student follow it."""
-    model_args = flags.model
-    teacher = checkpoint.load(
-        args.teacher_model_name_or_path,
-        model_args.compute_dtype,
-        model_args.attn_type,
-        cache_dir=model_args.cache_dir,
-    )
-    teacher.model.to(accelerator.device)
-    weights = LossWeights(args.ce_weight, args.kl_weight, args.temperature)
+    """Surround a student with its loss, and with the teacher that it follows, if it does."""
+    weights = LossWeights(args.ce_weight, args.kl_weight, args.temperature, args.mse_weight)
     masks_input = wants_masks(student, flags.training.apply_spec_augment)
     step = StudentStep(student.model, weights, masks_input)
-    return Learner(student, step, Teacher(teacher.model, student.model))
+    name = args.teacher_model_name_or_path
+    if name is None:
+        return Learner(student, step, None)
+    teacher = load_teacher(name, accelerator, flags.model)
+    compared = compared_layers(student.model, teacher.model) if args.mse_weight else NO_LAYERS
+    return Learner(student, step, Teacher(teacher.model, student.model, compared))
+
+
+def load_teacher(
+    name: str, accelerator: Accelerator, model_args: ModelArguments
+) -> checkpoint.Whisper:
+    """Load the teacher, in the dtype of the computation."""
+    dtype, cache_dir = model_args.compute_dtype, model_args.cache_dir
+    teacher = checkpoint.load(name, dtype, model_args.attn_type, cache_dir=cache_dir)
+    teacher.model.to(accelerator.device)
+    return teacher
 
 
 def distil(run: Run, evaluator: Evaluator, newest: Path | None, flags: TrainingFlags) -> bool:

@@ -238,10 +238,7 @@ OTHER_MEANINGS = {
     "create_student_model": {
         "push_to_hub": "private unless --hub_public is given (there: public)",
     },
-    "run_distillation": {
-        **_TRAINING_HERE,
-        "temperature": "in evaluation, too (there: 1)",
-    },
+    "run_distillation": _TRAINING_HERE,
     "run_finetuning": _TRAINING_HERE,
     "run_short_form_eval": {
         **_EVALUATION_HERE,

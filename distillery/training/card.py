@@ -67,7 +67,8 @@ def _training(run: Run, progress: Progress, ledger: Ledger | None) -> str:
         lines += ["", f"![losses]({FIGURE})"]
     lines += ["", "<details><summary>Flags</summary>", "", "| flag | value |", "|:---|:---|"]
     for name, value in run.arguments.items():
-        if name not in run.may_change and value not in (None, False, "", []):
+        is_off = value is None or value is False or value in ("", [])  # a weight of 0 is not
+        if name not in run.may_change and not is_off:
             shown = public_names(value) if isinstance(value, str) else value
             lines.append(f"| `{name}` | {shown} |")
     return "\n".join([*lines, "", "</details>"])

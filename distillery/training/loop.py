@@ -24,6 +24,7 @@ from distillery.storage.ledger import allowance, most_bad
 from distillery.storage.progress import ProgressBar
 from distillery.storage.stops import StopRequest
 from distillery.training import sharding
+from distillery.training.losses import SUMS
 from distillery.training.optim import make_optimizer, make_schedule
 from distillery.training.rows import TrainingData
 from distillery.training.seeding import seed_everything
@@ -50,7 +51,7 @@ class Progress:
 
     Attributes:
         step: updates done.
-        window: sums since the last line of the log: loss, CE, KL, tokens.
+        window: `losses.SUMS` since the last line of the log.
         best: lowest evaluation metric so far.
         bad_clips: what was reported of clips that cannot be used, each clip once, whichever process
             met it.
@@ -62,7 +63,7 @@ class Progress:
     """
 
     step: int = 0
-    window: list[float] = field(default_factory=lambda: [0.0] * 4)
+    window: list[float] = field(default_factory=lambda: [0.0] * len(SUMS))
     best: float | None = None
     bad_clips: list[str] = field(default_factory=list)
     evaluated: int = 0
@@ -108,7 +109,7 @@ class Update:
     Attributes:
         step: updates done with it.
         is_last: whether it is the run's last.
-        sums: float64 (4,): loss, CE, KL and tokens of this process.
+        sums: float64 (5,): `losses.SUMS` of this process.
         grad_norm: before it was scaled down; where it is not finite, the update was skipped.
     """
 
@@ -225,7 +226,7 @@ def _update(
     """
     accelerator = trainer.accelerator
     scale = accelerator.num_processes / max(num_tokens, 1)
-    sums = torch.zeros(4, dtype=torch.float64, device=accelerator.device)
+    sums = torch.zeros(len(SUMS), dtype=torch.float64, device=accelerator.device)
     for index, batch in enumerate(micro_batches):
         # FSDP2 would have to keep all gradients whole in between.
         shares = index == len(micro_batches) - 1 or accelerator.is_fsdp2

@@ -13,7 +13,7 @@ from distillery.training.monitor import LOSS_LOG, TRAIN
 logger = logging.getLogger(__name__)
 
 FIGURE = "loss.png"
-LOSSES = ("loss", "ce", "kl")
+LOSSES = ("loss", "ce", "kl", "mse")
 
 
 def draw(folder: Path) -> bool:

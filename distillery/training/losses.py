@@ -6,7 +6,8 @@ at a time, and their gradient is taken while they exist, so that nothing of voca
 for the backward pass.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -17,33 +18,59 @@ from distillery.text.labels import IGNORED
 
 @dataclass(frozen=True)
 class LossWeights:
-    """Weights of the distillation loss: `ce * CE + kl * temperature² * KL`.
+    """Weights of the distillation loss: `ce * CE + kl * temperature² * KL + mse * MSE`.
 
-    The defaults are those of Distil-Whisper (https://arxiv.org/abs/2311.00430, section 4).
+    The defaults are those of Distil-Whisper (https://arxiv.org/abs/2311.00430, section 4). The MSE
+    is that of `layer_states.mean_squared_errors`.
     """
 
     ce: float = 0.8
     kl: float = 1.0
     temperature: float = 2.0
+    mse: float = 0.0
+
+
+# What is added up over rows, in this order: the losses, and the tokens that they are of.
+SUMS = ("loss", "ce", "kl", "mse", "tokens")
 
 
 @dataclass(frozen=True)
 class LossSums:
     """Losses summed over the valid rows; divide by the tokens of the whole global batch.
 
-    `total` carries the gradient, `ce` and `kl` are the unweighted parts for the log (`kl` with its
-    factor temperature²); each is a float32 scalar. `num_tokens` counts the valid rows.
+    `total` carries the gradient, `ce`, `kl` and `mse` are the unweighted parts for the log (`kl`
+    with its factor temperature²); each is a float32 scalar. `num_tokens` counts the valid rows.
     """
 
     total: Tensor
     ce: Tensor
     kl: Tensor
+    mse: Tensor
     num_tokens: int
 
+    def plus_mse(self, mse: Tensor, weight: float) -> "LossSums":
+        """Return the losses with a mean squared error, which carries its gradient."""
+        return replace(self, total=self.total + weight * mse, mse=mse.detach())
+
     def to_tensor(self) -> Tensor:
-        """Return total, CE, KL and tokens without their gradient, float64 (4,)."""
-        sums = torch.stack([self.total.detach(), self.ce, self.kl]).double()
+        """Return the `SUMS` without their gradient, float64 (5,)."""
+        sums = torch.stack([self.total.detach(), self.ce, self.kl, self.mse]).double()
         return functional.pad(sums, (0, 1), value=self.num_tokens)
+
+
+def means_of(sums: Sequence[float]) -> dict[str, float] | None:
+    """Return the losses for each token by their names; None without any token.
+
+    Without hidden states to compare, there is no `mse`.
+
+    Args:
+        sums: over all processes, as `SUMS` says.
+    """
+    *losses, num_tokens = sums
+    if not num_tokens:
+        return None
+    means = {name: loss / num_tokens for name, loss in zip(SUMS[:-1], losses, strict=True)}
+    return {name: mean for name, mean in means.items() if name != "mse" or mean}
 
 
 def distillation_loss(
@@ -85,7 +112,7 @@ def distillation_loss(
     total, ce, kl = _ChunkedLoss.apply(  # type: ignore[no-untyped-call]  # torch's own
         rows, student_head, targets.reshape(-1)[valid], teacher, weights, chunk_rows
     )
-    return LossSums(total, ce, kl, len(valid))
+    return LossSums(total, ce, kl, torch.zeros_like(ce), len(valid))
 
 
 def _compute_dtype(states: Tensor) -> torch.dtype:

@@ -12,6 +12,7 @@ from accelerate import Accelerator
 
 from distillery.training.disk import enough_disk
 from distillery.training.loop import Progress, Trainer, Update
+from distillery.training.losses import means_of
 
 logger = logging.getLogger(__name__)
 
@@ -64,7 +65,7 @@ def finish_trackers(accelerator: Accelerator) -> None:
 
 
 class LossWindow:
-    """Sums of loss, CE, KL and tokens since the last line of the log."""
+    """Sums of losses and tokens, `losses.SUMS`, since the last line of the log."""
 
     def __init__(self, accelerator: Accelerator, sums: Sequence[float]) -> None:
         """Begin with the sums over all processes that a checkpoint kept: the main process's now."""
@@ -74,11 +75,10 @@ class LossWindow:
             self.sums.zero_()
 
     def means(self) -> dict[str, float] | None:
-        """Return loss, CE, KL for each token of all processes, and tokens; None without any."""
-        total, ce, kl, tokens = self.accelerator.reduce(self.sums, "sum").tolist()
-        if not tokens:
-            return None
-        return {"loss": total / tokens, "ce": ce / tokens, "kl": kl / tokens, "tokens": int(tokens)}
+        """Return losses for each token of all processes, and tokens; None without any."""
+        sums = self.accelerator.reduce(self.sums, "sum").tolist()
+        means = means_of(sums)
+        return None if means is None else {**means, "tokens": int(sums[-1])}
 
     def clear(self) -> None:
         """Begin anew."""
@@ -131,13 +131,12 @@ class LossMonitor:
             self.window.clear()
 
     def _log(self, update: Update, means: dict[str, float]) -> None:
+        num_tokens = means.pop("tokens")
         values: dict[str, float | None] = {
-            "loss": means["loss"],
-            "ce": means["ce"],
-            "kl": means["kl"],
+            **means,
             "grad_norm": update.grad_norm if update.is_finite else None,  # JSON has no NaN
             "learning_rate": float(self.trainer.schedule.get_last_lr()[0]),
-            "tokens": means["tokens"],
+            "tokens": num_tokens,
         }
         if self._progress.num_without_speech:
             values["num_without_speech"] = self._progress.num_without_speech
@@ -147,8 +146,7 @@ class LossMonitor:
             update.step,
             self.num_updates,
             means["loss"],
-            # Without a teacher the loss is the CE.
-            f", CE {means['ce']:.4f}, KL {means['kl']:.4f}" if means["kl"] else "",
+            _parts_of(means),
             values["learning_rate"],
             self._time_left(update.step),
         )
@@ -157,3 +155,10 @@ class LossMonitor:
         """Return the time that the updates left take, at the pace since this start."""
         per_update = (time.monotonic() - self._started) / (step - self._first_step)
         return timedelta(seconds=round(per_update * (self.num_updates - step)))
+
+
+def _parts_of(means: Mapping[str, float]) -> str:
+    """Return what a loss is made of, for a line; "" without a teacher, where it is the CE."""
+    if not means["kl"]:
+        return ""
+    return "".join(f", {name.upper()} {means[name]:.4f}" for name in means if name != "loss")

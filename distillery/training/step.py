@@ -3,7 +3,7 @@
 import logging
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -12,9 +12,17 @@ from transformers import WhisperForConditionalGeneration
 from distillery.data.collators import Batch
 from distillery.text.labels import IGNORED
 from distillery.text.tokens import language_code
+from distillery.training.layer_states import (
+    LayerStates,
+    compared_with,
+    copied_from,
+    mean_squared_errors,
+    recorded,
+)
 from distillery.training.losses import LossSums, LossWeights, distillation_loss
 from distillery.training.settings import Frozen
 from distillery.whisper.checkpoint import Whisper, have_same_weights
+from distillery.whisper.student import NO_LAYERS, CopiedLayers
 
 logger = logging.getLogger(__name__)
 
@@ -25,12 +33,14 @@ class TeacherOutputs:
 
     decoder_states: float (batch, tokens, width), its last decoder states for the batch's decoder
     inputs; head: its output embedding, (vocabulary, width); encoder_states: float (batch,
-    positions, width) if the student has the same encoder and may use them, else None.
+    positions, width) if the student has the same encoder and may use them, else None; layers: the
+    states behind single layers, where the student's are compared with them.
     """
 
     decoder_states: Tensor
     head: Tensor
     encoder_states: Tensor | None
+    layers: LayerStates | None = None
 
 
 class Teacher:
@@ -41,9 +51,17 @@ class Teacher:
     """
 
     def __init__(
-        self, model: WhisperForConditionalGeneration, student: WhisperForConditionalGeneration
+        self,
+        model: WhisperForConditionalGeneration,
+        student: WhisperForConditionalGeneration,
+        copied: CopiedLayers = NO_LAYERS,
     ) -> None:
         """Freeze the teacher and find out whether a frozen student encoder is a copy of its own.
+
+        Args:
+            model: the teacher.
+            student: that follows it.
+            copied: layers whose states the student's are compared with.
 
         Raises:
             ValueError: teacher and student do not fit each other.
@@ -54,6 +72,7 @@ class Teacher:
         self.shares_encoder = frozen and have_same_weights(
             model.model.encoder, student.model.encoder
         )
+        self.compared = copied_from(model, copied)
 
     @torch.no_grad()
     def __call__(self, input_features: Tensor, decoder_input_ids: Tensor) -> TeacherOutputs:
@@ -62,12 +81,13 @@ class Teacher:
         input_features: float (batch, mels, frames); decoder_input_ids: int64 (batch, tokens).
         """
         encoder, decoder = self.model.model.encoder, self.model.model.decoder
-        states = encoder(input_features.to(self.model.dtype)).last_hidden_state
-        hidden = decoder(
-            input_ids=decoder_input_ids, encoder_hidden_states=states, use_cache=False
-        ).last_hidden_state
+        with recorded(*self.compared) as layers:
+            states = encoder(input_features.to(self.model.dtype)).last_hidden_state
+            hidden = decoder(
+                input_ids=decoder_input_ids, encoder_hidden_states=states, use_cache=False
+            ).last_hidden_state
         shared = states if self.shares_encoder else None
-        return TeacherOutputs(hidden, self.model.proj_out.weight, shared)
+        return TeacherOutputs(hidden, self.model.proj_out.weight, shared, layers)
 
 
 def _check_fit(
@@ -124,6 +144,8 @@ class StudentStep(nn.Module):
     ) -> LossSums:
         """Return the summed loss of a batch; without a teacher it is the cross-entropy.
 
+        In an evaluation the temperature is 1, as distil-whisper has it.
+
         Args:
             input_features: float (batch, mels, frames).
             decoder_input_ids: int64 (batch, tokens).
@@ -133,18 +155,25 @@ class StudentStep(nn.Module):
         model, head = self.student.model, self.student.proj_out.weight
         masks = self.masks_input and self.training
         states = teacher.encoder_states if teacher is not None and not masks else None
-        if states is None:
-            # Masks are drawn by NumPy, which is seeded for each update; they are laid in place.
-            heard = model._mask_input_features(input_features.clone()) if masks else input_features
-            states = model.encoder(heard).last_hidden_state
-        hidden = model.decoder(
-            input_ids=decoder_input_ids, encoder_hidden_states=states, use_cache=False
-        ).last_hidden_state
+        theirs = teacher.layers if teacher is not None and self.weights.mse else None
+        with recorded(*compared_with(self.student, theirs)) as ours:
+            if states is None:
+                # Masks are drawn by NumPy, which is seeded for each update, and laid in place.
+                masked = model._mask_input_features(input_features.clone()) if masks else None
+                heard = input_features if masked is None else masked
+                states = model.encoder(heard).last_hidden_state
+            hidden = model.decoder(
+                input_ids=decoder_input_ids, encoder_hidden_states=states, use_cache=False
+            ).last_hidden_state
+        weights = self.weights if self.training else replace(self.weights, temperature=1.0)
         if teacher is None:
-            return distillation_loss(hidden, head, targets, self.weights)
-        return distillation_loss(
-            hidden, head, targets, self.weights, teacher.decoder_states, teacher.head
+            return distillation_loss(hidden, head, targets, weights)
+        losses = distillation_loss(
+            hidden, head, targets, weights, teacher.decoder_states, teacher.head
         )
+        if theirs is None:
+            return losses
+        return losses.plus_mse(mean_squared_errors(ours, theirs, targets), weights.mse)
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from distillery.text.labels import LabelRule, plain_text
 from distillery.text.normalizers import Normalizer
 from distillery.training.disk import enough_disk
 from distillery.training.loop import Progress, log_bad_clips
-from distillery.training.losses import LossSums
+from distillery.training.losses import SUMS, LossSums, means_of
 from distillery.training.monitor import log_values
 from distillery.training.rows import BatchLoader, EvalSet
 from distillery.training.settings import Evaluation
@@ -36,13 +36,15 @@ from distillery.whisper.windows import Decoding, transcribe_windows
 
 logger = logging.getLogger(__name__)
 
+_LOSSES = {"ce": "CE", "kl": "KL", "mse": "MSE"}  # by their names in the log
+
 
 @dataclass(frozen=True)
 class EvalScores:
     """What a model is worth on one set.
 
     Attributes:
-        losses: mean loss, CE and KL of a token.
+        losses: mean loss, CE and KL of a token, and MSE where hidden states are compared.
         num_bad: clips that cannot be used.
         error_rates: `wer` and `cer` in percent; empty where nothing was transcribed.
         num_scored: clips with a reference, which these are over.
@@ -58,10 +60,8 @@ class EvalScores:
         return {**self.losses, "num_bad": self.num_bad, **self.error_rates}
 
     def __str__(self) -> str:
-        parts = [
-            f"loss {self.losses['loss']:.4f}, CE {self.losses['ce']:.4f}, "
-            f"KL {self.losses['kl']:.4f}"
-        ]
+        losses = self.losses.items()
+        parts = [", ".join(f"{_LOSSES.get(name, name)} {value:.4f}" for name, value in losses)]
         if self.error_rates:
             wer, cer = self.error_rates["wer"], self.error_rates["cer"]
             parts.insert(0, f"WER {wer:.1f} %, CER {cer:.1f} % over {self.num_scored} clips")
@@ -193,7 +193,7 @@ def evaluate(evaluator: Evaluator, eval_set: EvalSet, stop: StopRequest) -> Eval
         ValueError: none of its clips can be decoded.
     """
     accelerator, learner = evaluator.accelerator, evaluator.learner
-    part = _Part(torch.zeros(4, dtype=torch.float64, device=accelerator.device))
+    part = _Part(torch.zeros(len(SUMS), dtype=torch.float64, device=accelerator.device))
     with _interruptible(learner, stop), closing(_batches(evaluator, eval_set)) as batches:
         for batch in batches:
             with suppress(_Interrupted):
@@ -201,14 +201,13 @@ def evaluate(evaluator: Evaluator, eval_set: EvalSet, stop: StopRequest) -> Eval
             if _any_is_told(accelerator, stop):
                 return None
     num_bad = _report_bad_clips(evaluator, part.bad)
-    total, ce, kl, tokens = accelerator.reduce(part.sums, "sum").tolist()
-    if not tokens:
+    losses = means_of(accelerator.reduce(part.sums, "sum").tolist())
+    if losses is None:
         raise ValueError(f"{eval_set.name}: none of its clips can be decoded")
     rule = eval_set.rows.rule
     error_rates, num_scored = error_rates_of(
         gather_object(part.pairs), learner.student.normalizer(rule.language, rule.task)
     )
-    losses = {"loss": total / tokens, "ce": ce / tokens, "kl": kl / tokens}
     return EvalScores(losses, num_bad, error_rates, num_scored)
 
 

@@ -1,13 +1,32 @@
 """A student made of some of a teacher's layers."""
 
 import copy
+import logging
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 
 import numpy as np
 import torch
 from transformers import GenerationConfig, WhisperForConditionalGeneration
 
 from distillery.whisper.checkpoint import keep_generation_settings
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class CopiedLayers:
+    """The layer map of a student: for each of its layers the teacher's that it was copied from.
+
+    A student's `config.json` has it under `copied_layers`, so that it is still there after
+    training.
+    """
+
+    encoder: tuple[int, ...] = ()
+    decoder: tuple[int, ...] = ()
+
+
+NO_LAYERS = CopiedLayers()
 
 
 def spaced_layers(num_teacher_layers: int, num_student_layers: int) -> list[int]:
@@ -39,12 +58,46 @@ def make_student(
     config.encoder_layers = len(encoder_layers)
     config.decoder_layers = len(decoder_layers)
     config.num_hidden_layers = config.encoder_layers
+    copied = CopiedLayers(tuple(encoder_layers), tuple(decoder_layers))
+    config.copied_layers = {stack: list(layers) for stack, layers in asdict(copied).items()}
     student = WhisperForConditionalGeneration(config).to(teacher.dtype)
     student.load_state_dict(
         _student_state(teacher.state_dict(), {"encoder": encoder_layers, "decoder": decoder_layers})
     )
     student.generation_config = student_generation_config(teacher.generation_config, decoder_layers)
     return student
+
+
+def copied_layers(
+    student: WhisperForConditionalGeneration, teacher: WhisperForConditionalGeneration
+) -> CopiedLayers:
+    """Return the layer map of a student, also after training.
+
+    Where its `config.json` has none, its layers are taken to be spaced as `spaced_layers` does.
+
+    Raises:
+        ValueError: the layers were not copied from a teacher like this one.
+    """
+    found, ours, theirs = {}, student.config, teacher.config
+    known = getattr(ours, "copied_layers", None) or {}
+    for stack in ("encoder", "decoder"):
+        num_ours, num_theirs = (getattr(each, f"{stack}_layers") for each in (ours, theirs))
+        layers = known.get(stack) or spaced_layers(num_theirs, num_ours)
+        if len(layers) != num_ours or max(layers) >= num_theirs:
+            raise ValueError(
+                f"copied_layers in the student's config.json: {layers} of the {stack} are not "
+                f"{num_ours} layers of a teacher that has {num_theirs}: name the one that it was "
+                "made from"
+            )
+        found[stack] = tuple(layers)
+    if not known:
+        logger.warning("the student's config.json has no copied_layers: taken to be %s", found)
+    if ours.d_model != theirs.d_model:
+        raise ValueError(
+            f"hidden states of width {ours.d_model} in the student and {theirs.d_model} in the "
+            "teacher cannot be compared: leave out --mse_weight"
+        )
+    return CopiedLayers(**found)
 
 
 def _student_state(

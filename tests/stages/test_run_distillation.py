@@ -8,13 +8,18 @@ from tiny import tiny_model_folder, tiny_tokenizer
 from training_runs import (
     DISTILLATION,
     FINETUNING,
+    KILL,
+    NEVER,
     NUM_ROWS,
     TEXTS,
     assert_close_run,
+    assert_same_run,
     manifest,
     model_folder,
     poison,
     record_rows,
+    run_in_child,
+    run_in_two,
     student_folder,
     training_log,
     weights,
@@ -52,6 +57,7 @@ def distil(place, tmp_path):
 
 
 ONE_EPOCH = ["--num_train_epochs", 1]
+UPDATE = "distillery.training.loop:_update"
 
 
 @pytest.fixture
@@ -124,6 +130,58 @@ def test_without_kl_it_is_fine_tuning(distil, place, tmp_path):
             assert one[name] == pytest.approx(other[name], rel=1e-6)
     theirs = weights(tmp_path / "tuned")
     assert all(torch.allclose(w, theirs[n], atol=1e-6) for n, w in weights(distilled).items())
+
+
+def test_hard_labels_alone_need_no_teacher(place, tmp_path, monkeypatch):
+    """Shrink and fine-tune: even where a teacher is named, it is neither loaded nor run."""
+    named = []
+    load = checkpoint.load
+    monkeypatch.setattr(
+        checkpoint, "load", lambda name, *a, **b: named.append(name) or load(name, *a, **b)
+    )
+    flags = ["-m", place / "student", "-d", place / "filtered", "--language", "ja", *ONE_EPOCH]
+    flags += ["--kl_weight", 0, "--logging_steps", 1, "--do_eval", "--eval_dataset_name"]
+    flags += [place / "filtered"]
+    run(DISTILLATION, *flags, "-o", tmp_path / "alone")
+    run(DISTILLATION, *flags, "-o", tmp_path / "named", "--teacher", place / "teacher")
+    assert {*named} == {str(place / "student")}
+    assert_same_run(tmp_path / "named", tmp_path / "alone")
+    rows = training_log(tmp_path / "alone", "")
+    assert {row["kind"].split()[0] for row in rows} == {"train", "eval"}
+    assert all(row["loss"] == row["ce"] > 0 and row["kl"] == 0 for row in rows)
+    card = (tmp_path / "named" / "README.md").read_text("utf-8")
+    assert "following" not in card and "| `kl_weight` | 0" in card
+    run(DISTILLATION, *flags, "-o", tmp_path / "dry", "--dry_run")
+
+
+MSE = ["--mse_weight", 0.25]
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_hidden_states_follow_those_of_the_copied_layers(distil, place, frozen):
+    flags = ["--max_steps", 20, "--learning_rate", "5e-3", "--ce_weight", 0, "--kl_weight", 0]
+    flags += ["--freeze_encoder"] if frozen else []
+    evaluation = ["--do_eval", "--eval_dataset_name", place / "filtered", "--eval_steps", 10]
+    rows = training_log(distil(*flags, *MSE, *evaluation), "")
+    assert all(row["loss"] == pytest.approx(0.25 * row["mse"]) for row in rows)
+    assert rows[-1]["mse"] < 0.8 * rows[0]["mse"]
+
+
+def test_hidden_states_are_compared_after_a_resume_as_before(distil, place, tmp_path):
+    """A checkpoint keeps the layer map, and micro-batches and recomputing change nothing."""
+    flags = [*MSE, "--max_steps", 4, "--learning_rate", "3e-3"]
+    whole = distil(*flags, "--per_device_train_batch_size", 4, to="whole")
+    cut = ["--per_device_train_batch_size", 2, "--gradient_accumulation_steps", 2]
+    assert_close_run(distil(*flags, *cut, "--gradient_checkpointing", to="cut"), whole)
+    args = ["-m", place / "student", "--teacher", place / "teacher", "--language", "ja"]
+    args += ["-d", place / "filtered", "--logging_steps", 1, "--per_device_train_batch_size", 4]
+    args += [*flags, "--save_steps", 1, "-o", tmp_path / "killed"]
+    assert run_in_child(DISTILLATION, UPDATE, 3, KILL, *args) == -KILL
+    run(DISTILLATION, *args)
+    assert_same_run(tmp_path / "killed", whole)
+    args = [*args[:-1], tmp_path / "two", "--per_device_train_batch_size", 2]
+    assert run_in_two(DISTILLATION, UPDATE, NEVER, KILL, *args) == [0, 0]
+    assert_close_run(tmp_path / "two", whole)
 
 
 def test_labels_are_those_of_the_filter_with_and_without_it(distil, place, monkeypatch):
@@ -236,3 +294,6 @@ def test_wrong_weights_are_named_before_anything_loads(place, tmp_path, capsys):
     said = capsys.readouterr().err
     for wrong in ("--temperature", "--kl_weight", "--ce_weight", "--teacher_model_name_or_path"):
         assert wrong in said
+    with pytest.raises(SystemExit):
+        run(DISTILLATION, *flags, "--kl_weight", 0, "--ce_weight", 0)
+    assert "--ce_weight, --kl_weight and --mse_weight are 0" in capsys.readouterr().err

@@ -18,7 +18,7 @@ from distillery.training.monitor import (
 )
 
 
-def accelerator_of(is_main=True, others=(0.0, 0.0, 0.0, 0.0)):
+def accelerator_of(is_main=True, others=(0.0, 0.0, 0.0, 0.0, 0.0)):
     """Return what stands for an accelerator with another process that has those sums."""
     tracked = []
     return SimpleNamespace(
@@ -48,7 +48,7 @@ def logged(folder, every, num_updates, sums, progress=None, norms=None):
     return lines, accelerator.tracked
 
 
-SUMS = [[4.0 * n, 2.0 * n, 1.0 * n, 2.0] for n in range(1, 6)]
+SUMS = [[4.0 * n, 2.0 * n, 1.0 * n, 0.0, 2.0] for n in range(1, 6)]
 
 
 def test_the_first_update_is_logged_and_then_every_so_many_and_the_last(tmp_path):
@@ -82,9 +82,17 @@ def test_a_line_says_loss_ce_kl_rate_and_time_left(tmp_path, caplog):
     assert last.startswith("update 5 of 5: loss 6.0000") and last.endswith("0:00:00 left")
 
 
+def test_a_mean_squared_error_has_a_column_of_its_own(tmp_path, caplog):
+    with caplog.at_level(logging.INFO):
+        lines, _ = logged(tmp_path, 2, 2, [[8.0, 2.0, 1.0, 4.0, 2.0]] * 2)
+    assert [line["mse"] for line in lines] == [2, 2]
+    assert list(lines[0])[2:6] == ["loss", "ce", "kl", "mse"]
+    assert "loss 4.0000, CE 1.0000, KL 0.5000, MSE 2.0000, " in caplog.records[0].getMessage()
+
+
 def test_a_skipped_update_does_not_count(tmp_path):
     norms = [1.0, math.nan, 1.0]
-    lines, _ = logged(tmp_path, 2, 3, [SUMS[0], [math.nan] * 4, SUMS[2]], norms=norms)
+    lines, _ = logged(tmp_path, 2, 3, [SUMS[0], [math.nan] * 5, SUMS[2]], norms=norms)
     assert [(line["step"], line["tokens"], line["grad_norm"]) for line in lines] == [
         (1, 2, 1.0),
         (2, 2, None),
@@ -94,22 +102,22 @@ def test_a_skipped_update_does_not_count(tmp_path):
 
 def test_without_any_token_there_is_no_line(tmp_path):
     (tmp_path / LOSS_LOG).touch()
-    assert logged(tmp_path, 1, 2, [[0.0] * 4, [0.0] * 4]) == ([], [])
+    assert logged(tmp_path, 1, 2, [[0.0] * 5, [0.0] * 5]) == ([], [])
 
 
 def test_a_resumed_run_goes_on_with_the_sums_of_its_checkpoint(tmp_path):
-    lines, _ = logged(tmp_path, 4, 4, SUMS[3:4], Progress(3, [24.0, 12.0, 6.0, 6.0]))
+    lines, _ = logged(tmp_path, 4, 4, SUMS[3:4], Progress(3, [24.0, 12.0, 6.0, 0.0, 6.0]))
     assert [(line["step"], line["loss"], line["tokens"]) for line in lines] == [(4, 5, 8)]
 
 
 @pytest.mark.parametrize("is_main", [True, False])
 def test_a_checkpoint_holds_the_sums_of_all_processes_once(is_main):
-    kept = [1.0, 2.0, 3.0, 4.0]
-    window = LossWindow(accelerator_of(is_main, others=(5.0, 5.0, 5.0, 5.0)), kept)
-    assert window.sums.tolist() == (kept if is_main else [0.0] * 4)
+    kept = [1.0, 2.0, 3.0, 0.5, 4.0]
+    window = LossWindow(accelerator_of(is_main, others=(5.0, 5.0, 5.0, 5.0, 5.0)), kept)
+    assert window.sums.tolist() == (kept if is_main else [0.0] * 5)
     saved = window.to_list()
-    assert saved == ([6.0, 7.0, 8.0, 9.0] if is_main else [5.0] * 4)
-    assert window.sums.tolist() == (saved if is_main else [0.0] * 4)
+    assert saved == ([6.0, 7.0, 8.0, 5.5, 9.0] if is_main else [5.0] * 5)
+    assert window.sums.tolist() == (saved if is_main else [0.0] * 5)
 
 
 # --- trackers that fail --------------------------------------------------------------------------
