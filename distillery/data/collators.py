@@ -26,7 +26,10 @@ class Batch:
     targets: int64 (batch, tokens), `IGNORED` where nothing is learnt. `ids` names the
     rows in it, `bad` the rows that cannot be used, with the reason, `dropped` those that are not
     wanted. Without rows, tensors are None. `references` are the reference texts, "" where a row has
-    none. `num_without_speech` counts rows whose sound was replaced by one without speech.
+    none. `num_without_speech` counts rows whose sound was replaced by one without speech,
+    `num_clips` the clips that the rows are made of, those that cannot be used among them.
+    `speech_s` is the length of the clips in the rows, in seconds, and `num_inputs` how many decoder
+    inputs are not padding.
     """
 
     ids: list[str]
@@ -37,6 +40,9 @@ class Batch:
     targets: Tensor | None
     dropped: list[tuple[str, str]] = field(default_factory=list)
     num_without_speech: int = 0
+    num_clips: int = 0
+    speech_s: float = 0.0
+    num_inputs: int = 0
 
     @property
     def num_tokens(self) -> int:
@@ -98,18 +104,23 @@ class SpeechCollator:
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> Batch:
         """Turn rows with `id`, `labels`, and `audio` or `input_features` into a batch."""
         good, features, bad, dropped = [], [], [], []
+        speech_s = 0.0
         for row in rows:
             bad += row.get(BAD_PARTS, ())
             try:
-                features.append(self._features(row))
+                frames, seconds = self._frames(row)
             except _Unwanted as fault:
                 dropped.append((row[schema.ID], str(fault)))
             except AudioError as error:
                 bad.append((row[schema.ID], str(error)))
             else:
                 good.append(row)
+                features.append(self.log_mel.pad(frames))
+                speech_s += seconds
+        num_clips = sum(len(row.get(schema.SEGMENT_IDS) or (0,)) for row in good)
+        num_clips += len(bad) + len(dropped)
         if not good:
-            return Batch([], [], bad, None, None, None, dropped)
+            return Batch([], [], bad, None, None, None, dropped, num_clips=num_clips)
         pairs = [decoder_inputs_and_targets(row[schema.LABELS], self.tokens) for row in good]
         inputs = [torch.tensor(pair[0]) for pair in pairs]
         targets = [torch.tensor(pair[1]) for pair in pairs]
@@ -122,9 +133,13 @@ class SpeechCollator:
             pad_sequence(targets, batch_first=True, padding_value=IGNORED),
             dropped,
             sum(bool(row.get(NO_SPEECH)) for row in good),
+            num_clips,
+            speech_s,
+            sum(map(len, inputs)),
         )
 
-    def _features(self, row: Mapping[str, Any]) -> Tensor:
+    def _frames(self, row: Mapping[str, Any]) -> tuple[Tensor, float]:
+        """Return features, float32 (mels, frames), and how many seconds of speech they hold."""
         if row.get(PROBLEM):
             raise AudioError(row[PROBLEM])
         stored = row.get(schema.INPUT_FEATURES)
@@ -134,8 +149,15 @@ class SpeechCollator:
                     f"row {row[schema.ID]} holds features, and no sound that --audio_augmentation "
                     "could change: leave it out"
                 )
-            return self.log_mel.pad(self._fitting(stored))
-        return self.log_mel.pad(self.log_mel.real_frames(self._wave(row)))
+            frames = self._fitting(stored)
+            return frames, frames.shape[1] / self.log_mel.num_frames * self.log_mel.window_s
+        wave = self._wave(row)
+        seconds = len(wave) / self.log_mel.sampling_rate
+        if row.get(NO_SPEECH):
+            seconds = 0.0
+        elif row.get(schema.SEGMENT_DURATIONS) is not None:
+            seconds = sum(row[schema.SEGMENT_DURATIONS])  # without the pauses between the parts
+        return self.log_mel.real_frames(wave), seconds
 
     def _wave(self, row: Mapping[str, Any]) -> Waveform:
         sampling_rate = self.log_mel.sampling_rate

@@ -13,7 +13,6 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from operator import itemgetter
-from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 from unittest import mock
 
@@ -26,7 +25,7 @@ from distillery.evaluation.evaluations import Candidate
 from distillery.evaluation.speed_results import SpeedResult
 from distillery.whisper.checkpoint import Whisper
 from distillery.whisper.long_form import chunk_bounds, text_of, transcribe_in_chunks
-from distillery.whisper.memory import is_out_of_memory
+from distillery.whisper.memory import is_out_of_memory, memory_kind, peak_memory, reset_peak_memory
 from distillery.whisper.windows import Decoding, decoder_passes
 
 logger = logging.getLogger(__name__)
@@ -36,11 +35,6 @@ Result = TypeVar("Result")
 
 # Why a search for the batch that saturates ended.
 THROUGHPUT, MEMORY, LARGEST = "throughput", "memory", "largest batch"
-
-CUDA_PEAK = "torch.cuda.max_memory_allocated"
-RESIDENT_PEAK = "peak resident set of the process"
-
-_STATUS = Path("/proc/self/status")  # Linux
 
 
 class Timing(NamedTuple):
@@ -147,31 +141,6 @@ def seconds_in(
                 call = timed(part, getattr(owner, name))
                 stack.enter_context(mock.patch.object(owner, name, call))
         yield spent
-
-
-def memory_kind(device: torch.device) -> str | None:
-    """Say what `peak_memory` measures on a device; None where it measures nothing."""
-    if device.type == "cuda":
-        return CUDA_PEAK
-    return RESIDENT_PEAK if device.type == "cpu" and _STATUS.exists() else None
-
-
-def reset_peak_memory(device: torch.device) -> None:
-    """Reset the peak to the memory in use now."""
-    if (kind := memory_kind(device)) == CUDA_PEAK:
-        torch.cuda.reset_peak_memory_stats(device)
-    elif kind == RESIDENT_PEAK:
-        _STATUS.with_name("clear_refs").write_text("5")  # see proc_pid_clear_refs(5)
-
-
-def peak_memory(device: torch.device) -> int | None:
-    """Return the peak of memory in use since the last reset, in bytes."""
-    if (kind := memory_kind(device)) == CUDA_PEAK:
-        return int(torch.cuda.max_memory_allocated(device))
-    if kind is None:
-        return None
-    lines = _STATUS.read_text(encoding="ascii").splitlines()
-    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
 
 
 @dataclass(frozen=True)

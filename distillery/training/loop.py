@@ -11,7 +11,7 @@ from collections.abc import Generator, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import dataclass, field, replace
 from itertools import islice
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from accelerate import Accelerator
@@ -42,6 +42,9 @@ MIN_SCALE = 1e-4
 # A run past its share of bad clips by far need not go on until it is certain to fail.
 FAR_PAST, MIN_BAD_CLIPS = 2, 100
 SMALLER_BATCH = "lower --per_device_train_batch_size, raise --gradient_accumulation_steps as much"
+# What is added up beside the losses: seconds of speech, windows, decoder inputs, and the positions
+# that these are padded to.
+HEARD = ("audio_s", "windows", "inputs", "positions")
 STOPPED = 143  # exit status of a run that SIGTERM stopped, as the shell has it: 128 + 15
 
 
@@ -51,7 +54,7 @@ class Progress:
 
     Attributes:
         step: updates done.
-        window: `losses.SUMS` since the last line of the log.
+        window: `losses.SUMS` and `HEARD` since the last line of the log.
         best: lowest evaluation metric so far.
         bad_clips: what was reported of clips that cannot be used, each clip once, whichever process
             met it.
@@ -60,10 +63,11 @@ class Progress:
         is_over: whether that were so many that no further update is made.
         dropped_clips: as `bad_clips`, of those that are shorter or longer than what is wanted.
         num_without_speech: windows so far whose sound was replaced by one without speech.
+        num_clips: that were met so far, each as often as it was.
     """
 
     step: int = 0
-    window: list[float] = field(default_factory=lambda: [0.0] * len(SUMS))
+    window: list[float] = field(default_factory=lambda: [0.0] * len((*SUMS, *HEARD)))
     best: float | None = None
     bad_clips: list[str] = field(default_factory=list)
     evaluated: int = 0
@@ -71,6 +75,7 @@ class Progress:
     is_over: bool = False
     dropped_clips: list[str] = field(default_factory=list)
     num_without_speech: int = 0
+    num_clips: int = 0
 
 
 @dataclass(frozen=True)
@@ -109,7 +114,7 @@ class Update:
     Attributes:
         step: updates done with it.
         is_last: whether it is the run's last.
-        sums: float64 (5,): `losses.SUMS` of this process.
+        sums: float64 (9,): `losses.SUMS` and `HEARD` of this process.
         grad_norm: before it was scaled down; where it is not finite, the update was skipped.
     """
 
@@ -157,19 +162,18 @@ def updates(
     with closing(batches), _bar(accelerator, progress.step, data.num_updates) as bar:
         while progress.step < data.num_updates and not has_problem and not progress.is_over:
             micro_batches = list(islice(batches, data.plan.accumulation))
-            num_tokens, num_left_out, num_without_speech, num_stops = _reduced_counts(
-                accelerator, micro_batches, stop
-            )
-            if num_stops:
+            counts = _reduced_counts(accelerator, micro_batches, stop)
+            if counts.stops:
                 logger.info("told to stop at update %d: start again to go on", progress.step)
                 return
             seed_everything(data.rows.rule.seed, progress.step, accelerator.process_index)
-            sums, norm = _update(trainer, micro_batches, num_tokens)
+            sums, norm = _update(trainer, micro_batches, counts.tokens)
             progress.step += 1
-            progress.num_without_speech += num_without_speech
+            progress.num_without_speech += counts.without_speech
+            progress.num_clips += counts.clips
             update = Update(progress.step, progress.step == data.num_updates, sums, norm)
             non_finite = _count_non_finite(accelerator, update, micro_batches, non_finite)
-            if num_left_out:
+            if counts.left_out:
                 note_clips_left_out(accelerator, micro_batches, progress)
                 has_problem = bad_clips_problem(progress, data, max_bad_fraction) is not None
             bar.update()
@@ -199,26 +203,36 @@ def _bar(accelerator: Accelerator, step: int, num_updates: int) -> ProgressBar:
     )
 
 
+class _Counts(NamedTuple):
+    """Sums over all processes, of one update; `stops` are requests to stop before it."""
+
+    tokens: int
+    left_out: int
+    without_speech: int
+    clips: int
+    stops: int
+
+
 def _reduced_counts(
     accelerator: Accelerator, micro_batches: Sequence[Batch], stop: StopRequest
-) -> list[int]:
-    """Return sums over all processes: tokens, clips left out, without speech, stop requests."""
-    counts = [
-        sum(batch.num_tokens for batch in micro_batches),
-        sum(len(batch.bad) + len(batch.dropped) for batch in micro_batches),
-        sum(batch.num_without_speech for batch in micro_batches),
-        int(stop.is_set),
-    ]
+) -> _Counts:
+    counts = _Counts(
+        tokens=sum(batch.num_tokens for batch in micro_batches),
+        left_out=sum(len(batch.bad) + len(batch.dropped) for batch in micro_batches),
+        without_speech=sum(batch.num_without_speech for batch in micro_batches),
+        clips=sum(batch.num_clips for batch in micro_batches),
+        stops=int(stop.is_set),
+    )
     # One process alone need not wait for its GPU to hear of its own counts.
     device = accelerator.device if accelerator.num_processes > 1 else "cpu"
     sums = accelerator.reduce(torch.tensor(counts, device=device), "sum")
-    return [int(total) for total in sums.tolist()]
+    return _Counts(*map(int, sums.tolist()))
 
 
 def _update(
     trainer: Trainer, micro_batches: Sequence[Batch], num_tokens: int
 ) -> tuple[Tensor, float]:
-    """Make one update; return this process's sums (loss, CE, KL, tokens) and the gradient's norm.
+    """Make one update; return this process's sums and the gradient's norm.
 
     Losses are summed over the tokens of the whole global batch and divided once: a mean of the
     micro-batches' means would weigh tokens of short batches more. Processes average their
@@ -226,7 +240,7 @@ def _update(
     """
     accelerator = trainer.accelerator
     scale = accelerator.num_processes / max(num_tokens, 1)
-    sums = torch.zeros(len(SUMS), dtype=torch.float64, device=accelerator.device)
+    sums = torch.zeros(len((*SUMS, *HEARD)), dtype=torch.float64, device=accelerator.device)
     for index, batch in enumerate(micro_batches):
         # FSDP2 would have to keep all gradients whole in between.
         shares = index == len(micro_batches) - 1 or accelerator.is_fsdp2
@@ -235,7 +249,7 @@ def _update(
             losses = trainer.learner.losses(batch, trainer.step)
             if losses.total.requires_grad:  # not where layerdrop left out all that is trained
                 accelerator.backward(losses.total * scale)
-        sums += losses.to_tensor()
+        sums += torch.cat([losses.to_tensor(), _heard(batch).to(sums.device, non_blocking=True)])
     norms = accelerator.clip_grad_norm_(trainer.step.parameters(), trainer.max_grad_norm)
     norm = float(sharding.whole(norms))
     # With float16 the gradient scaler skips the update itself, and lowers its scale.
@@ -244,6 +258,13 @@ def _update(
     trainer.schedule.step()
     trainer.optimizer.zero_grad()
     return sums, norm
+
+
+def _heard(batch: Batch) -> Tensor:
+    """Return `HEARD` of a batch, float64 (4,)."""
+    num_positions = 0 if batch.decoder_input_ids is None else batch.decoder_input_ids.numel()
+    heard = (batch.speech_s, len(batch.ids), batch.num_inputs, num_positions)
+    return torch.tensor(heard, dtype=torch.float64)
 
 
 def _count_non_finite(
@@ -321,8 +342,9 @@ def bad_clips_problem(
     num_bad = len(progress.bad_clips)
     if not num_bad:
         return None
-    num_clips = data.num_clips()
-    num_met = min(progress.step * data.plan.global_size, num_clips)
+    clips_per_row = max(1.0, progress.num_clips / (progress.step * data.plan.global_size))
+    num_clips = data.num_clips(clips_per_row)
+    num_met = min(progress.num_clips, num_clips)
     is_far_past = num_bad > FAR_PAST * most_bad(num_met, max_bad_fraction)
     if num_bad > most_bad(num_clips, max_bad_fraction):
         share = f"{num_bad} of {num_clips} clips"

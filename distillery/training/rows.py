@@ -126,12 +126,17 @@ class TrainingData:
             keys = (self.order[span] for span in spans)
             yield from self.loader.batches(self.rows, keys)
 
-    def num_clips(self) -> int:
-        """Return how many different clips there are among all rows that are trained on."""
+    def num_clips(self, clips_per_row: float) -> int:
+        """Return how many different clips there are among all rows that are trained on.
+
+        Args:
+            clips_per_row: more than one where rows are windows of several clips.
+        """
         if isinstance(self.rows, StreamedRows):
-            return min(self.num_rows, self.rows.rows_per_pass or self.num_rows)
+            num_clips = round(self.num_rows * clips_per_row)
+            return min(num_clips, self.rows.rows_per_pass or num_clips)
         assert self.order is not None
-        return self.order.num_distinct(self.num_rows)
+        return round(self.order.num_distinct(self.num_rows) * clips_per_row)
 
 
 def training_data(

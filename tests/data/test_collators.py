@@ -108,6 +108,22 @@ def test_nothing_is_padded_to_a_maximum(collate):
     assert batch.decoder_input_ids.shape == batch.targets.shape == (2, 5)
 
 
+def test_a_batch_knows_what_it_holds(collate, log_mel):
+    packed = row("p", seconds=1.9, segment_ids=["p", "q"], segment_durations=[0.5, 0.9])
+    silent = row("s", no_speech=True, sound_seed=1)
+    features = log_mel.real_frames(wave_of("f"))[:, :100]  # a second
+    stored = {"id": "f", "labels": SHORT, "input_features": features.tolist()}
+    spoilt = row("r", bad_parts=[("x", "has no audio"), ("y", "has no audio")])
+    batch = collate([row("a", LONG, 0.5), packed, silent, stored, spoilt, BAD])
+    assert batch.speech_s == pytest.approx(0.5 + 1.4 + 0.0 + 1.0 + 1.0)
+    assert batch.num_clips == 1 + 2 + 1 + 1 + 3 + 1
+    assert [name for name, _ in batch.bad] == ["x", "y", "bad"]
+    num_ids = [len(LONG), *[len(SHORT)] * 4]
+    assert batch.num_inputs == sum(num_ids) - 5  # the last id is a target alone
+    assert batch.decoder_input_ids.numel() == 5 * (len(LONG) - 1)
+    assert collate([BAD]).num_clips == 1
+
+
 def same(one, other):
     assert one.ids == other.ids
     assert one.references == other.references

@@ -174,18 +174,3 @@ def test_recordings_go_on_where_the_last_one_ended():
     found = [recording.tolist() for recording in speed.cut(np.arange(5), 3, 3)]
     assert found == [[0, 1, 2], [3, 4, 0], [1, 2, 3]]
     assert speed.cut(np.arange(2), 1, 5)[0].tolist() == [0, 1, 0, 1, 0]
-
-
-def test_peak_memory_is_that_since_the_last_reset():
-    if speed.memory_kind(CPU) is None:  # not Linux
-        assert speed.peak_memory(CPU) is None
-        return
-    assert speed.memory_kind(CPU) == speed.RESIDENT_PEAK
-    speed.reset_peak_memory(CPU)
-    before = speed.peak_memory(CPU)
-    block = np.ones(40_000_000)  # 320 MB: every page is touched
-    assert speed.peak_memory(CPU) - before > 300e6
-    del block
-    assert speed.peak_memory(CPU) - before > 300e6
-    speed.reset_peak_memory(CPU)
-    assert speed.peak_memory(CPU) - before < 300e6

@@ -10,7 +10,7 @@ from stage_runs import run, snapshot, talkative_model_folder, write_manifest
 from tiny import tiny_model_folder, tone_manifest
 
 from distillery.evaluation import results, speed
-from distillery.whisper import checkpoint, long_form
+from distillery.whisper import checkpoint, long_form, memory
 
 SCRIPT = "run_speed_eval.py"
 LENGTHS = ["--lengths_s", "1+6"]  # the models' window is 4 s
@@ -65,7 +65,7 @@ def test_every_model_length_and_batch_has_a_row(measured, models):
         assert len(row["rtfx_runs"]) == 3
         assert row["rtfx"] == pytest.approx(sorted(row["rtfx_runs"])[1])
         assert 0 < row["encoder_share"] < row["encoder_share"] + row["decoder_share"] < 1
-        assert row["memory_kind"] in (speed.RESIDENT_PEAK, None)
+        assert row["memory_kind"] in (memory.RESIDENT_PEAK, None)
         assert row["device"].startswith("cpu: ")
 
 

@@ -103,13 +103,13 @@ def record_rows(monkeypatch: Any) -> list[list[dict[str, Any]]]:
 
 def poison(monkeypatch: Any, *ids: str) -> None:
     """Let the features of some rows be NaN."""
-    features = SpeechCollator._features
+    whole = SpeechCollator._frames
 
-    def poisoned(self: SpeechCollator, row: dict[str, Any]) -> torch.Tensor:
-        found = features(self, row)
-        return torch.full_like(found, float("nan")) if row["id"] in ids else found
+    def poisoned(self: SpeechCollator, row: dict[str, Any]) -> tuple[torch.Tensor, float]:
+        frames, seconds = whole(self, row)
+        return torch.full_like(frames, float("nan")) if row["id"] in ids else frames, seconds
 
-    monkeypatch.setattr(SpeechCollator, "_features", poisoned)
+    monkeypatch.setattr(SpeechCollator, "_frames", poisoned)
 
 
 def run_with_fault(

@@ -58,7 +58,7 @@ def test_updates_count_and_move_the_weights(parts):
         assert update.is_last is (update.step == NUM_UPDATES)
         assert float(update.sums[0] / update.sums[3]) > 1
         weights.append(trainer.learner.student.model.proj_out.weight.detach().clone())
-    assert progress == Progress(NUM_UPDATES)
+    assert progress == Progress(NUM_UPDATES, num_clips=2 * NUM_UPDATES)
     assert not any(torch.equal(*pair) for pair in pairwise(weights))
 
 
@@ -97,7 +97,7 @@ def test_a_request_of_another_process_stops_this_one(parts, monkeypatch):
     reduce = Accelerator.reduce
 
     def reduced_with_other(self, counts, how):
-        return reduce(self, counts, how) + torch.tensor([0, 0, 0, 1])
+        return reduce(self, counts, how) + torch.tensor([0, 0, 0, 0, 1])
 
     monkeypatch.setattr(Accelerator, "reduce", reduced_with_other)
     assert list(loop.updates(trainer, data, Progress(), StopRequest())) == []
@@ -237,11 +237,13 @@ def test_all_processes_keep_the_bad_clips_of_all_and_one_names_them(monkeypatch,
 
 def data_of(num_clips, global_size=10):
     plan = BatchPlan(global_size, 1, 1)
-    return SimpleNamespace(num_clips=lambda: num_clips, plan=plan)
+    return SimpleNamespace(num_clips=lambda per_row: round(num_clips * per_row), plan=plan)
 
 
-def problem(num_bad, num_clips, allowed, step=1):
-    progress = Progress(step, bad_clips=[f"{n} is broken" for n in range(num_bad)])
+def problem(num_bad, num_clips, allowed, step=1, clips_per_row=1):
+    """Return what is said of bad clips after updates of ten rows each."""
+    reports = [f"{n} is broken" for n in range(num_bad)]
+    progress = Progress(step, bad_clips=reports, num_clips=step * 10 * clips_per_row)
     return loop.bad_clips_problem(progress, data_of(num_clips), allowed)
 
 
@@ -261,3 +263,11 @@ def test_a_run_far_past_its_share_of_bad_clips_does_not_go_on():
     assert said.startswith("100 of the first 100 clips could not be decoded")
     assert problem(100, 10**6, 0.01, step=500) is None  # twice the share, and no more
     assert problem(101, 10**6, 0.01, step=500) is not None
+
+
+def test_of_windows_of_several_clips_each_clip_counts():
+    assert problem(2, 5, 0.39) is not None
+    assert problem(2, 5, 0.39, clips_per_row=4) is None
+    assert problem(101, 10**6, 0.01, step=500, clips_per_row=4) is None
+    said = problem(401, 10**6, 0.01, step=500, clips_per_row=4)
+    assert said.startswith("401 of the first 20000 clips could not be decoded")

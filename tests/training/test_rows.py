@@ -78,16 +78,17 @@ def data_of(rows, order, num_rows):
 )
 def test_a_clip_of_several_epochs_is_one_clip(weights, num_rows, wanted):
     order = Order((8, 5), weights, 0)
-    assert data_of([], order, num_rows).num_clips() == wanted
+    assert data_of([], order, num_rows).num_clips(1.0) == wanted
     assert len({row for row, _ in order[0:num_rows]}) == wanted
 
 
 def test_a_clip_of_several_passes_over_a_stream_is_one_clip():
     stream = StreamedRows([], None, None, None)
-    assert data_of(stream, None, 20).num_clips() == 20  # the first pass has not ended
+    assert data_of(stream, None, 20).num_clips(1.0) == 20  # the first pass has not ended
     stream.rows_per_pass = 8
-    assert data_of(stream, None, 20).num_clips() == 8
-    assert data_of(stream, None, 6).num_clips() == 6
+    assert data_of(stream, None, 20).num_clips(1.0) == 8
+    assert data_of(stream, None, 6).num_clips(1.0) == 6
+    assert data_of(stream, None, 3).num_clips(2.0) == 6  # in windows of two
 
 
 @pytest.mark.parametrize("processes", [1, 2, 3])
