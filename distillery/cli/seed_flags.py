@@ -101,7 +101,6 @@ TRAINING = {
     **_MODEL_PARTS,
     **_PREPROCESSING,
     **_WANDB,
-    "use_pseudo_labels": "pseudo-labels are taken where the dataset has them: leave it out",
     "save_best_total_limit": "best/ holds one model",
     "resume_from_checkpoint": "the same command again goes on from the newest checkpoint",
     "dataloader_prefetch_factor": "it has torch's default: leave it out",

@@ -159,7 +159,7 @@ def label_settings(flags: TrainingFlags) -> LabelSettings:
         timestamp_probability=args.timestamp_probability,
         condition_on_prev_probability=args.condition_on_prev_probability,
         max_label_length=args.max_label_length,
-        wer_threshold=args.wer_threshold,
+        wer_threshold=args.wer_threshold if flags.data.use_pseudo_labels else None,
         seed=flags.run.seed,
         min_duration_s=flags.data.min_duration_in_seconds,
         max_duration_s=flags.data.max_duration_in_seconds,

@@ -13,7 +13,12 @@ from distillery.cli.arguments import (
 from distillery.cli.example_arguments import ExampleArguments
 from distillery.cli.flags import at_least, flag, one_of, plus_list, required, same_length, within
 from distillery.cli.trainer_arguments import TrainerArguments, dtype_problems, with_dtype
-from distillery.data.specs import DatasetSpec, broadcast_specs
+from distillery.data.specs import (
+    PSEUDO_LABELS_FIRST,
+    REFERENCES,
+    DatasetSpec,
+    broadcast_specs,
+)
 from distillery.training.settings import OPTIMIZERS
 
 METRICS = ("loss", "wer", "cer")
@@ -38,6 +43,11 @@ class TrainDataArguments(ReadingArguments):
     )
     train_split_name: str | None = flag(None, "Split of each, joined with '+'.")
     text_column_name: str | None = flag(None, "Column with the reference of each, joined with '+'.")
+    use_pseudo_labels: bool = flag(
+        True,
+        "Learn pseudo-labels where the dataset has them; else its references, and --wer_threshold "
+        "compares nothing.",
+    )
     train_dataset_samples: str | None = flag(
         None, "Weight of each in the mix, joined with '+', such as hours; default: its size."
     )
@@ -51,6 +61,11 @@ class TrainDataArguments(ReadingArguments):
     eval_split_name: str | None = flag(None, "Split of each, joined with '+'.")
     eval_text_column_name: str | None = flag(
         None, "Column with the reference of each, joined with '+'."
+    )
+    eval_dataset_samples: str | None = flag(
+        None,
+        "Weight of each in the mean of --metric_for_best_model, joined with '+'; default: all the "
+        "same.",
     )
     max_train_samples: int | None = flag(None, "Train on at most so many rows of each dataset.")
     max_eval_samples: int | None = flag(None, "Evaluate on at most so many rows of each dataset.")
@@ -67,8 +82,9 @@ class TrainDataArguments(ReadingArguments):
         evals = ["eval_dataset_name", "eval_dataset_config_name", "eval_split_name"]
         return [
             *same_length(self, *names, "labels_dir", "text_column_name", "train_dataset_samples"),
-            *same_length(self, *evals, "eval_text_column_name"),
-            *_weights_problems(self.train_dataset_samples),
+            *same_length(self, *evals, "eval_text_column_name", "eval_dataset_samples"),
+            *_weights_problems(self, "train_dataset_samples"),
+            *_weights_problems(self, "eval_dataset_samples"),
             *_streaming_problems(self),
             *at_least(self, "max_train_samples", 1),
             *at_least(self, "max_eval_samples", 1),
@@ -89,6 +105,7 @@ class TrainDataArguments(ReadingArguments):
                 "samples": [float(x) for x in plus_list(self.train_dataset_samples)],
             },
             max_rows=self.max_train_samples,
+            targets=PSEUDO_LABELS_FIRST if self.use_pseudo_labels else REFERENCES,
             **self.reading(),
         )
 
@@ -113,6 +130,7 @@ class TrainDataArguments(ReadingArguments):
                 "config": plus_list(config),
                 "split": plus_list(self.eval_split_name),
                 "text_column": plus_list(text_column),
+                "samples": [float(x) for x in plus_list(self.eval_dataset_samples)],
             },
             max_rows=self.max_eval_samples,
             **self.reading(),
@@ -125,12 +143,13 @@ def _streaming_problems(args: TrainDataArguments) -> list[str]:
     return ["--labels_dir does not go with --streaming: rows are joined by id"]
 
 
-def _weights_problems(samples: str | None) -> list[str]:
+def _weights_problems(args: TrainDataArguments, name: str) -> list[str]:
+    samples = getattr(args, name)
     try:
         wrong = [x for x in plus_list(samples) if not float(x) > 0]
     except ValueError:
         wrong = [str(samples)]
-    return [f"--train_dataset_samples must be numbers above 0, got {x}" for x in wrong]
+    return [f"--{name} must be numbers above 0, got {x}" for x in wrong]
 
 
 @dataclass(frozen=True)

@@ -48,6 +48,8 @@ REFERENCE_NAMES = (TEXT, "transcription", "sentence", "transcript")
 
 # What a row's targets are made of: the first of these columns that it has a value in.
 TARGET_COLUMNS = (LABELS, WHISPER_TRANSCRIPT, TEXT)
+# Of these, what a teacher wrote, or was made of that; and what is said of it.
+PSEUDO_LABELS = (LABELS, WHISPER_TRANSCRIPT, TRUNCATED)
 
 
 def target(row: Mapping[str, Any]) -> Any:

@@ -10,6 +10,14 @@ from distillery.data import schema
 # and, without cues, at pauses.
 NONE, CUES, VAD = MODES = ("none", "cues", "vad")
 
+# What labels are made of: the first there is of `schema.TARGET_COLUMNS`; the references alone; the
+# references of a dataset that has any, else as the first.
+PSEUDO_LABELS_FIRST, REFERENCES, REFERENCES_FIRST = (
+    "pseudo-labels",
+    "references",
+    "any references",
+)
+
 
 @dataclass(frozen=True)
 class DatasetSpec:
@@ -18,7 +26,8 @@ class DatasetSpec:
     A column name of None means the contract's own name (`distillery.data.schema`), where the
     dataset has it; for the text, any of `schema.REFERENCE_NAMES`. `samples` is the dataset's weight
     where several are mixed; `max_bad_fraction` the share of a manifest's rows that may be unusable;
-    `labels_dir` a dataset without audio that holds the labels (`distillery.ingest.label_folders`).
+    `labels_dir` a dataset without audio that holds the labels (`distillery.ingest.label_folders`),
+    `targets` what labels are made of.
     """
 
     name: str
@@ -38,6 +47,7 @@ class DatasetSpec:
     segment_max_s: float = 30.0
     max_bad_fraction: float | None = 0.0
     labels_dir: str | None = None
+    targets: str = PSEUDO_LABELS_FIRST
 
     def __str__(self) -> str:
         parts = [self.name, self.config, self.split]

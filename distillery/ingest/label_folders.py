@@ -22,7 +22,7 @@ from distillery.data.collators import PROBLEM
 from distillery.data.column_types import MapStyleRows, read_columns
 from distillery.data.ids import first_repeated
 from distillery.data.packed_windows import window_audio
-from distillery.data.specs import DatasetSpec
+from distillery.data.specs import PSEUDO_LABELS_FIRST, REFERENCES_FIRST, DatasetSpec
 from distillery.ingest import sources
 from distillery.storage.publication import public_names
 
@@ -30,7 +30,13 @@ logger = logging.getLogger(__name__)
 
 SOURCES = "sources"  # in the record of a folder of labels
 SIGNALS = (schema.AUDIO, schema.INPUT_FEATURES)
-HERE_ONLY = ("streaming", "cache_dir", "samples", "labels_dir")  # do not say which rows there are
+HERE_ONLY = (
+    "streaming",
+    "cache_dir",
+    "samples",
+    "labels_dir",
+    "targets",
+)  # do not say which rows there are
 
 
 # --- where the audio is ---------------------------------------------------------------------------
@@ -189,6 +195,8 @@ class LabelledRows:
 def load(spec: DatasetSpec, sampling_rate: int) -> MapStyleRows | LabelledRows:
     """Load a dataset with labels; those that lie beside their audio are joined with it.
 
+    Where `spec.targets` says that references are learnt in their place, pseudo-labels are left out.
+
     Args:
         spec: a dataset, a folder of labels whose record names its source, or a source whose labels
             are in `labels_dir`.
@@ -202,13 +210,31 @@ def load(spec: DatasetSpec, sampling_rate: int) -> MapStyleRows | LabelledRows:
     labels = sources.load(replace(of_labels, streaming=False))
     assert not isinstance(labels, IterableDataset)
     if spec.labels_dir is None and not _lacks_signal(labels, spec):
-        return labels
+        return _with_targets(labels, spec)
     source_spec = _given_source(spec) if spec.labels_dir else _found_source(spec)
     source = sources.load(source_spec)
     assert not isinstance(source, IterableDataset)
     sources.require_column(source, source_spec, schema.AUDIO, "--audio_column_name")
+    labels = _with_targets(labels, spec)
     others = [name for name in labels.column_names if name not in SIGNALS]
     return join(labels.select_columns(others), source, sampling_rate, of_labels, source_spec)
+
+
+def _with_targets(rows: Any, spec: DatasetSpec) -> Any:
+    """Leave out pseudo-labels where references are learnt in their place."""
+    if spec.targets == PSEUDO_LABELS_FIRST:
+        return rows
+    if spec.targets == REFERENCES_FIRST and not _has_references(rows):
+        return rows
+    sources.require_column(rows, spec, schema.TEXT, "--text_column_name")
+    return rows.select_columns([n for n in rows.column_names if n not in schema.PSEUDO_LABELS])
+
+
+def _has_references(rows: MapStyleRows) -> bool:
+    if schema.TEXT not in rows.column_names:
+        return False
+    texts = read_columns(rows, schema.TEXT)[schema.TEXT]
+    return bool(texts.null_count < len(texts))
 
 
 def stream(spec: DatasetSpec) -> sources.Rows:
@@ -223,7 +249,7 @@ def stream(spec: DatasetSpec) -> sources.Rows:
             f"dataset {spec} holds labels alone, which are joined with their audio by id: leave "
             "out --streaming"
         )
-    return rows
+    return _with_targets(rows, spec)
 
 
 def _lacks_signal(rows: sources.Rows, spec: DatasetSpec) -> bool:

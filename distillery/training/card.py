@@ -8,7 +8,8 @@ from distillery.storage.ledger import Ledger
 from distillery.storage.publication import public_names
 from distillery.storage.runs import Run
 from distillery.training.loop import Progress
-from distillery.training.loss_curve import FIGURE
+from distillery.training.loss_curve import FIGURE, read_log
+from distillery.training.monitor import LOSS_LOG
 from distillery.whisper import checkpoint, model_card
 
 
@@ -62,7 +63,7 @@ def _training(run: Run, progress: Progress, ledger: Ledger | None) -> str:
         parts.append(f"Clips that could not be used: {len(progress.bad_clips):,}.")
     if progress.dropped_clips:
         parts.append(f"Clips of unwanted length: {len(progress.dropped_clips):,}.")
-    lines = ["## Training", "", " ".join(parts)]
+    lines = ["## Training", "", " ".join(parts), *_evaluation(run, progress)]
     if (run.folder / FIGURE).exists():
         lines += ["", f"![losses]({FIGURE})"]
     lines += ["", "<details><summary>Flags</summary>", "", "| flag | value |", "|:---|:---|"]
@@ -72,3 +73,35 @@ def _training(run: Run, progress: Progress, ledger: Ledger | None) -> str:
             shown = public_names(value) if isinstance(value, str) else value
             lines.append(f"| `{name}` | {shown} |")
     return "\n".join([*lines, "", "</details>"])
+
+
+FIGURES = {"loss": "loss", "ce": "CE", "kl": "KL", "wer": "WER, %", "cer": "CER, %"}
+
+
+def _evaluation(run: Run, progress: Progress) -> list[str]:
+    """Return what the model that is left was worth on each set: a table; nothing without any."""
+    rows = [row for row in read_log(run.folder / LOSS_LOG) if row["kind"].startswith("eval ")]
+    steps = sorted({row["step"] for row in rows})
+    if not steps:
+        return []
+    is_best = run.arguments["load_best_model_at_end"] and progress.stale < len(steps)
+    step = steps[-1 - progress.stale] if is_best else steps[-1]
+    rows = [row for row in rows if row["step"] == step]
+    names = [name for name in FIGURES if any(name in row for row in rows)]
+    return [
+        "",
+        f"Evaluated after update {step:,}:",
+        "",
+        "| " + " | ".join(["set", *(FIGURES[name] for name in names)]) + " |",
+        "|:---|" + "---:|" * len(names),
+        *(
+            " | ".join(
+                [
+                    f"| {public_names(row['kind'].removeprefix('eval '))}",
+                    *(f"{row[name]:.3f}" if name in row else "" for name in names),
+                ]
+            )
+            + " |"
+            for row in rows
+        ),
+    ]

@@ -11,7 +11,7 @@ from distillery.data import schema
 from distillery.data.collators import Batch, SpeechCollator
 from distillery.data.column_types import MapStyleRows, Rows
 from distillery.data.packing import Layout
-from distillery.data.specs import DatasetSpec
+from distillery.data.specs import REFERENCES_FIRST, DatasetSpec
 from distillery.filtering.filters import TranscriptFilter
 from distillery.ingest import label_folders
 from distillery.ingest.label_folders import LabelledRows
@@ -216,10 +216,17 @@ def _is_packable(rows: Rows | LabelledRows, spec: DatasetSpec) -> bool:
 
 @dataclass(frozen=True)
 class EvalSet:
-    """A dataset to evaluate on while training."""
+    """A dataset to evaluate on while training.
+
+    Attributes:
+        name: of the dataset.
+        rows: with their labels.
+        weight: among all sets, where one figure tells which model is the best.
+    """
 
     name: str
     rows: TrainingRows
+    weight: float = 1.0
 
     def keys(
         self, batch_size: int, process: int, num_processes: int
@@ -238,6 +245,8 @@ def eval_sets(
 ) -> list[EvalSet]:
     """Load the datasets to evaluate on, whole: the same rows are needed again and again.
 
+    As in distil-whisper, a model is compared with references, where a dataset has any.
+
     Raises:
         ValueError: there is none, or nothing in one of them.
     """
@@ -250,9 +259,9 @@ def eval_sets(
         drop_truncated=False,
     )
     rate = student.log_mel.sampling_rate
-    whole = [replace(spec, streaming=False) for spec in specs]
+    whole = [replace(spec, streaming=False, targets=REFERENCES_FIRST) for spec in specs]
     loaded = [usable_rows(spec, rule, limits, rate)[0] for spec in whole]
     return [
-        EvalSet(str(spec), TrainingRows([rows], rule))
+        EvalSet(str(spec), TrainingRows([rows], rule), spec.samples or 1.0)
         for spec, rows in zip(specs, loaded, strict=True)
     ]

@@ -40,7 +40,12 @@ class LabelSettings:
 
     def for_evaluation(self) -> "LabelSettings":
         """Return the settings of rows that are not learnt from: they stay as they are."""
-        return replace(self, cleaning=NO_CLEANING, no_speech_probability=0.0)
+        return replace(
+            self,
+            cleaning=NO_CLEANING,
+            no_speech_probability=0.0,
+            condition_on_prev_probability=0.0,
+        )
 
 
 @dataclass(frozen=True)
@@ -133,7 +138,8 @@ class Evaluation:
     Attributes:
         every: updates between two evaluations; None evaluates after the last alone.
         batch_size: rows at once in one process.
-        metric: `loss`, `wer` or `cer`; the model with the lowest mean over all sets is kept.
+        metric: `loss`, `wer` or `cer`; the model with the lowest mean over all sets, each with its
+            weight, is kept.
         transcribe: transcribe the rows too, and score them.
         timestamps, num_beams, max_length, temperature_fallback: of these transcripts, as in
             `Decoding`.

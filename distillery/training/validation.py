@@ -114,8 +114,7 @@ class Evaluator:
         scores = whole.scores(progress.step, stop)
         if scores is None:
             return
-        values = [self._metric(name, each) for name, each in scores.items()]
-        mean = sum(values) / len(values)
+        mean = self._mean(scores)
         is_better = math.isfinite(mean) and (progress.best is None or mean < progress.best)
         progress.stale = 0 if is_better else progress.stale + 1
         progress.is_over = progress.stale == self.settings.patience
@@ -165,6 +164,13 @@ class Evaluator:
         with self.accelerator.autocast():
             losses: LossSums = self.learner.step(*inputs)
         return losses
+
+    def _mean(self, scores: Mapping[str, EvalScores]) -> float:
+        """Return the metric over all sets, each with its weight."""
+        values = [self._metric(name, each) for name, each in scores.items()]
+        weights = [eval_set.weight for eval_set in self.sets]
+        weighted = zip(weights, values, strict=True)
+        return sum(weight * value for weight, value in weighted) / sum(weights)
 
     def _metric(self, name: str, scores: EvalScores) -> float:
         metric = self.settings.metric

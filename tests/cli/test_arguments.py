@@ -76,6 +76,12 @@ def test_streaming(words, wanted):
         (RunArguments, "--seed -1", "--seed must be >= 0"),
         (TrainDataArguments, "-d a+b --train_dataset_samples 1+x", "--train_dataset_samples"),
         (TrainDataArguments, "-d a+b --train_dataset_samples 1+0", "above 0, got 0"),
+        (
+            TrainDataArguments,
+            "-d a --eval_dataset_name b --eval_dataset_samples 0",
+            "eval_dataset_s",
+        ),
+        (TrainDataArguments, "-d a --eval_dataset_name b+c+d --eval_dataset_samples 1+2", "are 3"),
         (TrainDataArguments, "-d a --eval_dataset_name a+b+c --eval_split_name x+y", "there are 3"),
         (TrainingArguments, "--max_steps 0", "--max_steps must be >= 1, or -1"),
         (TrainingArguments, "--metric_for_best_model cer", "needs --predict_with_generate"),

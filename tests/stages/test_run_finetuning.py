@@ -444,6 +444,48 @@ def test_the_best_of_several_evaluations_is_kept(finetune, place, tmp_path):
     assert all(torch.equal(found[name], wanted[name]) for name in wanted)
 
 
+def test_sets_have_weights_and_the_card_has_each_of_them(finetune, place, tmp_path):
+    other = manifest(tmp_path / "other.jsonl", 2)
+    flags = [
+        "--do_eval",
+        "--eval_dataset_name",
+        f"{place / 'rows.jsonl'}+{other}",
+        "--max_steps",
+        1,
+    ]
+    folder = finetune(*flags, "--eval_dataset_samples", "1+3")
+    one, two = training_log(folder, "eval")
+    assert one["loss"] != two["loss"]
+    assert record(folder)["best"] == pytest.approx((one["loss"] + 3 * two["loss"]) / 4)
+    card = (folder / "README.md").read_text("utf-8")
+    assert "Evaluated after update 1:" in card
+    assert f"| other.jsonl | {two['loss']:.3f} | {two['ce']:.3f} | {two['kl']:.3f} |" in card
+
+
+def test_references_are_learnt_in_place_of_pseudo_labels(finetune, tmp_path, capsys):
+    """And evaluated on, wherever there are any."""
+    said = {"whisper_transcript": lambda i: "うそ", "truncated": lambda i: i == 0}
+    rows = manifest(tmp_path / "r.jsonl", 4, **said)
+    plain = manifest(tmp_path / "plain.jsonl", 4)
+    plain.write_text(plain.read_text("utf-8").replace("plain-", "r-"), "utf-8")
+    flags = ["--max_steps", 2, "--do_eval", "--eval_dataset_name", rows]
+    wanted = finetune(*flags, rows=plain, to="plain")
+    found = finetune(*flags, "--use_pseudo_labels", "False", "--wer_threshold", 0, rows=rows)
+    assert_same_run(found, wanted)
+    assert record(found)["ledger"]["out"] == 4
+    pseudo = finetune(*flags, rows=rows, to="pseudo")
+    assert record(pseudo)["ledger"]["dropped"] == {"truncated": 1}
+    assert training_log(pseudo)[0]["loss"] != training_log(wanted)[0]["loss"]
+    assert training_log(pseudo, "eval") != training_log(wanted, "eval")
+    stream = finetune(*flags, "--use_pseudo_labels", "False", "--streaming", rows=rows, to="stream")
+    assert len(training_log(stream)) > 0
+    without = manifest(tmp_path / "w.jsonl", 4, whisper_transcript=lambda i: "うそ")
+    rows = read_manifest(without)
+    write_manifest(without, [{n: v for n, v in row.items() if n != "text"} for row in rows])
+    with pytest.raises(ValueError, match=r"^--text_column_name: dataset .*w\.jsonl has no column"):
+        finetune("--max_steps", 1, "--use_pseudo_labels", "False", rows=without, to="none")
+
+
 def test_training_ends_early_and_leaves_the_best_model(finetune, place):
     flags = ["--do_eval", "--eval_dataset_name", place / "rows.jsonl", "--eval_steps", 1]
     flags += ["--max_steps", 40, "--learning_rate", "0.2", "--lr_scheduler_type", "constant"]

@@ -189,6 +189,22 @@ def test_training_ends_after_evaluations_without_a_better_model(
     assert found == stale
 
 
+def test_the_best_model_has_the_lowest_weighted_mean(evaluator, monkeypatch):
+    one = evaluator.sets[0]
+    sets = [replace(one, name="small", weight=1.0), replace(one, name="large", weight=3.0)]
+    evaluator = replace(evaluator, sets=sets)
+    monkeypatch.setattr(Evaluator, "is_due", lambda *_: True)
+    progress, found = Progress(), []
+    for step, losses in enumerate([(4.0, 2.0), (1.0, 2.6), (9.0, 0.2)]):
+        progress.step = step
+        each = zip(("small", "large"), losses, strict=True)
+        scores = {name: EvalScores({"loss": loss}, 0, {}, 0) for name, loss in each}
+        monkeypatch.setattr(Evaluator, "scores", lambda *_, scores=scores: scores)
+        evaluator.keep_best(progress, 9, StopRequest())
+        found.append((progress.best, progress.stale))
+    assert found == [(2.5, 0), (pytest.approx(2.2), 0), (pytest.approx(2.2), 1)]
+
+
 @pytest.mark.parametrize(
     ("step", "evaluated", "every", "wanted"),
     [
