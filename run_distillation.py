@@ -95,6 +95,7 @@ from distillery.storage.stops import stop_request
 from distillery.training import resume
 from distillery.training.layer_states import compared_layers
 from distillery.training.losses import LossWeights
+from distillery.training.shared_encoder import share_encoder
 from distillery.training.step import Learner, StudentStep, Teacher, wants_masks
 from distillery.training.validation import Evaluator
 from distillery.whisper import checkpoint
@@ -146,9 +147,12 @@ def new_learner(
     name = args.teacher_model_name_or_path
     if name is None:
         return Learner(student, step, None)
-    teacher = load_teacher(name, accelerator, flags.model)
-    compared = compared_layers(student.model, teacher.model) if args.mse_weight else NO_LAYERS
-    return Learner(student, step, Teacher(teacher.model, student.model, compared))
+    model = load_teacher(name, accelerator, flags.model).model
+    compared = compared_layers(student.model, model) if args.mse_weight else NO_LAYERS
+    teacher = Teacher(model, student.model, compared)
+    if teacher.shares_encoder and not accelerator.is_fsdp2:  # which spreads each model by itself
+        student = share_encoder(student, teacher)
+    return Learner(student, step, teacher)
 
 
 def load_teacher(

@@ -1,6 +1,7 @@
 """From samples to log-mel windows."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,6 +32,11 @@ class LogMel:
         # Transform window and filters, by device.
         self._on = {torch.device("cpu"): (torch.hann_window(self._fft), filters)}
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave what lies on a GPU to the process that put it there."""
+        cpu = torch.device("cpu")
+        return {**vars(self), "_on": {cpu: self._on[cpu]}}
+
     @property
     def window_s(self) -> float:
         """Length of the model's window in seconds."""
@@ -52,21 +58,36 @@ class LogMel:
         """
         return torch.stack([self.pad(self.real_frames(wave, device)) for wave in waveforms])
 
+    def of_batch(self, waveforms: Tensor) -> Tensor:
+        """Return float32 (batch, mels, frames of the window), made in one pass on their device.
+
+        All are transformed as far as the longest reaches; a GPU does that sooner than one after the
+        other, a CPU does not.
+
+        Args:
+            waveforms: float32 (batch, samples), zero behind the end of each; no longer than the
+                window.
+        """
+        return _padded(self._frames(waveforms), self.num_frames)
+
     def real_frames(self, waveform: Waveform, device: torch.device | str = "cpu") -> Tensor:
         """Return float32 (mels, frames that touch a real sample) of one clip, on a device."""
         samples = torch.from_numpy(waveform[: self.window_samples])
         if torch.device(device).type == "cuda":
             samples = samples.pin_memory()  # what is not pinned is copied while the program waits
-        samples = samples.to(device, non_blocking=True)
+        return self._frames(samples.to(device, non_blocking=True))
+
+    def _frames(self, samples: Tensor) -> Tensor:
+        """Return (…, mels, frames that touch a sample) of (…, samples)."""
         hann, filters = self._constants(samples.device)
         # One transform length of silence behind the clip: the frames that end in it are exact, and
         # the reflection at the end of the signal mirrors only silence.
-        padded_length = min(samples.shape[0] + self._fft, self.window_samples)
-        samples = functional.pad(samples, (0, padded_length - samples.shape[0]))
+        padded_length = min(samples.shape[-1] + self._fft, self.window_samples)
+        samples = functional.pad(samples, (0, padded_length - samples.shape[-1]))
         spectrum = torch.stft(samples, self._fft, self._hop, window=hann, return_complex=True)
         power = spectrum[..., : padded_length // self._hop].abs() ** 2
         log_mel = (filters.T @ power).clamp(min=1e-10).log10()
-        floor = log_mel.max() - 8.0
+        floor = log_mel.amax((-2, -1), keepdim=True) - 8.0
         return (torch.maximum(log_mel, floor) + 4.0) / 4.0
 
     def _constants(self, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -77,7 +98,12 @@ class LogMel:
 
     def pad(self, frames: Tensor) -> Tensor:
         """Fill (mels, real frames) up to the window with the value that silence has."""
-        # The loudest frame is at `floor + 8`, and silence (log 1e-10) is raised to the floor.
-        silence = (frames.max() - 2.0).clamp(min=(-10.0 + 4.0) / 4.0)
-        num_silent = self.num_frames - frames.shape[-1]
-        return torch.cat([frames, silence.expand(len(frames), num_silent)], dim=-1)
+        return _padded(frames, self.num_frames)
+
+
+def _padded(frames: Tensor, num_frames: int) -> Tensor:
+    """Fill (…, mels, frames) up to so many with the value that silence has in each clip."""
+    # The loudest frame is at `floor + 8`, and silence (log 1e-10) is raised to the floor.
+    silence = (frames.amax((-2, -1), keepdim=True) - 2.0).clamp(min=(-10.0 + 4.0) / 4.0)
+    num_silent = num_frames - frames.shape[-1]
+    return torch.cat([frames, silence.expand(*frames.shape[:-1], num_silent)], dim=-1)

@@ -68,7 +68,7 @@ STUDENT = {
 # Settings of transformers' trainer, which the seeds' training scripts take, too.
 _OF_TRAINER = """
     accelerator_config activation_checkpointing activation_checkpointing_kwargs
-    auto_find_batch_size average_tokens_across_devices batch_eval_metrics bf16_full_eval
+    average_tokens_across_devices batch_eval_metrics bf16_full_eval
     data_seed dataloader_drop_last dataloader_in_order dataloader_multiprocessing_context
     dataloader_persistent_workers ddp_backend ddp_broadcast_buffers ddp_bucket_cap_mb
     ddp_find_unused_parameters ddp_static_graph debug disable_tqdm do_predict
@@ -80,7 +80,7 @@ _OF_TRAINER = """
     logging_first_step logging_nan_inf_filter logging_strategy lr_scheduler_kwargs
     neftune_noise_alpha optim_args optim_target_modules parallelism_config prediction_loss_only
     project remove_unused_columns restore_callback_states_from_checkpoint save_on_each_node
-    save_only_model save_safetensors skip_memory_metrics sortish_sampler tf32 torch_compile
+    save_only_model save_safetensors skip_memory_metrics sortish_sampler tf32
     torch_compile_backend torch_compile_mode torch_empty_cache_steps trackio_bucket_id
     trackio_space_id trackio_static_space_id train_sampling_strategy use_cache use_cpu
     use_liger_kernel

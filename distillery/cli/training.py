@@ -9,6 +9,7 @@ from accelerate import Accelerator
 
 from distillery.audio.augmentation import augmentation
 from distillery.cli.arguments import DecodingArguments, ModelArguments, RunArguments
+from distillery.cli.device_arguments import DeviceArguments
 from distillery.cli.example_arguments import ExampleArguments
 from distillery.cli.flags import flags_of
 from distillery.cli.runtime import log_end, log_start, stage_run, start_trackers
@@ -20,6 +21,7 @@ from distillery.text.cleaning import TextCleaning
 from distillery.text.normalizers import UNSPACED_LANGUAGES
 from distillery.text.tokens import language_code
 from distillery.training import loop, resume
+from distillery.training.batch_size import largest_fitting
 from distillery.training.monitor import LOSS_LOG, LossMonitor, finish_trackers
 from distillery.training.order import BatchPlan
 from distillery.training.rows import BatchLoader, eval_sets, training_data
@@ -57,11 +59,12 @@ def describe_run(
         models: Hub ids or folders of the models that it starts from.
 
     Raises:
-        ValueError: the launch spreads the model over processes as training cannot, or what is
-            trained on would be evaluated on.
+        ValueError: the launch spreads the model over processes as training cannot, a flag asks for
+            what its device cannot do, or what is trained on would be evaluated on.
     """
     optimizer = OPTIMIZERS[flags.training.optim]
     refuse_sharding(accelerator, optimizer, flags_of(*groups).get("lora_rank"))
+    refuse_device_flags(accelerator, flags.device, bool(flags_of(*groups).get("mse_weight")))
     if flags.training.do_train and flags.training.do_eval:
         _refuse_one_split(flags.data)
     return stage_run(
@@ -72,6 +75,32 @@ def describe_run(
         owned=resume.OWNED,
         derived=_derived(accelerator, flags),
     )
+
+
+def refuse_device_flags(
+    accelerator: Accelerator, args: DeviceArguments, compares_layers: bool = False
+) -> None:
+    """Raise ValueError for a flag that this launch cannot follow.
+
+    Args:
+        accelerator: of the launch.
+        args: the flags.
+        compares_layers: whether states between layers are learnt from.
+    """
+    if args.auto_batch_size and accelerator.device.type != "cuda":
+        raise ValueError(
+            "--auto_batch_size needs a GPU: a computer without one has no limit that could be "
+            "tried, it slows down or ends the run; choose --per_device_train_batch_size"
+        )
+    if args.auto_batch_size and accelerator.is_fsdp2:
+        raise ValueError(
+            "--auto_batch_size does not go with FSDP2, whose processes cannot try on their own: "
+            "choose --per_device_train_batch_size"
+        )
+    if args.compile and accelerator.is_fsdp2:
+        raise ValueError("--compile does not go with FSDP2: leave it out, or launch with MULTI_GPU")
+    if args.compile and compares_layers:
+        raise ValueError("--compile does not go with --mse_weight: leave one of them out")
 
 
 def _refuse_one_split(args: TrainDataArguments) -> None:
@@ -143,6 +172,14 @@ def batch_plan(accelerator: Accelerator, args: TrainingArguments) -> BatchPlan:
         args.gradient_accumulation_steps,
         accelerator.num_processes,
     )
+
+
+def fitted_plan(accelerator: Accelerator, learner: Learner, flags: TrainingFlags) -> BatchPlan:
+    """Return the same, or where it is asked for, with micro-batches that fill the GPU."""
+    plan = batch_plan(accelerator, flags.training)
+    if not flags.device.auto_batch_size:
+        return plan
+    return largest_fitting(accelerator, plan, learner, flags.training.max_label_length)
 
 
 def length(args: TrainingArguments) -> Length:
@@ -266,11 +303,16 @@ def prepare_student(
 def batch_loader(
     accelerator: Accelerator, student: checkpoint.Whisper, run_args: RunArguments
 ) -> BatchLoader:
-    """Return how rows become a student's batches."""
+    """Return how rows become a student's batches.
+
+    A GPU makes the features of all clips of a batch at once; a CPU does so clip by clip, in the
+    processes that decode.
+    """
+    is_on_gpu = accelerator.device.type == "cuda"
     return BatchLoader(
-        SpeechCollator(student.log_mel, student.tokens),
+        SpeechCollator(student.log_mel, student.tokens, makes_features=not is_on_gpu),
         run_args.dataloader_num_workers,
-        pin_memory=accelerator.device.type == "cuda",
+        pin_memory=is_on_gpu,
     )
 
 
@@ -308,12 +350,15 @@ def begin_session(evaluator: Evaluator, newest: Path | None, flags: TrainingFlag
     """
     accelerator, learner, folder = evaluator.accelerator, evaluator.learner, evaluator.folder
     args = flags.training
+    plan = fitted_plan(accelerator, learner, flags)
+    if flags.device.compile:
+        learner.compile(plan.per_device)
     data = training_data(
         flags.data.train_specs(),
         learner.student,
         label_settings(flags),
         length(args),
-        batch_plan(accelerator, args),
+        plan,
         training_loader(evaluator.loader, flags),
     )
     trainer = loop.make_trainer(accelerator, learner, optimization(args), data.num_updates)

@@ -10,6 +10,7 @@ from distillery.cli.arguments import (
     ReadingArguments,
     RunArguments,
 )
+from distillery.cli.device_arguments import DeviceArguments
 from distillery.cli.example_arguments import ExampleArguments
 from distillery.cli.flags import at_least, flag, one_of, plus_list, required, same_length, within
 from distillery.cli.trainer_arguments import TrainerArguments, dtype_problems, with_dtype
@@ -285,6 +286,7 @@ class TrainingFlags(NamedTuple):
     run: RunArguments
     trainer: TrainerArguments = TrainerArguments()
     examples: ExampleArguments = ExampleArguments()
+    device: DeviceArguments = DeviceArguments()
 
     @classmethod
     def of(cls, *groups: Any) -> "TrainingFlags":

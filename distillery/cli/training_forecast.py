@@ -14,7 +14,7 @@ from distillery.storage.runs import Run
 from distillery.training.order import BatchPlan
 from distillery.training.step import freeze, refuse_layerdrop
 from distillery.whisper.adapters import AdaptedWhisper
-from distillery.whisper.checkpoint import Whisper
+from distillery.whisper.checkpoint import Whisper, have_same_weights
 
 FLOAT32, ADAMW = 4, 8  # bytes for each number, and for AdamW's two means of its gradient
 
@@ -96,8 +96,9 @@ def training_memory(
         num_shares: processes that weights, gradients and optimiser are spread over (FSDP2).
     """
     trained = _num_trained(student, args)
+    shared = _num_shared(student, teacher, args) if num_shares == 1 else 0
     parts = {
-        "weights (float32)": student.num_parameters * FLOAT32 / num_shares,
+        "weights (float32)": (student.num_parameters - shared) * FLOAT32 / num_shares,
         "gradients": trained * FLOAT32 / num_shares,
         "AdamW": trained * ADAMW / num_shares,
         "teacher": teacher.num_bytes if teacher else 0,
@@ -109,6 +110,14 @@ def training_memory(
         "inputs (little with --gradient_checkpointing), copies of the weights in another "
         "dtype, and the libraries"
     )
+
+
+def _num_shared(student: Whisper, teacher: Whisper | None, args: TrainingArguments) -> int:
+    """Return how many numbers of a frozen student are not held beside its teacher's."""
+    if teacher is None or not args.freeze_encoder:
+        return 0
+    own, theirs = student.model.model.encoder, teacher.model.model.encoder
+    return sum(p.numel() for p in own.parameters()) if have_same_weights(theirs, own) else 0
 
 
 def _layer_inputs(student: Whisper, args: TrainingArguments) -> int:

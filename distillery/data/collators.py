@@ -22,11 +22,12 @@ from distillery.text.tokens import SpecialTokens
 class Batch:
     """One micro-batch for training or evaluation.
 
-    input_features: float32 (batch, mels, frames); decoder_input_ids: int64 (batch, tokens);
-    targets: int64 (batch, tokens), `IGNORED` where nothing is learnt. `ids` names the
-    rows in it, `bad` the rows that cannot be used, with the reason, `dropped` those that are not
-    wanted. Without rows, tensors are None. `references` are the reference texts, "" where a row has
-    none. `num_without_speech` counts rows whose sound was replaced by one without speech,
+    input_features: float32 (batch, mels, frames), or None where they are to be made of `waveforms`,
+    float32 (batch, samples of the longest), zero behind the end of each. decoder_input_ids: int64
+    (batch, tokens); targets: int64 (batch, tokens), `IGNORED` where nothing is learnt. `ids` names
+    the rows in it, `bad` the rows that cannot be used, with the reason, `dropped` those that are
+    not wanted. Without rows, tensors are None. `references` are the reference texts, "" where a row
+    has none. `num_without_speech` counts rows whose sound was replaced by one without speech,
     `num_clips` the clips that the rows are made of, those that cannot be used among them.
     `speech_s` is the length of the clips in the rows, in seconds, and `num_inputs` how many decoder
     inputs are not padding.
@@ -43,6 +44,7 @@ class Batch:
     num_clips: int = 0
     speech_s: float = 0.0
     num_inputs: int = 0
+    waveforms: Tensor | None = None
 
     @property
     def num_tokens(self) -> int:
@@ -51,10 +53,8 @@ class Batch:
 
     def pin_memory(self) -> "Batch":
         """Return the batch in memory that a GPU fetches from faster; `DataLoader` calls this."""
-        tensors = (self.input_features, self.decoder_input_ids, self.targets)
-        pinned = [None if tensor is None else tensor.pin_memory() for tensor in tensors]
-        features, inputs, targets = pinned
-        return replace(self, input_features=features, decoder_input_ids=inputs, targets=targets)
+        tensors = {name: each for name, each in vars(self).items() if isinstance(each, Tensor)}
+        return replace(self, **{name: each.pin_memory() for name, each in tensors.items()})
 
 
 # Of a row that is trained on: the seed of its sound, and whether that is to be without speech.
@@ -93,29 +93,34 @@ class SpeechCollator:
 
     Labels are padded to the longest of the batch and never to a maximum. A clip that cannot be used
     is reported in the batch and left out, and so is one outside of `limits`. `augment` changes the
-    sound of what is trained on, from a seed.
+    sound of what is trained on, from a seed. Without `makes_features`, clips are only decoded, for
+    a GPU to transform; not so in a batch with stored features.
     """
 
     log_mel: LogMel
     tokens: SpecialTokens
     limits: DurationLimits = ANY_DURATION
     augment: Callable[[Waveform, int, int], Waveform] | None = None
+    makes_features: bool = True
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> Batch:
         """Turn rows with `id`, `labels`, and `audio` or `input_features` into a batch."""
-        good, features, bad, dropped = [], [], [], []
+        good, sounds, bad, dropped = [], [], [], []
         speech_s = 0.0
+        makes_features = self.makes_features or any(
+            _stored_features(row) is not None for row in rows
+        )
         for row in rows:
             bad += row.get(BAD_PARTS, ())
             try:
-                frames, seconds = self._frames(row)
+                sound, seconds = self._frames(row) if makes_features else self._samples(row)
             except _Unwanted as fault:
                 dropped.append((row[schema.ID], str(fault)))
             except AudioError as error:
                 bad.append((row[schema.ID], str(error)))
             else:
                 good.append(row)
-                features.append(self.log_mel.pad(frames))
+                sounds.append(self.log_mel.pad(sound) if makes_features else sound)
                 speech_s += seconds
         num_clips = sum(len(row.get(schema.SEGMENT_IDS) or (0,)) for row in good)
         num_clips += len(bad) + len(dropped)
@@ -128,7 +133,7 @@ class SpeechCollator:
             [row[schema.ID] for row in good],
             [row.get(schema.TEXT) or "" for row in good],
             bad,
-            torch.stack(features),
+            torch.stack(sounds) if makes_features else None,
             pad_sequence(inputs, batch_first=True, padding_value=self.tokens.end_of_text),
             pad_sequence(targets, batch_first=True, padding_value=IGNORED),
             dropped,
@@ -136,14 +141,13 @@ class SpeechCollator:
             num_clips,
             speech_s,
             sum(map(len, inputs)),
+            None if makes_features else pad_sequence(sounds, batch_first=True),
         )
 
     def _frames(self, row: Mapping[str, Any]) -> tuple[Tensor, float]:
         """Return features, float32 (mels, frames), and how many seconds of speech they hold."""
-        if row.get(PROBLEM):
-            raise AudioError(row[PROBLEM])
-        stored = row.get(schema.INPUT_FEATURES)
-        if stored is not None and not row.get(NO_SPEECH):
+        stored = _stored_features(row)
+        if stored is not None:
             if self.augment is not None:
                 raise ValueError(
                     f"row {row[schema.ID]} holds features, and no sound that --audio_augmentation "
@@ -151,13 +155,20 @@ class SpeechCollator:
                 )
             frames = self._fitting(stored)
             return frames, frames.shape[1] / self.log_mel.num_frames * self.log_mel.window_s
+        samples, seconds = self._samples(row)
+        return self.log_mel.real_frames(samples.numpy()), seconds
+
+    def _samples(self, row: Mapping[str, Any]) -> tuple[Tensor, float]:
+        """Return samples, float32 (samples,), and how many seconds of speech they hold."""
+        if row.get(PROBLEM):
+            raise AudioError(row[PROBLEM])
         wave = self._wave(row)
         seconds = len(wave) / self.log_mel.sampling_rate
         if row.get(NO_SPEECH):
             seconds = 0.0
         elif row.get(schema.SEGMENT_DURATIONS) is not None:
             seconds = sum(row[schema.SEGMENT_DURATIONS])  # without the pauses between the parts
-        return self.log_mel.real_frames(wave), seconds
+        return torch.from_numpy(wave[: self.log_mel.window_samples]), seconds
 
     def _wave(self, row: Mapping[str, Any]) -> Waveform:
         sampling_rate = self.log_mel.sampling_rate
@@ -193,6 +204,11 @@ class SpeechCollator:
                 f"takes {mels} mel bins and at most {most} frames"
             )
         return torch.from_numpy(stored)
+
+
+def _stored_features(row: Mapping[str, Any]) -> Any:
+    """Return a row's stored features; None where it has none, or another sound in their place."""
+    return None if row.get(NO_SPEECH) else row.get(schema.INPUT_FEATURES)
 
 
 @dataclass(frozen=True)

@@ -41,7 +41,10 @@ MAX_OVERFLOWS = 20  # updates in a row
 MIN_SCALE = 1e-4
 # A run past its share of bad clips by far need not go on until it is certain to fail.
 FAR_PAST, MIN_BAD_CLIPS = 2, 100
-SMALLER_BATCH = "lower --per_device_train_batch_size, raise --gradient_accumulation_steps as much"
+SMALLER_BATCH = (
+    "lower --per_device_train_batch_size, raise --gradient_accumulation_steps as much (on a GPU "
+    "--auto_batch_size does so)"
+)
 # What is added up beside the losses: seconds of speech, windows, decoder inputs, and the positions
 # that these are padded to.
 HEARD = ("audio_s", "windows", "inputs", "positions")

@@ -29,6 +29,7 @@ from distillery.training import card, loss_curve
 from distillery.training.disk import enough_disk
 from distillery.training.loop import Progress, Trainer
 from distillery.training.monitor import LOSS_LOG, TRAIN, LossWindow
+from distillery.training.order import BatchPlan
 from distillery.training.sharding import whole_state, whole_student
 from distillery.whisper import checkpoint
 
@@ -253,7 +254,11 @@ def _is_known(line: str, progress: Progress) -> bool:
 
 
 def finish(
-    run: Run, student: checkpoint.Whisper, progress: Progress, ledger: Ledger | None
+    run: Run,
+    student: checkpoint.Whisper,
+    progress: Progress,
+    plan: BatchPlan,
+    ledger: Ledger | None,
 ) -> None:
     """Save the trained model with its card, and complete the run's record.
 
@@ -261,6 +266,7 @@ def finish(
         run: as its flags describe it.
         student: trained.
         progress: at the end.
+        plan: by which the last start cut its batches.
         ledger: of the rows; None for a stream.
     """
     with enough_disk(run.folder):
@@ -275,5 +281,6 @@ def finish(
         "num_bad": len(progress.bad_clips),
         "num_dropped": len(progress.dropped_clips),
         "num_without_speech": progress.num_without_speech,
+        "batch_plan": asdict(plan),
     }
     run.finish(**results, ledger=ledger.to_dict() if ledger else None)

@@ -21,6 +21,7 @@ from distillery.training.layer_states import (
 )
 from distillery.training.losses import LossSums, LossWeights, distillation_loss
 from distillery.training.settings import Frozen
+from distillery.training.stacks import Stacks, allow_compiling
 from distillery.whisper.checkpoint import Whisper, have_same_weights
 from distillery.whisper.student import NO_LAYERS, CopiedLayers
 
@@ -68,6 +69,7 @@ class Teacher:
         """
         _check_fit(model, student)
         self.model = model.eval().requires_grad_(False)
+        self.stacks = Stacks(model)
         frozen = not any(p.requires_grad for p in student.model.encoder.parameters())
         self.shares_encoder = frozen and have_same_weights(
             model.model.encoder, student.model.encoder
@@ -80,12 +82,9 @@ class Teacher:
 
         input_features: float (batch, mels, frames); decoder_input_ids: int64 (batch, tokens).
         """
-        encoder, decoder = self.model.model.encoder, self.model.model.decoder
         with recorded(*self.compared) as layers:
-            states = encoder(input_features.to(self.model.dtype)).last_hidden_state
-            hidden = decoder(
-                input_ids=decoder_input_ids, encoder_hidden_states=states, use_cache=False
-            ).last_hidden_state
+            states = self.stacks.encode(input_features.to(self.model.dtype))
+            hidden = self.stacks.decode(decoder_input_ids, states)
         shared = states if self.shares_encoder else None
         return TeacherOutputs(hidden, self.model.proj_out.weight, shared, layers)
 
@@ -132,6 +131,7 @@ class StudentStep(nn.Module):
         """
         super().__init__()
         self.student = student
+        self.stacks = Stacks(student)
         self.weights = weights
         self.masks_input = masks_input
 
@@ -161,10 +161,8 @@ class StudentStep(nn.Module):
                 # Masks are drawn by NumPy, which is seeded for each update, and laid in place.
                 masked = model._mask_input_features(input_features.clone()) if masks else None
                 heard = input_features if masked is None else masked
-                states = model.encoder(heard).last_hidden_state
-            hidden = model.decoder(
-                input_ids=decoder_input_ids, encoder_hidden_states=states, use_cache=False
-            ).last_hidden_state
+                states = self.stacks.encode(heard)
+            hidden = self.stacks.decode(decoder_input_ids, states)
         weights = self.weights if self.training else replace(self.weights, temperature=1.0)
         if teacher is None:
             return distillation_loss(hidden, head, targets, weights)
@@ -202,6 +200,17 @@ class Learner:
             notes.append("so the encoder that both share runs twice in each update")
         return notes
 
+    def compile(self, num_rows: int) -> None:
+        """Compile the layers of teacher and student for batches of so many rows.
+
+        Raises:
+            ValueError: there is no compiler on this machine.
+        """
+        allow_compiling(self.student.model.device)
+        self.step.stacks.compile(num_rows)
+        if self.teacher is not None:
+            self.teacher.stacks.compile(num_rows)
+
     def losses(self, batch: Batch, step: Callable[..., LossSums]) -> LossSums:
         """Return the summed losses of a batch.
 
@@ -221,6 +230,7 @@ class Learner:
         wait for its gradients.
         """
         device = self.student.model.device
+        batch = self.with_features(batch)
         if batch.input_features is None:
             log_mel = self.student.log_mel
             shape = (1, log_mel.num_mels, log_mel.num_frames)
@@ -228,10 +238,21 @@ class Learner:
             return torch.zeros(shape, device=device), start, torch.full_like(start, IGNORED)
         assert batch.decoder_input_ids is not None and batch.targets is not None
         return (
-            batch.input_features.to(device, non_blocking=True),
+            batch.input_features,
             batch.decoder_input_ids.to(device, non_blocking=True),
             batch.targets.to(device, non_blocking=True),
         )
+
+    def with_features(self, batch: Batch) -> Batch:
+        """Return a batch with its features on the student's device, made there of its waveforms."""
+        device = self.student.model.device
+        features = batch.input_features
+        if batch.waveforms is not None:
+            waveforms = batch.waveforms.to(device, non_blocking=True)
+            features = self.student.log_mel.of_batch(waveforms)
+        elif features is not None:
+            features = features.to(device, non_blocking=True)
+        return replace(batch, input_features=features, waveforms=None)
 
 
 def set_prompt(student: Whisper, language: str | None, task: str) -> None:
@@ -320,3 +341,7 @@ def make_trainable(student: Whisper, frozen: Frozen, gradient_checkpointing: boo
             # Newer versions of transformers have another name for it, which older ones lack.
             warnings.simplefilter("ignore", FutureWarning)
             student.model.gradient_checkpointing_enable({"use_reentrant": False})
+        encoder = student.model.model.encoder
+        if not any(parameter.requires_grad for parameter in encoder.parameters()):
+            for layer in encoder.layers:  # nothing of it is needed by the backward pass
+                layer.gradient_checkpointing = False

@@ -200,7 +200,11 @@ def evaluate(evaluator: Evaluator, eval_set: EvalSet, stop: StopRequest) -> Eval
     """
     accelerator, learner = evaluator.accelerator, evaluator.learner
     part = _Part(torch.zeros(len(SUMS), dtype=torch.float64, device=accelerator.device))
-    with _interruptible(learner, stop), closing(_batches(evaluator, eval_set)) as batches:
+    with (
+        learner.step.stacks.run_as_they_are(),
+        _interruptible(learner, stop),
+        closing(_batches(evaluator, eval_set)) as batches,
+    ):
         for batch in batches:
             with suppress(_Interrupted):
                 _evaluate_batch(evaluator, batch, eval_set.rows.rule, part)
@@ -264,10 +268,11 @@ def _evaluate_batch(
     if batch is None:
         return
     part.bad += [f"{row_id} {reason}" for row_id, reason in batch.bad]
-    if batch.input_features is None:
+    if not batch.ids:
         return
     work = f"the evaluation of {len(batch.ids)} rows at once"
     with enough_memory(work, "lower --per_device_eval_batch_size"):
+        batch = evaluator.learner.with_features(batch)
         part.sums += evaluator.learner.losses(batch, evaluator.step).to_tensor()
         if evaluator.settings.transcribe:
             transcripts = _transcribe(evaluator, batch, rule)
@@ -294,10 +299,9 @@ def _transcribe(evaluator: Evaluator, batch: Batch, rule: LabelRule) -> list[str
         settings.temperature_fallback,
     ).fitted_to(student)
     assert batch.input_features is not None
-    features = batch.input_features.to(student.model.device)
     with evaluator.accelerator.autocast():
         seeds = [seed_of(row_id) for row_id in batch.ids]
-        transcripts = transcribe_windows(student, features, decoding, seeds=seeds)
+        transcripts = transcribe_windows(student, batch.input_features, decoding, seeds=seeds)
     return [plain_text(each.ids, student.tokens, student.tokenizer) for each in transcripts]
 
 

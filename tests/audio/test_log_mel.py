@@ -1,3 +1,5 @@
+import pickle
+
 import librosa
 import numpy as np
 import pytest
@@ -60,6 +62,30 @@ def test_a_batch_is_its_clips(extractor):
     assert batch.shape == (3, extractor.feature_size, extractor.nb_max_frames)
     for row, wave in zip(batch, waves, strict=True):
         assert torch.equal(row, log_mel([wave])[0])
+
+
+def test_a_batch_in_one_pass_is_its_clips_one_by_one(extractor):
+    log_mel = LogMel(extractor)
+    waves = [
+        torch.from_numpy(each[: extractor.n_samples])
+        for each in clips(extractor.n_samples).values()
+    ]
+    by_length = sorted(waves, key=len)
+    for some in (by_length[:4], by_length):  # all far from the window's end, or up to it
+        padded = torch.nn.utils.rnn.pad_sequence(some, batch_first=True)
+        found = log_mel.of_batch(padded)
+        assert found.shape == (len(some), extractor.feature_size, extractor.nb_max_frames)
+        wanted = log_mel([wave.numpy() for wave in some])
+        # As far from the feature extractor's as those one by one may be.
+        torch.testing.assert_close(found, wanted, rtol=0, atol=5e-7)
+
+
+def test_other_processes_are_sent_nothing_of_a_gpu(extractor):
+    log_mel = LogMel(extractor)
+    log_mel._on[torch.device("meta")] = (torch.empty(1, device="meta"),) * 2
+    sent = pickle.loads(pickle.dumps(log_mel))  # noqa: S301
+    assert list(sent._on) == [torch.device("cpu")]
+    assert torch.equal(sent([noise(RATE)]), log_mel([noise(RATE)]))
 
 
 def test_a_named_device_makes_the_same_and_is_not_waited_for(extractor, monkeypatch):

@@ -229,6 +229,15 @@ def test_training_takes_weights_gradients_and_two_means(folder):
     assert f"{size(count * 4)} teacher" in memory_of(folder, outline)
 
 
+def test_an_encoder_that_is_shared_with_the_teacher_is_held_once(folder):
+    outline = checkpoint.load_outline(str(folder))
+    encoder = sum(p.numel() for p in outline.model.model.encoder.parameters())
+    own = f"{size((outline.num_parameters - encoder) * 4)} weights (float32)"
+    assert own in memory_of(folder, outline, freeze_encoder=True)
+    assert own not in memory_of(folder, outline)
+    assert own not in memory_of(folder, freeze_encoder=True)
+
+
 def test_processes_that_share_a_model_hold_a_part_each(folder):
     outline = checkpoint.load_outline(str(folder))
     told = training_forecast.training_memory(outline, None, TrainingArguments(), 4)

@@ -16,6 +16,7 @@ from distillery.cli.arguments import (
     OutputArguments,
     RunArguments,
 )
+from distillery.cli.device_arguments import DeviceArguments
 from distillery.cli.training_arguments import (
     TRAINING_GROUPS,
     TrainDataArguments,
@@ -180,6 +181,24 @@ def test_launches_that_training_cannot_be_spread_by_are_refused(
         training.refuse_sharding(launch, optimizer, lora_rank)
 
 
+@pytest.mark.parametrize(
+    ("flags", "device", "is_fsdp2", "refusal"),
+    [
+        ({"auto_batch_size": True}, "cpu", False, r"^--auto_batch_size needs a GPU"),
+        ({"auto_batch_size": True}, "cuda", True, r"^--auto_batch_size does not go with FSDP2"),
+        ({"compile": True}, "cuda", True, r"^--compile does not go with FSDP2"),
+        ({"compile": True}, "cpu", None, r"^--compile does not go with --mse_weight"),
+        ({"auto_batch_size": True, "compile": True}, "cuda", False, None),
+        ({"compile": True}, "cpu", False, None),
+    ],
+)
+def test_flags_that_a_device_cannot_follow_are_refused(flags, device, is_fsdp2, refusal):
+    """Where FSDP2 is None, layers are compared."""
+    launch = SimpleNamespace(device=torch.device(device), is_fsdp2=is_fsdp2)
+    with nullcontext() if refusal is None else pytest.raises(ValueError, match=refusal):
+        training.refuse_device_flags(launch, DeviceArguments(**flags), is_fsdp2 is None)
+
+
 # --- the model to be trained ---------------------------------------------------------------------
 
 
@@ -239,6 +258,29 @@ def test_the_student_goes_on_from_a_checkpoint(folder, tmp_path):
 def test_gradient_checkpointing(folder, tmp_path):
     student = student_of(folder, tmp_path, gradient_checkpointing=True)
     assert student.model.model.decoder.gradient_checkpointing
+
+
+def test_nothing_is_computed_twice_of_a_frozen_encoder(folder, tmp_path):
+    def recomputed(freeze_encoder):
+        model = student_of(
+            folder, tmp_path, freeze_encoder, gradient_checkpointing=True
+        ).model.model
+        return [
+            {layer.gradient_checkpointing for layer in stack.layers}
+            for stack in (model.encoder, model.decoder)
+        ]
+
+    assert recomputed(freeze_encoder=True) == [{False}, {True}]
+    assert recomputed(freeze_encoder=False) == [{True}, {True}]
+
+
+@pytest.mark.parametrize(("device", "is_on_gpu"), [("cuda", True), ("cpu", False)])
+def test_a_gpu_makes_the_features_of_what_workers_decode(folder, device, is_on_gpu):
+    accelerator = SimpleNamespace(device=torch.device(device))
+    args = RunArguments(dataloader_num_workers=3)
+    loader = training.batch_loader(accelerator, checkpoint.load_processor(str(folder)), args)
+    assert loader.collate.makes_features is not is_on_gpu
+    assert (loader.pin_memory, loader.num_workers) == (is_on_gpu, 3)
 
 
 def test_the_student_will_write_the_language_that_it_is_trained_on(folder, tmp_path):

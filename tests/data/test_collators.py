@@ -62,16 +62,17 @@ BAD = {"id": "bad", "audio": {"bytes": b"no audio", "path": None}, "labels": LON
 TOO_LONG = row("endless", seconds=WINDOW_S + 0.01)
 
 
+@pytest.mark.parametrize("makes_features", [True, False])
 @pytest.mark.parametrize("rows", [[row("a"), row("b"), BAD], [BAD]])
-def test_pinning_pins_every_tensor_of_a_batch(collate, monkeypatch, rows):
+def test_pinning_pins_every_tensor_of_a_batch(collate, monkeypatch, rows, makes_features):
     """With a stand-in for the tensors' own method, which needs a GPU."""
-    batch, pinned = collate(rows), []
+    batch, pinned = replace(collate, makes_features=makes_features)(rows), []
     monkeypatch.setattr(
         torch.Tensor, "pin_memory", lambda self: pinned.append(self) or self.clone()
     )
     found = pin_memory(batch)
     tensors = [each for each in vars(batch).values() if isinstance(each, torch.Tensor)]
-    assert [id(each) for each in pinned] == [id(each) for each in tensors]
+    assert {id(each) for each in pinned} == {id(each) for each in tensors}
     assert len(tensors) == (3 if len(rows) > 1 else 0)
     for name, value in vars(batch).items():
         if isinstance(value, torch.Tensor):
@@ -250,6 +251,42 @@ def test_clips_longer_than_a_chunk_are_left_whole(log_mel):
     (found,) = windows.waveforms
     np.testing.assert_array_equal(found, wave_of("a"))
     assert WindowCollator(log_mel)([row("b", seconds=1.5)]).long == {}
+
+
+# --- waveforms, for a GPU to transform ------------------------------------------------------------
+
+
+def test_clips_that_are_only_decoded_give_the_batch_of_their_features(collate, log_mel):
+    rows = [row("a"), BAD, row("b", LONG, seconds=0.5, text="ねこ"), row("c", seconds=WINDOW_S)]
+    silent = {**BAD, "id": "silent", "labels": SHORT, NO_SPEECH: True, SOUND_SEED: 3}
+    found, wanted = (
+        replace(collate, makes_features=makes)([*rows, silent]) for makes in (False, True)
+    )
+    assert found.input_features is None and wanted.waveforms is None
+    assert found.waveforms.shape == (4, WINDOW_S * RATE)
+    assert float(found.waveforms[1, RATE // 2 :].abs().max()) == 0
+    made = log_mel.of_batch(found.waveforms)
+    same(replace(found, input_features=wanted.input_features), wanted)
+    torch.testing.assert_close(made, wanted.input_features, rtol=0, atol=5e-7)
+    for name in ("bad", "num_without_speech", "num_clips", "speech_s", "num_inputs"):
+        assert getattr(found, name) == getattr(wanted, name), name
+    assert replace(collate, makes_features=False)([BAD]).waveforms is None
+
+
+def test_clips_that_are_only_decoded_are_as_long_as_the_longest_and_augmented(collate):
+    quieter = replace(collate, makes_features=False, augment=lambda wave, *_: wave * 0.5)
+    found = quieter([{**row("a", seconds=0.5), SOUND_SEED: 1}, {**row("b"), SOUND_SEED: 1}])
+    assert found.waveforms.shape == (2, RATE)
+    np.testing.assert_allclose(found.waveforms[1], wave_of("b") * 0.5)
+
+
+def test_beside_stored_features_all_features_are_made(collate, log_mel):
+    rows = [stored("a", log_mel, np.asarray), row("b")]
+    found = replace(collate, makes_features=False)(rows)
+    assert found.waveforms is None
+    same(found, collate(rows))
+    silent = {**rows[0], NO_SPEECH: True, SOUND_SEED: 3}  # its features are not asked for
+    assert replace(collate, makes_features=False)([silent, row("b")]).input_features is None
 
 
 # --- durations ------------------------------------------------------------------------------------
