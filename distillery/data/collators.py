@@ -53,8 +53,12 @@ class Batch:
 
     def pin_memory(self) -> "Batch":
         """Return the batch in memory that a GPU fetches from faster; `DataLoader` calls this."""
-        tensors = {name: each for name, each in vars(self).items() if isinstance(each, Tensor)}
-        return replace(self, **{name: each.pin_memory() for name, each in tensors.items()})
+        pinned: dict[str, Any] = {
+            name: value.pin_memory()
+            for name, value in vars(self).items()
+            if isinstance(value, Tensor)
+        }
+        return replace(self, **pinned)
 
 
 # Of a row that is trained on: the seed of its sound, and whether that is to be without speech.

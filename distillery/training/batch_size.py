@@ -99,7 +99,7 @@ def _try(accelerator: Accelerator, learner: Learner, batch: Batch) -> None:
     try:
         with accelerator.autocast():
             losses = learner.losses(batch, step)
-        losses.total.backward()
+        losses.total.backward()  # type: ignore[no-untyped-call]
     finally:
         taken.clear()
         for weight in trained:
