@@ -39,6 +39,9 @@ logger = logging.getLogger(__name__)
 _LOSSES = {"ce": "CE", "kl": "KL", "mse": "MSE"}  # by their names in the log
 
 
+NUM_EXAMPLES = 8  # transcripts that the trackers show
+
+
 @dataclass(frozen=True)
 class EvalScores:
     """What a model is worth on one set.
@@ -48,12 +51,14 @@ class EvalScores:
         num_bad: clips that cannot be used.
         error_rates: `wer` and `cer` in percent; empty where nothing was transcribed.
         num_scored: clips with a reference, which these are over.
+        examples: reference and transcript of the first clips.
     """
 
     losses: Mapping[str, float]
     num_bad: int
     error_rates: Mapping[str, float]
     num_scored: int
+    examples: Sequence[tuple[str, str]] = ()
 
     def values(self) -> dict[str, float]:
         """Return all figures of the log by name."""
@@ -155,7 +160,8 @@ class Evaluator:
                 return None
             scores_by_name[eval_set.name] = scores
             kind = f"eval {eval_set.name}"
-            log_values(self.accelerator, self.folder, step, kind, scores.values())
+            examples = {"examples": table_of(scores.examples)} if scores.examples else {}
+            log_values(self.accelerator, self.folder, step, kind, scores.values(), examples)
             logger.info("update %d, %s: %s", step, eval_set.name, scores)
         return scores_by_name
 
@@ -214,11 +220,19 @@ def evaluate(evaluator: Evaluator, eval_set: EvalSet, stop: StopRequest) -> Eval
     losses = means_of(accelerator.reduce(part.sums, "sum").tolist())
     if losses is None:
         raise ValueError(f"{eval_set.name}: none of its clips can be decoded")
-    rule = eval_set.rows.rule
+    rule, pairs = eval_set.rows.rule, gather_object(part.pairs)
     error_rates, num_scored = error_rates_of(
-        gather_object(part.pairs), learner.student.normalizer(rule.language, rule.task)
+        pairs, learner.student.normalizer(rule.language, rule.task)
     )
-    return EvalScores(losses, num_bad, error_rates, num_scored)
+    return EvalScores(losses, num_bad, error_rates, num_scored, pairs[:NUM_EXAMPLES])
+
+
+def table_of(examples: Sequence[tuple[str, str]]) -> str:
+    """Return references and transcripts as a table in Markdown, which TensorBoard shows."""
+    cells = [[text.replace("|", "\\|") for text in pair] for pair in examples]
+    return "\n".join(
+        f"| {' | '.join(row)} |" for row in [["Reference", "Written"], ["---"] * 2, *cells]
+    )
 
 
 class _Interrupted(Exception):

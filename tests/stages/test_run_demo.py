@@ -1,5 +1,6 @@
 """The page of the demo, in a browser, as its users see it."""
 
+import re
 import socket
 import subprocess
 import sys
@@ -143,7 +144,10 @@ def test_what_is_recorded_is_heard(page):
     page.get_by_label("Clear").first.wait_for()
     transcribe(page)
     wait_for_answers(page)
-    assert text_by(page, "teacher").input_value()
+    # What a model of random weights writes of it depends on when the browser beeps, and may be "".
+    summary = page.get_by_text("times faster than real time").first.inner_text()
+    (seconds,) = re.findall(r"for ([\d.]+) s of audio", summary)
+    assert 1 < float(seconds) < 60
 
 
 def test_a_broken_file_is_told_and_the_page_goes_on(page, root):

@@ -31,6 +31,7 @@ from distillery.data import schema
 from distillery.data.specs import DatasetSpec
 from distillery.ingest import sources
 from distillery.storage.checkpoints import find_damage
+from distillery.training.validation import NUM_EXAMPLES
 from distillery.whisper import checkpoint
 
 CHECKPOINT_FILES = {
@@ -715,10 +716,22 @@ def test_no_rows_is_an_error(finetune, tmp_path):
 def test_trackers_are_off_unless_asked_for(finetune):
     folder = finetune("--max_steps", 2)
     assert not list(folder.rglob("events.*"))
-    folder = finetune("--max_steps", 2, "--report_to", "tensorboard", to="tracked")
-    events = list(folder.rglob("events.*"))
-    assert events
-    tags = [
-        tag for event in events for tag in EventAccumulator(str(event)).Reload().Tags()["scalars"]
-    ]
-    assert "train/loss" in tags
+
+
+def test_trackers_show_losses_speed_and_what_the_model_writes(finetune, place):
+    flags = ["--do_eval", "--eval_dataset_name", place / "rows.jsonl", "--predict_with_generate"]
+    flags += ["--generation_max_length", 16, "--report_to", "tensorboard"]
+    folder = finetune("--max_steps", 2, *flags, to="tracked")
+    events = [EventAccumulator(str(path)).Reload() for path in folder.rglob("events.*")]
+    tags = {tag for event in events for tag in event.Tags()["scalars"]}
+    assert {f"train/{name}" for name in ("loss", "audio_s", "samples_per_s", "memory_gib")} <= tags
+    (table,) = (
+        text.tensor_proto.string_val[0].decode()
+        for event in events
+        for tag in event.Tags()["tensors"]
+        if "examples" in tag
+        for text in event.Tensors(tag)
+    )
+    head, _, *rows = table.splitlines()
+    assert head == "| Reference | Written |"
+    assert [row.count(" | ") for row in rows] == [1] * NUM_EXAMPLES
