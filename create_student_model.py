@@ -35,6 +35,9 @@ class StudentArguments:
     teacher_checkpoint: str = required("Whisper checkpoint to copy from.", "-m", is_input=True)
     save_dir: str = required("Folder to write to.", "-o", "--output_dir", resumable=True)
     encoder_layers: int | None = flag(None, "Encoder layers of the student; default: all.")
+    encoder_layers_numbers: list[int] = repeated(  # noqa: RUF009 (a field with a factory)
+        "Which of the teacher's encoder layers these are, as --decoder_layers_numbers."
+    )
     decoder_layers: int = flag(2, "Decoder layers of the student.")
     decoder_layers_numbers: list[int] = repeated(  # noqa: RUF009 (a field with a factory)
         "Which of the teacher's decoder layers these are, from 0, or from the end as -1; default: "
@@ -73,11 +76,13 @@ class StudentArguments:
 
 
 def _count_problems(args: StudentArguments) -> list[str]:
-    numbers = args.decoder_layers_numbers
-    if len(numbers) in (0, args.decoder_layers):
-        return []
     return [
-        f"--decoder_layers_numbers names {len(numbers)}, --decoder_layers {args.decoder_layers}"
+        f"--{stack}_layers_numbers names {len(numbers)}, --{stack}_layers {wanted}"
+        for stack, numbers, wanted in (
+            ("encoder", args.encoder_layers_numbers, args.encoder_layers),
+            ("decoder", args.decoder_layers_numbers, args.decoder_layers),
+        )
+        if len(numbers) not in (0, wanted) and wanted is not None
     ]
 
 
@@ -175,30 +180,33 @@ def _copied_layers(
     args: StudentArguments, teacher: checkpoint.Whisper
 ) -> tuple[list[int], list[int]]:
     config = teacher.model.config
-    encoder = _layers("--encoder_layers", config.encoder_layers, args.encoder_layers)
-    if args.decoder_layers_numbers:
-        return encoder, _named_layers(config.decoder_layers, args.decoder_layers_numbers)
-    return encoder, _layers("--decoder_layers", config.decoder_layers, args.decoder_layers)
+    return (
+        _layers("encoder", config.encoder_layers, args.encoder_layers, args.encoder_layers_numbers),
+        _layers("decoder", config.decoder_layers, args.decoder_layers, args.decoder_layers_numbers),
+    )
 
 
-def _named_layers(num_teacher: int, numbers: list[int]) -> list[int]:
+def _layers(stack: str, num_teacher: int, num_student: int | None, numbers: list[int]) -> list[int]:
+    """Return the layers of a stack that are copied: the named ones, else spaced maximally."""
+    if numbers:
+        return _named_layers(stack, num_teacher, numbers)
+    try:
+        return spaced_layers(num_teacher, num_teacher if num_student is None else num_student)
+    except ValueError as error:
+        raise ValueError(f"--{stack}_layers: {error}") from error
+
+
+def _named_layers(stack: str, num_teacher: int, numbers: list[int]) -> list[int]:
     wrong = [number for number in numbers if not -num_teacher <= number < num_teacher]
     if wrong:
         raise ValueError(
-            f"--decoder_layers_numbers {wrong[0]}: the teacher has {num_teacher} decoder layers, 0 "
+            f"--{stack}_layers_numbers {wrong[0]}: the teacher has {num_teacher} {stack} layers, 0 "
             f"to {num_teacher - 1}"
         )
     named = [number % num_teacher for number in numbers]
     if len(set(named)) < len(named):
-        raise ValueError(f"--decoder_layers_numbers {numbers}: a layer is copied once")
+        raise ValueError(f"--{stack}_layers_numbers {numbers}: a layer is copied once")
     return named
-
-
-def _layers(flag_name: str, num_teacher: int, num_student: int | None) -> list[int]:
-    try:
-        return spaced_layers(num_teacher, num_teacher if num_student is None else num_student)
-    except ValueError as error:
-        raise ValueError(f"{flag_name}: {error}") from error
 
 
 @torch.inference_mode()

@@ -118,7 +118,7 @@ def main(distillation_args: DistillationArguments, *shared_groups: Any) -> None:
         return
     open_run(accelerator, run, flags.output.overwrite_output_dir)
     if not run.is_complete:
-        newest = resume.newest_checkpoint(accelerator, run.folder)
+        newest = resume.newest_checkpoint(accelerator, run.folder, flags.trainer.begun_with)
         training.begin_run(accelerator, run, " following ".join(models), flags)
         student = training.load_student(accelerator, newest, flags)
         learner = new_learner(accelerator, student, flags, distillation_args)

@@ -110,7 +110,7 @@ def main(finetuning_args: FinetuningArguments, *shared_groups: Any) -> None:
         return
     open_run(accelerator, run, flags.output.overwrite_output_dir)
     if not run.is_complete:
-        newest = resume.newest_checkpoint(accelerator, run.folder)
+        newest = resume.newest_checkpoint(accelerator, run.folder, flags.trainer.begun_with)
         training.begin_run(accelerator, run, " in the shape of ".join(models), flags)
         model = load_model(finetuning_args, newest, flags)
         model = training.prepare_student(accelerator, model, flags)

@@ -1,6 +1,7 @@
 """Flags of transformers' trainer that say in other words what the training stages do."""
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from distillery.cli.arguments import ModelArguments
 from distillery.cli.flags import flag
@@ -28,6 +29,15 @@ class TrainerArguments:
         None,
         "Only False is taken, which changes nothing: every --metric_for_best_model is better where "
         "it is lower.",
+    )
+    resume_from_checkpoint: str | None = flag(
+        None,
+        "Checkpoint of another run to begin with: its weights, its optimiser and its place. With "
+        "checkpoints of its own a run always goes on from the newest; True changes nothing.",
+        resumable=True,
+    )
+    save_best_total_limit: int = flag(
+        1, "Only 1 is taken, which changes nothing: best/ holds one model."
     )
     do_normalize_eval: bool = flag(
         True, "Only True is taken: texts are scored as the language's normaliser has them."
@@ -58,9 +68,20 @@ class TrainerArguments:
                 "--do_normalize_eval must be True: raw error rates are those of "
                 "run_short_form_eval.py"
             )
+        if self.save_best_total_limit != 1:
+            found.append("--save_best_total_limit must be 1: best/ holds one model")
+        begun_with = self.begun_with
+        if begun_with is not None and not begun_with.is_dir():
+            found.append(f"--resume_from_checkpoint {begun_with}: there is no such folder")
         if self.bf16 and self.fp16:
             found.append("--bf16 and --fp16: give one of them")
         return found
+
+    @property
+    def begun_with(self) -> Path | None:
+        """The checkpoint that a run without any of its own begins with; None for none."""
+        is_named = self.resume_from_checkpoint not in (None, "True", "False")
+        return Path(str(self.resume_from_checkpoint)) if is_named else None
 
     @property
     def dtype(self) -> str | None:

@@ -64,6 +64,7 @@ def describe_run(
     """
     optimizer = OPTIMIZERS[flags.training.optim]
     refuse_sharding(accelerator, optimizer, flags_of(*groups).get("lora_rank"))
+    refuse_float16_on_cpu(accelerator)
     refuse_device_flags(accelerator, flags.device, bool(flags_of(*groups).get("mse_weight")))
     if flags.training.do_train and flags.training.do_eval:
         _refuse_one_split(flags.data)
@@ -75,6 +76,14 @@ def describe_run(
         owned=resume.OWNED,
         derived=_derived(accelerator, flags),
     )
+
+
+def refuse_float16_on_cpu(accelerator: Accelerator) -> None:
+    """Raise ValueError where accelerate would say float16 and compute in float32."""
+    if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
+        raise ValueError(
+            "--dtype float16 (--fp16) trains on a GPU alone: use bfloat16 or float32 here"
+        )
 
 
 def refuse_device_flags(

@@ -144,11 +144,18 @@ def save_checkpoint(trainer: Trainer, progress: Progress, folder: Path, keep: in
 # --- going on -------------------------------------------------------------------------------------
 
 
-def newest_checkpoint(accelerator: Accelerator, folder: Path) -> Path | None:
+def newest_checkpoint(
+    accelerator: Accelerator, folder: Path, begun_with: Path | None = None
+) -> Path | None:
     """Return the checkpoint that a run goes on from; None for a new run.
 
     The main process looks for it, once: its weights and its progress must be of one checkpoint, and
     all processes must have the same.
+
+    Args:
+        accelerator: of this launch.
+        folder: of the run.
+        begun_with: checkpoint of another run, which one without any of its own begins with.
 
     Raises:
         ValueError: none is whole, or this process does not see it.
@@ -157,6 +164,9 @@ def newest_checkpoint(accelerator: Accelerator, folder: Path) -> Path | None:
     if accelerator.is_main_process:
         try:
             found[0] = checkpoints.newest_checkpoint(folder)
+            if begun_with is not None:
+                found[0] = found[0] or _whole(begun_with)
+                _refuse_older(begun_with, found[0])
         except ValueError as error:  # it is everybody's
             found[1] = str(error)
     broadcast_object_list(found)
@@ -166,6 +176,26 @@ def newest_checkpoint(accelerator: Accelerator, folder: Path) -> Path | None:
     if newest is not None and not newest.is_dir():
         raise ValueError(f"{newest} is not seen by all processes: --output_dir must be")
     return newest
+
+
+def _whole(path: Path) -> Path:
+    """Return a checkpoint that the user names; raise ValueError if it is damaged, or none."""
+    damage = checkpoints.find_damage(path)
+    if damage is None and not (path / checkpoints.PROGRESS).is_file():
+        damage = "it is no checkpoint of a training run"
+    if damage is not None:
+        raise ValueError(f"--resume_from_checkpoint {path}: {damage}")
+    return path
+
+
+def _refuse_older(named: Path, newest: Path) -> None:
+    """Raise ValueError if a run is to go back to one of its own checkpoints."""
+    named, newest = named.resolve(), newest.resolve()
+    if named.parent == newest.parent and named != newest:
+        raise ValueError(
+            f"--resume_from_checkpoint {named}: the run has gone on to {newest.name}: name another "
+            "--output_dir to train on from there"
+        )
 
 
 def resume(trainer: Trainer, folder: Path, newest: Path | None) -> Progress:
@@ -191,6 +221,9 @@ def resume(trainer: Trainer, folder: Path, newest: Path | None) -> Progress:
         if trainer.accelerator.scaler:
             trainer.accelerator.scaler.load_state_dict(state["scaler"])
         progress = read_progress(newest / checkpoints.PROGRESS)
+        if newest.resolve().parent != folder.resolve():
+            # What was the best there is not here.
+            progress.best, progress.stale, progress.is_over = None, 0, False
         logger.info("going on from %s", newest)
     if trainer.accelerator.is_main_process:
         cut_log(folder / LOSS_LOG, progress)

@@ -387,6 +387,36 @@ def test_another_stage_is_refused(runs):
         run(DISTILLATION, *runs.to(DISTILLATION, runs.whole(FINETUNING)))
 
 
+@pytest.mark.parametrize("script", [FINETUNING, DISTILLATION])
+def test_a_run_begins_with_a_checkpoint_of_another_run(runs, tmp_path, script):
+    """And once it has its own, it goes on from those."""
+    first = runs.whole(script) / "checkpoint-3"
+    args = runs.to(script, tmp_path / "run", "--resume_from_checkpoint", first)
+    assert run_in_child(script, "distillery.training.loop:_update", 5, KILL, *args) == -KILL
+    assert steps_of(tmp_path / "run") == [6]
+    run(script, *args)
+    assert [row["step"] for row in training_log(tmp_path / "run")] == [4, 6, 8]
+    assert training_log(tmp_path / "run") == training_log(runs.whole(script))[2:]
+    found, wanted = weights(tmp_path / "run"), weights(runs.whole(script))
+    assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+
+
+def test_no_run_goes_back_to_a_checkpoint_or_begins_with_a_bad_one(runs, tmp_path):
+    folder = interrupted(runs, tmp_path / "run", 3, 6)
+    with pytest.raises(
+        ValueError, match=r"checkpoint-3: the run has gone on to checkpoint-6: name"
+    ):
+        back = ["--resume_from_checkpoint", folder / "checkpoint-3"]
+        run(FINETUNING, *runs.to(FINETUNING, folder, *back))
+    model = runs.folder / "student"
+    with pytest.raises(ValueError, match=r"--resume_from_checkpoint .*it is no checkpoint of a"):
+        run(FINETUNING, *runs.to(FINETUNING, tmp_path / "x", "--resume_from_checkpoint", model))
+    (folder / "checkpoint-6" / "config.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"--resume_from_checkpoint .*config.json is damaged"):
+        bad = ["--resume_from_checkpoint", folder / "checkpoint-6"]
+        run(FINETUNING, *runs.to(FINETUNING, tmp_path / "y", *bad))
+
+
 def test_old_checkpoints_go(runs, tmp_path):
     run(FINETUNING, *runs.to(FINETUNING, tmp_path, "--save_steps", 2, "--save_total_limit", 2))
     assert steps_of(tmp_path) == [6, 8]

@@ -66,6 +66,7 @@ def layers(state, stack):
         (["--decoder_layers", 1], [0, 1], [3], [[0, 1]]),
         (["--encoder_layers", 1, "--decoder_layers", 3], [1], [0, 1, 3], [[0, 0], [2, 1]]),
         (["--decoder_layers_numbers", 1, -1], [0, 1], [1, 3], [[1, 1]]),
+        (["--encoder_layers_numbers", 0], [0], [0, 3], [[0, 0], [1, 1]]),
     ],
 )
 def test_the_right_layers_are_copied_and_all_else(
@@ -85,6 +86,7 @@ def test_the_right_layers_are_copied_and_all_else(
 
     config = json.loads((out / "config.json").read_text("utf-8"))
     assert (config["encoder_layers"], config["decoder_layers"]) == (len(encoder), len(decoder))
+    assert config["copied_layers"] == {"encoder": encoder, "decoder": decoder}
     generation = json.loads((out / "generation_config.json").read_text("utf-8"))
     assert generation["alignment_heads"] == heads
     assert record(out)["status"] == "complete"
