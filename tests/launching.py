@@ -95,6 +95,32 @@ def command(script: str, *args: object, processes: int = 0) -> list[str]:
     return [sys.executable, *_launcher(processes), script, *map(str, args)]
 
 
+def launch_on_two_machines(script: str, *args: object) -> list[str]:
+    """Run a script by two launchers, each of one process, that meet as two machines do.
+
+    Returns:
+        What each printed; one that failed fails the test.
+    """
+    flags = ["--multi_gpu", "--num_machines", "2", "--num_processes", "2"]
+    flags += ["--main_process_ip", "127.0.0.1", "--main_process_port", str(free_port())]
+    flags += ["--mixed_precision", "no", "--dynamo_backend", "no"]
+    start = [sys.executable, "-m", "accelerate.commands.launch", *flags]
+    launchers = [
+        subprocess.Popen(
+            [*start, "--machine_rank", str(rank), script, *map(str, args)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            cwd=REPOSITORY,
+            env=environment(),
+        )
+        for rank in range(2)
+    ]
+    printed = [launcher.communicate(timeout=TIMEOUT_S)[0] for launcher in launchers]
+    assert [launcher.returncode for launcher in launchers] == [0, 0], "".join(printed)
+    return printed
+
+
 def environment(more: Mapping[str, str] | None = None) -> dict[str, str]:
     """Return the variables that a started script sees: no network, and the repository's package."""
     return {**os.environ, **OFFLINE, "PYTHONPATH": str(REPOSITORY), **(more or {})}

@@ -10,7 +10,7 @@ import signal
 import pytest
 import torch
 from accelerate import Accelerator
-from launching import launch
+from launching import launch, launch_on_two_machines
 from stage_runs import record, run, snapshot
 from tiny import REPOSITORY
 from torch.nn.parallel import DistributedDataParallel
@@ -459,6 +459,13 @@ def test_two_processes_log_and_end_as_one(pair, tmp_path):
     flags, one = pair
     done = launch(DISTILLATION, *flags, *FOUR, "-o", tmp_path, processes=2)
     assert "(4 per process x 1 accumulated x 2 processes)" in done.stdout
+    assert_close_run(tmp_path, one)
+
+
+def test_two_machines_log_and_end_as_one(pair, tmp_path):
+    flags, one = pair
+    for printed in launch_on_two_machines(DISTILLATION, *flags, *FOUR, "-o", tmp_path):
+        assert "(4 per process x 1 accumulated x 2 processes)" in printed
     assert_close_run(tmp_path, one)
 
 
