@@ -149,7 +149,7 @@ def one_by_one(folder: Path, source: str) -> None:
     end = clock()
     rows = sources.load(DatasetSpec(str(folder / source)))
     for row in rows.select_columns(["id", "text", "whisper_transcript"]):
-        examples._reason(row, rule, limits)
+        examples.unusable_reason(row, rule, limits)
     end()
 
 

@@ -210,7 +210,6 @@ _TRAINING_HERE = {
     "per_device_eval_batch_size": "16 (there: 8)",
     "logging_steps": "50 (there: 500, of distil-whisper 25 in its commands)",
     "preprocessing_num_workers": _NO_DECODERS,
-    "dataloader_num_workers": "changes nothing for a stream, which is read between two updates",
 }
 
 _EVALUATION_HERE = {

@@ -36,6 +36,7 @@ from distillery.training.settings import (
 )
 from distillery.training.sharding import refuse_sharding
 from distillery.training.step import Learner, make_trainable, refuse_layerdrop, set_prompt
+from distillery.training.streams import StreamedRows
 from distillery.training.validation import Evaluator
 from distillery.whisper import checkpoint
 
@@ -372,8 +373,10 @@ def begin_session(evaluator: Evaluator, newest: Path | None, flags: TrainingFlag
     )
     trainer = loop.make_trainer(accelerator, learner, optimization(args), data.num_updates)
     progress = resume.resume(trainer, folder, newest)
+    if isinstance(data.rows, StreamedRows):
+        data.rows.go_on(progress.places)
     losses = LossMonitor(trainer, progress, folder, flags.run.logging_steps, data.num_updates)
     saver = resume.CheckpointSaver(
-        trainer, progress, losses.window, folder, args.save_steps, args.save_total_limit
+        trainer, progress, losses.window, folder, args.save_steps, args.save_total_limit, data
     )
     return Session(trainer, data, progress, losses, saver, evaluator, flags.data.max_bad_fraction)

@@ -33,12 +33,17 @@ _GZIP_TRAILER = 8  # bytes: checksum and length of the content
 
 @dataclass(frozen=True)
 class FileTree:
-    """Files by their names below `root`, with their sizes in bytes; of archives, the texts too."""
+    """Files by their names below `root`, with their sizes in bytes.
+
+    Of archives, the contents of the texts too, and, unless they are compressed, where in them each
+    file begins.
+    """
 
     root: Path
     sizes: dict[str, int]
     rejected: Rejected  # names of what was refused, by reason
-    texts: dict[str, bytes] | None = None  # contents of the text files of an archive
+    texts: dict[str, bytes] | None = None
+    offsets: dict[str, int] | None = None
 
     @property
     def audio(self) -> list[str]:
@@ -176,6 +181,7 @@ def _refuse(error: OSError) -> None:
 
 def _archive_tree(path: Path) -> FileTree:
     sizes: dict[str, int] = {}
+    offsets: dict[str, int] = {}
     texts: dict[str, bytes] = {}
     texts_bytes = 0
     rejected: Rejected = {}
@@ -187,7 +193,7 @@ def _archive_tree(path: Path) -> FileTree:
                 if _is_large_text(name, member.size):
                     rejected.setdefault(TEXT_TOO_LARGE, []).append(name)
                     continue
-                sizes[name] = member.size
+                sizes[name], offsets[name] = member.size, member.offset_data
                 if is_text(name):
                     texts_bytes += member.size
                     _check_size_of_texts(path, name, texts_bytes)
@@ -195,7 +201,7 @@ def _archive_tree(path: Path) -> FileTree:
             archive.check_end()
     except DamagedFileError as error:
         raise ValueError(f"dataset {path}: {error}: fetch it again") from error
-    return FileTree(path, sizes, rejected, texts)
+    return FileTree(path, sizes, rejected, texts, None if is_compressed(path) else offsets)
 
 
 def _check_size_of_texts(archive: Path, name: str, num_bytes: int) -> None:

@@ -6,23 +6,18 @@ account of all that leads to no clip, or to one without a text.
 
 import logging
 import re
-import uuid
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple, TypeAlias
 
-import pyarrow as pa
-from datasets import Dataset, Features, IterableDataset, NamedSplit, Value
-from datasets.table import InMemoryTable
+from datasets import Dataset, IterableDataset, NamedSplit
 
-from distillery.data import schema
 from distillery.data.specs import choose
-from distillery.ingest import file_trees, manifests
-from distillery.ingest.archives import is_archive, open_archive
+from distillery.ingest import clip_rows, file_trees, manifests
+from distillery.ingest.archives import is_archive
+from distillery.ingest.clip_rows import Clip, Index
 from distillery.ingest.file_trees import (
     BYTE_ORDER_MARK,
-    MAX_MEMBER_BYTES,
     TEXT_SUFFIX,
     FileTree,
     is_audio,
@@ -48,28 +43,6 @@ DEFAULT_TABLE = "validated"
 # As they are counted.
 WITHOUT_AUDIO, OTHER_SPLITS = "without audio", "of other splits"
 NEITHER = "neither audio nor text"
-# Of an archive, while its clips are copied to the cache.
-_ROWS_IN_MEMORY, _BYTES_IN_MEMORY = 20, 256 << 20
-
-
-class Clip(NamedTuple):
-    """What is known about one audio file."""
-
-    id: str
-    text: str | None = None
-    speaker_id: str | None = None
-    recording_id: str | None = None
-    subtitles: str | None = None
-
-
-COLUMNS = dict(
-    zip(
-        Clip._fields,
-        (schema.ID, schema.TEXT, schema.SPEAKER_ID, schema.RECORDING_ID, schema.SUBTITLES),
-        strict=True,
-    )
-)
-Index: TypeAlias = dict[str, Clip]  # by the name of the audio file
 
 
 def is_layout(path: Path) -> bool:
@@ -104,10 +77,7 @@ def load(
         raise ValueError(f"dataset {path} has no rows: no audio file in it is of this split")
     _refuse_id_twice(path, index)
     named = NamedSplit(re.sub(r"\W+", "_", label))
-    if not streaming and not is_archive(path):
-        return _paths(tree.root.resolve(), index, named)
-    rows_in_memory = _BYTES_IN_MEMORY // max(1, *(tree.sizes[name] for name in index))
-    return _rows(tree.root, index, named, streaming, cache_dir, rows_in_memory)
+    return clip_rows.load(tree, index, named, streaming, cache_dir)
 
 
 def _account_for_files(tree: FileTree, index: Index, clips: Ledger) -> None:
@@ -324,73 +294,3 @@ def _refuse_id_twice(path: Path, index: Index) -> None:
                 f"dataset {path}: {other} and {name} would both have the id {clip.id!r}: remove or "
                 "rename one of them"
             )
-
-
-def _columns(index: Index) -> dict[str, list[str | None]]:
-    """Return the columns that some clip has a value in."""
-    columns = {
-        column: [getattr(clip, name) for clip in index.values()] for name, column in COLUMNS.items()
-    }
-    return {name: values for name, values in columns.items() if any(v is not None for v in values)}
-
-
-def _rows(
-    root: Path,
-    index: Index,
-    split: NamedSplit,
-    streaming: bool,
-    cache_dir: str | None,
-    rows_in_memory: int,
-) -> Dataset | IterableDataset:
-    names = list(_columns(index))
-    text = Value("string")
-    audio = {"bytes": Value("binary"), "path": text}
-    features = Features({schema.AUDIO: audio, **dict.fromkeys(names, text)})
-    state = root.stat()
-    source = {
-        "root": str(root.resolve()),
-        "index": index,
-        "columns": tuple(names),
-        # Part of the name in the cache: another file of this name must not meet an older copy.
-        "version": (state.st_size, state.st_mtime_ns),
-    }
-    if streaming:
-        return IterableDataset.from_generator(_examples, features, source, split)
-    return Dataset.from_generator(
-        _examples,
-        features,
-        cache_dir,
-        gen_kwargs=source,
-        split=split,
-        writer_batch_size=max(1, min(_ROWS_IN_MEMORY, rows_in_memory)),
-    )
-
-
-def _paths(folder: Path, index: Index, split: NamedSplit) -> Dataset:
-    audio = manifests.audio_array([str(folder / name) for name in index])
-    table = InMemoryTable(pa.table({schema.AUDIO: audio, **_columns(index)}))
-    # A fingerprint of its own: the library would copy the whole table to compute one.
-    return Dataset(table, split=split, fingerprint=uuid.uuid4().hex)
-
-
-def _examples(
-    root: str, index: Index, columns: Sequence[str], version: tuple[int, int]
-) -> Iterator[dict[str, Any]]:
-    for name, audio in _audio(Path(root), index):
-        known = dict(zip(COLUMNS.values(), index[name], strict=True))
-        yield {schema.AUDIO: audio, **{column: known[column] for column in columns}}
-
-
-def _audio(root: Path, index: Index) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield the audio of each clip by its name: its content in an archive, its path in a folder."""
-    if not is_archive(root):
-        yield from ((name, {"bytes": None, "path": str(root / name)}) for name in index)
-        return
-    num_found = 0
-    with open_archive(root, MAX_MEMBER_BYTES) as archive:
-        for name, member in archive.members({}):
-            if name in index:
-                num_found += 1
-                yield name, {"bytes": archive.read(member), "path": name}
-    if num_found != len(index):
-        raise ValueError(f"dataset {root} was changed while it was read: start again")

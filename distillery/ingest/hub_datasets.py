@@ -27,7 +27,7 @@ from distillery.data.column_types import Rows
 from distillery.data.hub_layout import DEFAULT_CONFIG
 from distillery.data.parquet_rows import ParquetFiles, ParquetRows
 from distillery.data.specs import DatasetSpec, choose
-from distillery.ingest import manifests
+from distillery.ingest import manifests, row_streams
 from distillery.storage.files import RUN_RECORD, read_json
 from distillery.storage.outputs import is_hidden
 from distillery.storage.runs import STARTED
@@ -80,12 +80,13 @@ def _from_folder(spec: DatasetSpec, config: str) -> Rows:
         builder = load_dataset_builder(spec.name, config, cache_dir=unused)
     files = {str(name): list(paths) for name, paths in (builder.config.data_files or {}).items()}
     split = spec.split or choose("split", None, list(files), None, spec.name)
-    if not spec.streaming and _is_plain_parquet(builder):
+    if _is_plain_parquet(builder):
         split = "+".join(files) if split == "all" else split
         named = {name: paths for name, paths in files.items() if name in split}
         if not named:
             choose("split", split, list(files), None, spec.name)
-        return _rows_in_place(split, named, builder.info.features)
+        rows = _rows_in_place(split, named, builder.info.features)
+        return row_streams.of_parquet(rows) if spec.streaming else rows
     if not spec.streaming:
         logger.info("dataset %s is no plain Parquet: it is copied into a cache first", spec)
     cache = _cache_dir(spec)

@@ -237,13 +237,13 @@ def _has_references(rows: MapStyleRows) -> bool:
     return bool(texts.null_count < len(texts))
 
 
-def stream(spec: DatasetSpec) -> sources.Rows:
-    """Load a dataset as a stream.
+def stream(spec: DatasetSpec) -> IterableDataset:
+    """Load a dataset as a stream whose shards can be read each by itself.
 
     Raises:
         FileNotFoundError, ValueError: as `sources.load`; it holds labels alone.
     """
-    rows = sources.load(spec)
+    rows = sources.load(spec, in_shards=spec.max_rows is None)
     if _lacks_signal(rows, spec):
         raise ValueError(
             f"dataset {spec} holds labels alone, which are joined with their audio by id: leave "

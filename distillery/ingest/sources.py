@@ -35,6 +35,7 @@ from distillery.ingest import (
     folders,
     hub_datasets,
     manifests,
+    row_streams,
     segmentation,
 )
 from distillery.ingest.manifests import Manifest
@@ -45,22 +46,32 @@ logger = logging.getLogger(__name__)
 STORED = {"bytes": Value("binary"), "path": Value("string")}  # what an `Audio` is stored as
 
 
-def load(spec: DatasetSpec) -> Rows:
+def load(spec: DatasetSpec, in_shards: bool = False) -> Rows:
     """Load a dataset's rows with the contract's column names.
 
     Every row has `id` and `audio` (undecoded: the bytes, or the path); `text`, `speaker_id` and
     `recording_id` are there where the source has them. Other columns keep their names.
+
+    Args:
+        spec: the dataset.
+        in_shards: whether the shards of a stream will be read each by itself. Where there are
+            several, and the source has no ids, there are none: numbers of rows are not known.
 
     Raises:
         FileNotFoundError: no such file or folder, and not a Hub id.
         ValueError: a missing column or split, ids that are not unique, no rows, a bad manifest.
     """
     rows = _undecoded(_source(spec), spec)
-    rows = _rename_columns(rows, spec)
+    rows = _rename_columns(rows, spec, in_shards)
     if spec.segment == NONE and {schema.AUDIO, schema.SUBTITLES} <= set(rows.column_names):
         rows = cue_references.with_references(rows, Path(spec.name).parent)
     cuts = segmentation.Segmentation(spec.segment, spec.segment_max_s, Path(spec.name).parent)
     if schema.AUDIO in rows.column_names and cuts.applies(rows):  # labels alone were cut before
+        if schema.ID not in rows.column_names:
+            raise ValueError(
+                f"dataset {spec}: clips are named by the ids of their recordings, and these have "
+                "none: name a column with --id_column_name, or leave out --streaming"
+            )
         _check_ids(rows, spec)
         rows = segmentation.cut(rows, cuts, spec.cache_dir, spec.max_rows)
     if spec.max_rows is not None:
@@ -158,7 +169,9 @@ def _from_save_to_disk(spec: DatasetSpec) -> Rows:
     loaded = load_from_disk(spec.name)
     if isinstance(loaded, DatasetDict):
         loaded = loaded[choose("split", spec.split, list(loaded), None, spec.name)]
-    return loaded.to_iterable_dataset() if spec.streaming else loaded
+    if not spec.streaming:
+        return loaded
+    return loaded.to_iterable_dataset(row_streams.num_shards(len(loaded)))
 
 
 def _from_manifest(spec: DatasetSpec) -> Rows:
@@ -171,7 +184,7 @@ def _from_manifest(spec: DatasetSpec) -> Rows:
     return rows if column == spec.audio_column else rows.rename_column(column, spec.audio_column)
 
 
-def _rename_columns(rows: Rows, spec: DatasetSpec) -> Rows:
+def _rename_columns(rows: Rows, spec: DatasetSpec, in_shards: bool) -> Rows:
     usual = next((name for name in schema.REFERENCE_NAMES if name in rows.column_names), None)
     wanted = {
         schema.AUDIO: (spec.audio_column, "--audio_column_name"),
@@ -185,6 +198,9 @@ def _rename_columns(rows: Rows, spec: DatasetSpec) -> Rows:
     if schema.ID in rows.column_names and not _is_meant_as_id(rows, spec):
         rows = rows.remove_columns(schema.ID)
     if schema.ID not in rows.column_names:
+        if in_shards and isinstance(rows, IterableDataset) and rows.num_shards > 1:
+            logger.info("dataset %s has no column of ids: rows are named by shard and number", spec)
+            return rows
         return _add_row_ids(rows, spec)
     for name in (schema.ID, schema.SPEAKER_ID, schema.RECORDING_ID):
         rows = _as_text(rows, name)

@@ -20,7 +20,7 @@ def write(folder: Path, run: Run, progress: Progress, ledger: Ledger | None) -> 
         folder: of the model, which may not be the run's yet.
         run: as its flags describe it.
         progress: at the end.
-        ledger: of the rows; None for a stream.
+        ledger: of the rows; of a stream, of those that were read in the first pass.
     """
     flags = run.arguments
     data = flags["train_dataset_name"]

@@ -1,20 +1,17 @@
 """Training examples: rows with labels, and the account of those that are left out."""
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from itertools import count, islice
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import torch
-from datasets import IterableDataset, interleave_datasets
 
 from distillery.data import hub_layout, schema
 from distillery.data.collators import NO_SPEECH, SOUND_SEED
 from distillery.data.column_types import MapStyleRows, tables
-from distillery.data.packing import Part, Window
 from distillery.data.specs import DatasetSpec
 from distillery.filtering.filters import FilterReason, TranscriptFilter
 from distillery.ingest import label_folders, sources
@@ -22,8 +19,7 @@ from distillery.ingest.label_folders import LabelledRows
 from distillery.storage.ledger import Ledger
 from distillery.text.labels import LabelRule, draw_seed, has_timestamps, num_text_labels, plain_text
 from distillery.training.label_lengths import LabelLengths
-from distillery.training.order import BatchPlan
-from distillery.training.packed_examples import PackedRows, Packing
+from distillery.training.packed_examples import PackedRows
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +28,6 @@ JUDGED_BY = (
     *(schema.ID, *schema.TARGET_COLUMNS, schema.DURATION, schema.TRUNCATED),
     *(schema.AVG_LOGPROB, schema.COMPRESSION_RATIO),
 )
-SHUFFLED_ROWS = 1000  # in a block; a stream is shuffled block by block
 
 
 class TrainingRows(torch.utils.data.Dataset[dict[str, Any]]):
@@ -133,9 +128,9 @@ def _tightened(limits: TranscriptFilter, spec: DatasetSpec) -> TranscriptFilter:
 
 
 def _reasons(table: pa.Table, rule: LabelRule, limits: TranscriptFilter) -> list[str | None]:
-    """Return what `_reason` does for each row; ids are counted where no limit reads them."""
+    """Return the `unusable_reason` of each row; ids are counted where no limit reads them."""
     if limits.reads_text or rule.clean is not None:
-        return [_reason(row, rule, limits) for row in table.to_pylist()]
+        return [unusable_reason(row, rule, limits) for row in table.to_pylist()]
     lengths = LabelLengths.of(table, rule)
     scalars = table.drop_columns(
         [name for name in schema.TARGET_COLUMNS if name in table.schema.names]
@@ -164,7 +159,14 @@ def _reason_by_lengths(
     return limits.reason({**row, schema.TRUNCATED: False}, "", num_text)
 
 
-def _reason(row: Mapping[str, Any], rule: LabelRule, limits: TranscriptFilter) -> str | None:
+def unusable_reason(
+    row: Mapping[str, Any], rule: LabelRule, limits: TranscriptFilter
+) -> str | None:
+    """Return why a row cannot be learnt from; None if it can.
+
+    Raises:
+        ValueError: its labels are built already, and its text is to be changed.
+    """
     stored = row.get(schema.LABELS)
     if stored is not None:
         if rule.clean is not None:
@@ -196,105 +198,3 @@ def _reason_against_labels(
 def _text(labels: Sequence[int], rule: LabelRule, limits: TranscriptFilter) -> str:
     """Return the text of labels if a limit reads it, else "": decoding is most of the work."""
     return plain_text(labels, rule.tokens, rule.tokenizer) if limits.reads_text else ""
-
-
-class StreamedRows(torch.utils.data.IterableDataset[list[dict[str, Any]]]):
-    """Micro-batches of one process out of endless streams, shuffled block by block.
-
-    Which rows a step gets depends on the streams, the seed and the step alone; to resume, the rows
-    of the steps before are read and passed over.
-    """
-
-    def __init__(
-        self,
-        streams: Sequence[IterableDataset],
-        weights: Sequence[float] | None,
-        rule: LabelRule,
-        limits: TranscriptFilter,
-        packing: Packing | None = None,
-    ) -> None:
-        """Keep the streams and what decides about their rows.
-
-        With a `packing`, utterances of one block share windows, and these are the rows.
-        """
-        self.rows_per_pass: int | None = None  # unknown before the end of the first pass
-        self.streams = list(streams)
-        self.weights = weights
-        self.rule = rule
-        self.limits = limits
-        self.packing = packing
-
-    def place(self, plan: BatchPlan, first_update: int, process: int) -> None:
-        """Say whose micro-batches are wanted, and from which update on."""
-        self.plan, self.first_update, self.process = plan, first_update, process
-
-    def __iter__(self) -> Iterator[list[dict[str, Any]]]:
-        """Yield the rows of one micro-batch after another."""
-        rows = self._shuffled()
-        skipped = self.first_update * self.plan.global_size
-        next(islice(rows, skipped, skipped), None)
-        while True:
-            for turn in range(self.plan.accumulation * self.plan.num_processes):
-                batch = list(islice(rows, self.plan.per_device))
-                if turn % self.plan.num_processes == self.process:
-                    yield [self._labelled(*parts) for parts in batch]
-
-    def _labelled(self, epoch: int, parts: list[dict[str, Any]]) -> dict[str, Any]:
-        row = self.packing.row(parts) if self.packing else parts[0]
-        return example_of(row, self.rule, epoch)
-
-    def _shuffled(self) -> Iterator[tuple[int, list[dict[str, Any]]]]:
-        """Yield (pass over the streams, rows of a window) without end."""
-        rows = self._usable()
-        for number in count():
-            block = list(islice(rows, SHUFFLED_ROWS))
-            windows = self._windows([row for _, row in block], number)
-            order = np.random.default_rng([self.rule.seed, number]).permutation(len(windows))
-            for parts in (windows[i].parts for i in order):
-                epoch = block[parts[0].row][0]
-                yield epoch, [block[part.row][1] for part in parts]
-
-    def _windows(self, rows: list[dict[str, Any]], number: int) -> list[Window[int]]:
-        """Return the windows of a block: of one row each, where nothing is packed."""
-        if self.packing is None:
-            return [Window((Part(index, 0, 0),)) for index in range(len(rows))]
-        return list(self.packing.windows(rows, [self.rule.seed, number]))
-
-    def _usable(self) -> Iterator[tuple[int, dict[str, Any]]]:
-        for epoch in count():
-            dropped = kept = 0
-            for row in self._mixed(epoch):
-                if _reason(row, self.rule, self.limits) is None:
-                    kept += 1
-                    yield epoch, row
-                else:
-                    dropped += 1
-            if epoch == 0:  # the others drop the same
-                self.rows_per_pass = kept
-                logger.info("one pass over the stream: %d rows used, %d dropped", kept, dropped)
-            if not kept:
-                raise ValueError("the stream has no row to learn from")
-
-    def _mixed(self, epoch: int) -> Iterable[dict[str, Any]]:
-        if self.weights is None or len(self.streams) == 1:
-            return _in_turns(self.streams)
-        shares = [weight / sum(self.weights) for weight in self.weights]
-        # A pass ends when the longest stream does: else the ends of all others are never seen.
-        return interleave_datasets(
-            self.streams,
-            shares,
-            seed=self.rule.seed + epoch,
-            stopping_strategy="all_exhausted",
-        )
-
-
-def _in_turns(streams: Sequence[IterableDataset]) -> Iterator[dict[str, Any]]:
-    """Yield every row of every stream once, the streams in turns until each has ended."""
-    turns = [iter(stream) for stream in streams]
-    while turns:
-        for rows in tuple(turns):
-            row = next(rows, None)
-            if row is None:
-                turns.remove(rows)
-            else:
-                yield row

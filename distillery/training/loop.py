@@ -67,6 +67,7 @@ class Progress:
         dropped_clips: as `bad_clips`, of those that are shorter or longer than what is wanted.
         num_without_speech: windows so far whose sound was replaced by one without speech.
         num_clips: that were met so far, each as often as it was.
+        places: where all lanes of a stream go on: see `streams`.
     """
 
     step: int = 0
@@ -79,6 +80,7 @@ class Progress:
     dropped_clips: list[str] = field(default_factory=list)
     num_without_speech: int = 0
     num_clips: int = 0
+    places: list[dict[str, Any]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

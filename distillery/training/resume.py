@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import broadcast_object_list, gather_object
 
 from distillery.data.specs import DatasetSpec
 from distillery.ingest import sources
@@ -30,7 +30,9 @@ from distillery.training.disk import enough_disk
 from distillery.training.loop import Progress, Trainer
 from distillery.training.monitor import LOSS_LOG, TRAIN, LossWindow
 from distillery.training.order import BatchPlan
+from distillery.training.rows import TrainingData
 from distillery.training.sharding import whole_state, whole_student
+from distillery.training.streams import StreamedRows
 from distillery.whisper import checkpoint
 
 logger = logging.getLogger(__name__)
@@ -74,6 +76,7 @@ class CheckpointSaver:
         folder: Path,
         every: int,
         keep: int | None,
+        data: TrainingData,
     ) -> None:
         """Begin with what is saved already.
 
@@ -85,8 +88,10 @@ class CheckpointSaver:
             folder: of the run.
             every: updates between two checkpoints.
             keep: how many stay; None keeps all.
+            data: what is trained on.
         """
         self.trainer = trainer
+        self.data = data
         self.window = window
         self.folder = folder
         self.every = every
@@ -103,6 +108,7 @@ class CheckpointSaver:
         """Save a checkpoint, unless there is one of this update."""
         if progress.step != self._saved_step:
             progress.window = self.window.to_list()
+            progress.places = gathered_places(self.data, progress.step)
             save_checkpoint(self.trainer, progress, self.folder, self.keep)
             self._saved_step = progress.step
             self._draw_losses()
@@ -113,6 +119,19 @@ class CheckpointSaver:
         if now_s - self._drawn_s >= DRAW_EVERY_S and self.trainer.accelerator.is_main_process:
             loss_curve.draw(self.folder)
             self._drawn_s = now_s
+
+
+def gathered_places(data: TrainingData, step: int) -> list[dict[str, Any]]:
+    """Return where all lanes of a stream go on after an update, and let it know.
+
+    All processes must take part.
+    """
+    if not isinstance(data.rows, StreamedRows):
+        return []
+    places = {place["lane"]: place for place in gather_object(data.rows.places(data.plan, step))}
+    in_order = [places[lane] for lane in sorted(places)]
+    data.rows.go_on(in_order)
+    return in_order
 
 
 def save_checkpoint(trainer: Trainer, progress: Progress, folder: Path, keep: int | None) -> None:
@@ -300,7 +319,7 @@ def finish(
         student: trained.
         progress: at the end.
         plan: by which the last start cut its batches.
-        ledger: of the rows; None for a stream.
+        ledger: of the rows; of a stream, of those that were read in the first pass.
     """
     with enough_disk(run.folder):
         staged = temporary_path(run.folder / "model")

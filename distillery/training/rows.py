@@ -4,6 +4,7 @@ import logging
 import signal
 from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from torch.utils.data import DataLoader
 
@@ -13,14 +14,15 @@ from distillery.data.column_types import MapStyleRows, Rows
 from distillery.data.packing import Layout
 from distillery.data.specs import REFERENCES_FIRST, DatasetSpec
 from distillery.filtering.filters import TranscriptFilter
-from distillery.ingest import label_folders
 from distillery.ingest.label_folders import LabelledRows
 from distillery.storage.ledger import Ledger
 from distillery.text.labels import LabelRule
-from distillery.training.examples import StreamedRows, TrainingRows, usable_rows
+from distillery.training.examples import TrainingRows, usable_rows
 from distillery.training.order import BatchPlan, Order
 from distillery.training.packed_examples import PackedRows, Packing
 from distillery.training.settings import LabelSettings, Length
+from distillery.training.shard_cycles import Stream
+from distillery.training.streams import StreamedRows, StreamExamples
 from distillery.whisper.checkpoint import Processor
 
 logger = logging.getLogger(__name__)
@@ -48,8 +50,8 @@ class BatchLoader:
 
     Attributes:
         collate: makes a batch of rows.
-        num_workers: processes that do so beside the training; 0 does it between two updates. A
-            stream is always read between two updates.
+        num_workers: processes that do so beside the training; 0 does it between two updates. What
+            they decode of a stream is read between two updates.
         pin_memory: copy batches where a GPU fetches them faster.
     """
 
@@ -58,9 +60,9 @@ class BatchLoader:
     pin_memory: bool
 
     def batches(
-        self, rows: TrainingRows, keys: Iterable[Sequence[tuple[int, int]]]
+        self, rows: TrainingRows | StreamExamples, keys: Iterable[Sequence[Any]]
     ) -> Iterable[Batch]:
-        """Return a batch for each list of (row, epoch)."""
+        """Return a batch for each list of keys of rows."""
         return DataLoader(
             rows,
             batch_sampler=keys,  # type: ignore[arg-type]  # any iterable of lists will do
@@ -69,10 +71,6 @@ class BatchLoader:
             worker_init_fn=_outlive_first_signal,
             pin_memory=self.pin_memory,
         )
-
-    def streamed_batches(self, rows: StreamedRows) -> Iterable[Batch]:
-        """Return a batch for each micro-batch of a stream."""
-        return DataLoader(rows, batch_size=None, collate_fn=self.collate)
 
 
 def _outlive_first_signal(_worker: int) -> None:
@@ -92,7 +90,7 @@ class TrainingData:
     Attributes:
         rows: with their labels.
         order: of the rows; None for a stream, which has its own.
-        ledger: the account of the rows that are left out; None for a stream.
+        ledger: the account of the rows that are left out; None for a stream, which has its own.
         plan: how a global batch is cut.
         num_rows: rows in all, those of a later epoch counted again.
         num_updates: updates that these are.
@@ -118,13 +116,18 @@ class TrainingData:
     def micro_batches(self, first_update: int, process: int) -> Generator[Batch, None, None]:
         """Yield a process's micro-batches from an update on; to close it ends its workers."""
         if isinstance(self.rows, StreamedRows):
-            self.rows.place(self.plan, first_update, process)
-            yield from self.loader.streamed_batches(self.rows)
+            windows = self.rows.batches(self.plan, first_update, process)
+            yield from self.loader.batches(self.rows.examples, windows)
         else:
             assert self.order is not None
             spans = self.plan.spans(first_update, self.num_updates, self.num_rows, process)
             keys = (self.order[span] for span in spans)
             yield from self.loader.batches(self.rows, keys)
+
+    @property
+    def account(self) -> Ledger | None:
+        """The account of all rows; of a stream, of those that were read in the first pass."""
+        return self.rows.account if isinstance(self.rows, StreamedRows) else self.ledger
 
     def num_clips(self, clips_per_row: float) -> int:
         """Return how many different clips there are among all rows that are trained on.
@@ -175,8 +178,8 @@ def training_data(
     samples = [spec.samples for spec in specs if spec.samples is not None]
     weights = tuple(map(float, samples)) if len(samples) == len(specs) else None
     if specs[0].streaming:
-        streams = [label_folders.stream(spec) for spec in specs]
-        if not any([_is_packable(rows, spec) for rows, spec in zip(streams, specs, strict=True)]):
+        streams = [Stream.of(spec) for spec in specs]
+        if not any([_is_packable(x.rows, spec) for x, spec in zip(streams, specs, strict=True)]):
             packing = None
         streamed = StreamedRows(streams, weights, rule, limits, packing)
         return TrainingData(streamed, None, None, plan, *length.count(plan, None), loader)

@@ -66,7 +66,7 @@ class Session:
         last = whole_student(self.trainer.learner.student)
         if self.trainer.accelerator.is_main_process:
             student = self.evaluator.result(self.progress, last)
-            resume.finish(run, student, self.progress, self.data.plan, self.data.ledger)
+            resume.finish(run, student, self.progress, self.data.plan, self.data.account)
         # The others wait here, where a request to stop does not end them.
         self.trainer.accelerator.wait_for_everyone()
         return True

@@ -1,7 +1,6 @@
 import json
 import logging
 from dataclasses import replace
-from itertools import islice
 
 import numpy as np
 import pyarrow as pa
@@ -17,8 +16,7 @@ from distillery.text.labels import LabelRule
 from distillery.text.normalizers import normalizer_for
 from distillery.text.tokens import SpecialTokens
 from distillery.training import examples
-from distillery.training.examples import StreamedRows, TrainingRows, labels_of, usable_rows
-from distillery.training.order import BatchPlan
+from distillery.training.examples import TrainingRows, labels_of, usable_rows
 
 RATE = 16_000
 
@@ -60,7 +58,7 @@ def test_silence_that_the_teacher_heard_is_learnt_as_silence(rule, limits):
     tokens = rule.tokens
     prefix = tokens.prefix("ja", "transcribe", False)
     assert labels_of(row, rule, 0) == [*prefix, tokens.end_of_text]
-    assert examples._reason({**row, "text": None}, rule, limits) is None
+    assert examples.unusable_reason({**row, "text": None}, rule, limits) is None
 
 
 def test_prompt_and_truncation_reach_the_rule(rule):
@@ -114,9 +112,9 @@ def test_rows_are_left_out_with_a_reason(tmp_path, rule, limits, caplog):
 def test_the_limit_of_label_ids_is_exact(text, rule, limits):
     row = {"id": "1", "text": text}
     longest = max(len(labels_of(row, rule, epoch)) for epoch in range(20))
-    assert examples._reason(row, rule, replace(limits, max_label_length=longest)) is None
+    assert examples.unusable_reason(row, rule, replace(limits, max_label_length=longest)) is None
     assert (
-        examples._reason(row, rule, replace(limits, max_label_length=longest - 1))
+        examples.unusable_reason(row, rule, replace(limits, max_label_length=longest - 1))
         == "too_long_labels"
     )
 
@@ -127,8 +125,11 @@ def test_labels_that_are_stored_are_measured_without_their_prompt(rule, limits):
     assert labels[0] == rule.tokens.start_of_prev
     row = {"id": "1", "labels": labels, "truncated": True, "text": None}
     num_text = len(labels) - 11
-    assert examples._reason(row, rule, replace(limits, max_label_length=num_text)) is None
-    assert examples._reason(row, rule, replace(limits, max_label_length=num_text - 1)) is not None
+    assert examples.unusable_reason(row, rule, replace(limits, max_label_length=num_text)) is None
+    assert (
+        examples.unusable_reason(row, rule, replace(limits, max_label_length=num_text - 1))
+        is not None
+    )
 
 
 def random_row(rule, rng, index):
@@ -156,24 +157,24 @@ def test_rows_are_judged_by_their_columns_as_one_by_one(rule, limits):
     rng = np.random.default_rng(0)
     rows = [random_row(rule, rng, index) for index in range(400)]
     limits = replace(limits, min_duration_s=0.1, max_label_length=45)
-    wanted = [examples._reason(row, rule, limits) for row in rows]
+    wanted = [examples.unusable_reason(row, rule, limits) for row in rows]
     assert len(set(wanted)) == 5  # kept, no target, too long, too short, truncated
     assert examples._reasons(pa.Table.from_pylist(rows), rule, limits) == wanted
     words = [{**row, "whisper_transcript": row["text"], "labels": None} for row in rows]
-    wanted = [examples._reason(row, rule, limits) for row in words]
+    wanted = [examples.unusable_reason(row, rule, limits) for row in words]
     assert examples._reasons(pa.Table.from_pylist(words), rule, limits) == wanted
     for name in ("labels", "duration"):
         fewer = [{key: value for key, value in row.items() if key != name} for row in rows]
-        wanted = [examples._reason(row, rule, limits) for row in fewer]
+        wanted = [examples.unusable_reason(row, rule, limits) for row in fewer]
         assert examples._reasons(pa.Table.from_pylist(fewer), rule, limits) == wanted
 
 
 def test_a_threshold_compares_transcript_and_reference(rule, limits):
     strict = replace(limits, wer_threshold=10.0)
     row = {"id": "1", "whisper_transcript": "いぬ", "text": "ねこ"}
-    assert examples._reason(row, rule, strict) == "error_rate"
-    assert examples._reason({**row, "text": "いぬ。"}, rule, strict) is None
-    assert examples._reason({**row, "text": None}, rule, strict) == "empty_reference"
+    assert examples.unusable_reason(row, rule, strict) == "error_rate"
+    assert examples.unusable_reason({**row, "text": "いぬ。"}, rule, strict) is None
+    assert examples.unusable_reason({**row, "text": None}, rule, strict) == "empty_reference"
 
 
 @pytest.mark.parametrize(("filtered_by", "num_kept"), [(None, 1), (5.0, 2), (10.0, 2), (20.0, 1)])
@@ -199,11 +200,11 @@ def test_stored_labels_are_compared_again_only_by_a_tighter_limit(
 def test_labels_are_decoded_only_where_a_limit_reads_them(rule, limits, monkeypatch):
     rows = [{"id": "1", "labels": rule("1", "ねこ"), "text": "ねこ"}, {"id": "1", "text": "ねこ"}]
     strict = replace(limits, wer_threshold=10.0)
-    assert [examples._reason(row, rule, strict) for row in rows] == [None, None]
+    assert [examples.unusable_reason(row, rule, strict) for row in rows] == [None, None]
     monkeypatch.setattr(examples, "plain_text", None)
-    assert [examples._reason(row, rule, limits) for row in rows] == [None, None]
+    assert [examples.unusable_reason(row, rule, limits) for row in rows] == [None, None]
     with pytest.raises(TypeError):
-        examples._reason(rows[0], rule, strict)
+        examples.unusable_reason(rows[0], rule, strict)
 
 
 def test_no_usable_row_is_an_error(tmp_path, rule, limits):
@@ -239,84 +240,3 @@ def test_parts_stand_one_behind_the_other(rule):
     assert rows[5, 0]["labels"] == labels_of(rows[5, 0], rule, 0)
     with pytest.raises(IndexError):
         rows[6, 0]
-
-
-# --- streams -------------------------------------------------------------------------------------
-
-
-def streamed(rule, limits, plan, first_update=0, process=0, sizes=(23,), weights=None):
-    streams = [part.to_iterable_dataset() for part in parts_of(*sizes)]
-    rows = StreamedRows(streams, weights, rule, limits)
-    rows.place(plan, first_update, process)
-    return rows
-
-
-def ids_of(batches, count):
-    return [[row["id"] for row in batch] for batch in islice(iter(batches), count)]
-
-
-@pytest.fixture
-def small_blocks(monkeypatch):
-    monkeypatch.setattr(examples, "SHUFFLED_ROWS", 7)
-
-
-@pytest.mark.parametrize("sizes", [(23,), (5, 11)])
-@pytest.mark.parametrize("first_update", [1, 3, 8])
-def test_a_resumed_stream_goes_on_where_it_was(rule, limits, small_blocks, first_update, sizes):
-    plan = BatchPlan(per_device=3, accumulation=2, num_processes=1)
-    whole = ids_of(streamed(rule, limits, plan, sizes=sizes), 24)
-    rest = ids_of(streamed(rule, limits, plan, first_update, sizes=sizes), 24 - 2 * first_update)
-    assert rest == whole[2 * first_update :]
-
-
-def test_two_processes_share_what_one_reads(rule, limits, small_blocks):
-    one = ids_of(streamed(rule, limits, BatchPlan(2, 4, 1)), 24)
-    plan = BatchPlan(2, 2, 2)
-    first, second = (ids_of(streamed(rule, limits, plan, 0, p), 12) for p in (0, 1))
-    assert [batch for pair in zip(first, second, strict=True) for batch in pair] == one
-
-
-def test_a_block_holds_the_rows_that_the_stream_gives_in_another_order(rule, limits, monkeypatch):
-    monkeypatch.setattr(examples, "SHUFFLED_ROWS", 23)
-    first, second = ids_of(streamed(rule, limits, BatchPlan(23, 1, 1)), 2)
-    everything = [f"a{i}" for i in range(23)]
-    assert sorted(first) == sorted(second) == sorted(everything)
-    assert first not in (second, everything)
-
-
-def test_no_stream_is_cut_where_another_ends(rule, limits, small_blocks):
-    batches = ids_of(streamed(rule, limits, BatchPlan(7, 1, 1), sizes=(2, 30)), 9)
-    assert len({row_id for batch in batches for row_id in batch}) == 32
-
-
-def test_joined_streams_give_every_row_once_in_a_pass(rule, limits, monkeypatch):
-    monkeypatch.setattr(examples, "SHUFFLED_ROWS", 35)
-    rows = streamed(rule, limits, BatchPlan(35, 1, 1), sizes=(5, 30))
-    first, second = ids_of(rows, 2)
-    assert sorted(first) == sorted(second)
-    assert len(set(first)) == 35
-    assert rows.rows_per_pass == 35
-
-
-def test_streams_are_mixed_by_weight(rule, limits):
-    rows = streamed(rule, limits, BatchPlan(100, 1, 1), sizes=(300, 300), weights=[3.0, 1.0])
-    (batch,) = ids_of(rows, 1)
-    assert 60 <= sum(name.startswith("a") for name in batch) <= 90
-
-
-def test_a_stream_leaves_out_what_cannot_be_learnt(rule, limits, monkeypatch):
-    monkeypatch.setattr(examples, "SHUFFLED_ROWS", 4)
-    texts = ["ねこ", "ねこ" * 60, None, "いぬ"]
-    rows = [{"id": str(i), "text": text} for i, text in enumerate(texts)]
-    stream = Dataset.from_list(rows).to_iterable_dataset()
-    found = StreamedRows([stream], None, rule, limits)
-    found.place(BatchPlan(4, 1, 1), 0, 0)
-    assert sorted(ids_of(found, 1)[0]) == ["0", "0", "3", "3"]
-
-
-def test_a_stream_with_nothing_to_learn_from_ends_in_an_error(rule, limits):
-    stream = Dataset.from_list([{"id": "1", "text": None}]).to_iterable_dataset()
-    found = StreamedRows([stream], None, rule, limits)
-    found.place(BatchPlan(1, 1, 1), 0, 0)
-    with pytest.raises(ValueError, match="no row to learn from"):
-        next(iter(found))

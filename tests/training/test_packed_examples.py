@@ -1,6 +1,5 @@
 import io
 from dataclasses import replace
-from itertools import islice
 
 import numpy as np
 import pytest
@@ -14,13 +13,9 @@ from distillery.audio.log_mel import LogMel
 from distillery.data import schema
 from distillery.data.collators import BAD_PARTS, SpeechCollator
 from distillery.data.packing import Layout
-from distillery.filtering.filters import TranscriptFilter
 from distillery.text.labels import LabelRule, text_ids, without_timestamps
-from distillery.text.normalizers import normalizer_for
 from distillery.text.tokens import SpecialTokens
-from distillery.training import examples
-from distillery.training.examples import StreamedRows, TrainingRows, example_of, labels_of
-from distillery.training.order import BatchPlan
+from distillery.training.examples import TrainingRows, example_of, labels_of
 from distillery.training.packed_examples import NO_ROOM, PackedRows, Packing
 
 RATE, WINDOW_S, PAUSE_S = 16_000, 4.0, 0.5
@@ -244,41 +239,6 @@ def test_each_clip_that_cannot_be_used_is_counted_once(packing):
     batch = heard(window, packing)
     assert (batch.ids, sorted(name for name, _ in batch.bad)) == ([], ["a", "b", "c"])
     assert all("decode" in problem for _, problem in batch.bad)
-
-
-# --- streams -------------------------------------------------------------------------------------
-
-
-def streamed(rule, packing, plan, first_update=0, process=0):
-    limits = TranscriptFilter(normalizer=normalizer_for("ja"), max_label_length=100)
-    rows = [utterance(f"r{i:02}", 0.5 + i % 3) for i in range(23)]
-    streamed_rows = StreamedRows(
-        [Dataset.from_list(rows).to_iterable_dataset()], None, rule, limits, packing
-    )
-    streamed_rows.place(plan, first_update, process)
-    return streamed_rows
-
-
-def batches_of(rows, count):
-    return [[ids_of(window) for window in batch] for batch in islice(iter(rows), count)]
-
-
-def test_a_packed_stream_is_shared_and_goes_on_where_it_was(rule, packing, monkeypatch):
-    monkeypatch.setattr(examples, "SHUFFLED_ROWS", 9)
-    alone = batches_of(streamed(rule, packing, BatchPlan(2, 2, 1)), 20)
-    first, second = (
-        batches_of(streamed(rule, packing, BatchPlan(2, 1, 2), 0, p), 10) for p in (0, 1)
-    )
-    assert [batch for pair in zip(first, second, strict=True) for batch in pair] == alone
-    assert batches_of(streamed(rule, packing, BatchPlan(2, 2, 1), 3), 14) == alone[6:]
-    assert any(len(window) > 1 for batch in alone for window in batch)
-
-
-def test_one_pass_of_a_packed_stream_has_every_row_once(rule, packing, monkeypatch):
-    monkeypatch.setattr(examples, "SHUFFLED_ROWS", 23)
-    windows = batches_of(streamed(rule, packing, BatchPlan(1, 1, 1)), 30)
-    names = [name for batch in windows for window in batch for name in window]
-    assert sorted(names[:23]) == [f"r{i:02}" for i in range(23)]
 
 
 def test_windows_and_rows_of_other_datasets_mix(rule, packing):

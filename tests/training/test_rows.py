@@ -9,10 +9,11 @@ from types import SimpleNamespace
 import pytest
 
 from distillery.training import rows
-from distillery.training.examples import StreamedRows
 from distillery.training.order import BatchPlan, Order
 from distillery.training.rows import EvalSet, TrainingData
 from distillery.training.settings import Length
+from distillery.training.shard_cycles import Stream
+from distillery.training.streams import StreamedRows
 
 # --- how long a run is ---------------------------------------------------------------------------
 
@@ -83,7 +84,7 @@ def test_a_clip_of_several_epochs_is_one_clip(weights, num_rows, wanted):
 
 
 def test_a_clip_of_several_passes_over_a_stream_is_one_clip():
-    stream = StreamedRows([], None, None, None)
+    stream = StreamedRows([Stream(None, 1)], None, None, None)
     assert data_of(stream, None, 20).num_clips(1.0) == 20  # the first pass has not ended
     stream.rows_per_pass = 8
     assert data_of(stream, None, 20).num_clips(1.0) == 8

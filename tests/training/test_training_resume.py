@@ -100,7 +100,8 @@ def test_when_a_checkpoint_is_saved(monkeypatch, tmp_path, first, every, last, w
     )
     progress = Progress(first)
     window = SimpleNamespace(to_list=lambda: [1.0, 2.0, 3.0, 4.0])
-    saver = resume.CheckpointSaver(None, progress, window, tmp_path, every, 7)
+    data = SimpleNamespace(rows=None)
+    saver = resume.CheckpointSaver(None, progress, window, tmp_path, every, 7, data)
     while progress.step < last:
         progress.step += 1
         saver.save_if_due(progress)
