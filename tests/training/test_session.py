@@ -15,7 +15,7 @@ NUM_UPDATES = 4
 
 def session(progress, accelerator=None, is_due=False):
     data = SimpleNamespace(
-        num_updates=NUM_UPDATES, num_clips=lambda _: 10, plan=BatchPlan(1, 1, 1), ledger=None
+        num_updates=NUM_UPDATES, num_clips=lambda _: 10, plan=BatchPlan(1, 1, 1), account=None
     )
     learner = SimpleNamespace(student=SimpleNamespace(model=nn.Linear(1, 1)))
     trainer = SimpleNamespace(accelerator=accelerator, learner=learner)
