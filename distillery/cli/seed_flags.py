@@ -85,13 +85,14 @@ _OF_TRAINER = """
     trackio_space_id trackio_static_space_id train_sampling_strategy use_cache use_cpu
     use_liger_kernel
 """
-_LAUNCHED = "leave it out, and launch with accelerate and scripts/launch/fsdp2.yaml"
+_LAUNCHED = "leave it out, and launch with accelerate and scripts/launch/{}.yaml"
 _TRAINER = {
     **dict.fromkeys(
         _OF_TRAINER.split(),
         "a setting of transformers' trainer, which is not used here: leave it out",
     ),
-    **dict.fromkeys(("deepspeed", "fsdp", "fsdp_config"), _LAUNCHED),
+    **dict.fromkeys(("fsdp", "fsdp_config"), _LAUNCHED.format("fsdp2")),
+    "deepspeed": _LAUNCHED.format("deepspeed_zero2"),
     "run_name": "set the environment variable WANDB_NAME",
 }
 

@@ -34,7 +34,7 @@ from distillery.training.settings import (
     Length,
     Optimization,
 )
-from distillery.training.sharding import refuse_sharding
+from distillery.training.sharding import refuse_sharding, spread_by
 from distillery.training.step import Learner, make_trainable, refuse_layerdrop, set_prompt
 from distillery.training.streams import StreamedRows
 from distillery.training.validation import Evaluator
@@ -102,13 +102,16 @@ def refuse_device_flags(
             "--auto_batch_size needs a GPU: a computer without one has no limit that could be "
             "tried, it slows down or ends the run; choose --per_device_train_batch_size"
         )
-    if args.auto_batch_size and accelerator.is_fsdp2:
+    spread = spread_by(accelerator)
+    if args.auto_batch_size and spread:
         raise ValueError(
-            "--auto_batch_size does not go with FSDP2, whose processes cannot try on their own: "
+            f"--auto_batch_size does not go with {spread}, whose processes cannot try on their own: "
             "choose --per_device_train_batch_size"
         )
-    if args.compile and accelerator.is_fsdp2:
-        raise ValueError("--compile does not go with FSDP2: leave it out, or launch with MULTI_GPU")
+    if args.compile and spread:
+        raise ValueError(
+            f"--compile does not go with {spread}: leave it out, or launch with MULTI_GPU"
+        )
     if args.compile and compares_layers:
         raise ValueError("--compile does not go with --mse_weight: leave one of them out")
 

@@ -12,6 +12,7 @@ from distillery.ingest import label_folders
 from distillery.storage import checkpoints
 from distillery.storage.runs import Run
 from distillery.training.order import BatchPlan
+from distillery.training.sharding import DEEPSPEED, FSDP2, spread_by
 from distillery.training.step import freeze, refuse_layerdrop
 from distillery.whisper.adapters import AdaptedWhisper
 from distillery.whisper.checkpoint import Whisper, have_same_weights
@@ -44,7 +45,7 @@ def lines(
     eval_specs = flags.data.eval_specs() if args.do_eval else []
     eval_speech = [forecast.survey(spec, *targets) for spec in eval_specs]
     plan = training.batch_plan(accelerator, args)
-    num_shares = accelerator.num_processes if accelerator.is_fsdp2 else 1
+    spread = spread_by(accelerator)
     num_updates = _num_updates(args, plan, forecast.total_rows(speech))
     num_bytes = checkpoint_bytes(student, args, num_updates)
     models = [(flags.model.model_name_or_path, student)]
@@ -55,7 +56,7 @@ def lines(
         *[("eval", str(dataset)) for dataset in eval_speech],
         *[forecast.model_line(name, model) for name, model in models],
         ("steps", _steps(args, plan, num_updates)),
-        ("memory", training_memory(student, teacher, args, num_shares)),
+        ("memory", training_memory(student, teacher, args, spread, plan.num_processes)),
         forecast.disk_line(run.folder, num_bytes, "checkpoints and model"),
         ("resume", _resume_status(run)),
     ]
@@ -86,21 +87,32 @@ def _num_trained(student: Whisper, args: TrainingArguments) -> int:
 
 
 def training_memory(
-    student: Whisper, teacher: Whisper | None, args: TrainingArguments, num_shares: int = 1
+    student: Whisper,
+    teacher: Whisper | None,
+    args: TrainingArguments,
+    spread: str | None = None,
+    num_processes: int = 1,
 ) -> str:
     """Say what training takes of each process at least, and what of it.
 
     Args:
         student, teacher: as in `lines`.
         args: of the run.
-        num_shares: processes that weights, gradients and optimiser are spread over (FSDP2).
+        spread: what spreads it over processes, as `spread_by` says.
+        num_processes: of the launch.
     """
     trained = _num_trained(student, args)
-    shared = _num_shared(student, teacher, args) if num_shares == 1 else 0
+    num_shares = num_processes if spread else 1
+    if spread == FSDP2:
+        weights = student.num_parameters / num_shares
+    else:
+        weights = student.num_parameters - _num_shared(student, teacher, args)
+    # DeepSpeed updates a copy of each process's share of the weights.
+    adamw = ADAMW + FLOAT32 if spread == DEEPSPEED else ADAMW
     parts = {
-        "weights (float32)": (student.num_parameters - shared) * FLOAT32 / num_shares,
+        "weights (float32)": weights * FLOAT32,
         "gradients": trained * FLOAT32 / num_shares,
-        "AdamW": trained * ADAMW / num_shares,
+        "AdamW": trained * adamw / num_shares,
         "teacher": teacher.num_bytes if teacher else 0,
         "inputs of the trained layers": _layer_inputs(student, args),
     }

@@ -8,7 +8,7 @@ import gc
 import logging
 import math
 from collections.abc import Generator, Sequence
-from contextlib import closing, nullcontext
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any, NamedTuple
@@ -158,8 +158,11 @@ def updates(
     """
     accelerator = trainer.accelerator
     # The wrapper for several processes lives here alone: `leave_together` needs it gone.
-    step, optimizer = sharding.prepare(accelerator, trainer.step, trainer.optimizer)
-    trainer = replace(trainer, step=step.train(), optimizer=optimizer)
+    step, optimizer = sharding.prepare(
+        accelerator, trainer.step, trainer.optimizer, trainer.max_grad_norm
+    )
+    step.train()
+    trainer = replace(trainer, step=step, optimizer=optimizer)
     _log_beginning(trainer.learner, data, progress.step)
     non_finite = 0
     has_problem = bad_clips_problem(progress, data, max_bad_fraction) is not None
@@ -247,9 +250,7 @@ def _update(
     scale = accelerator.num_processes / max(num_tokens, 1)
     sums = torch.zeros(len((*SUMS, *HEARD)), dtype=torch.float64, device=accelerator.device)
     for index, batch in enumerate(micro_batches):
-        # FSDP2 would have to keep all gradients whole in between.
-        shares = index == len(micro_batches) - 1 or accelerator.is_fsdp2
-        sync = nullcontext() if shares else accelerator.no_sync(trainer.step)
+        sync = sharding.micro_batch(accelerator, trainer.step, index == len(micro_batches) - 1)
         with sync, enough_memory(f"an update with {len(batch.ids)} rows at once", SMALLER_BATCH):
             losses = trainer.learner.losses(batch, trainer.step)
             if losses.total.requires_grad:  # not where layerdrop left out all that is trained

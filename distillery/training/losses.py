@@ -7,7 +7,8 @@ for the backward pass.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -34,9 +35,10 @@ class LossWeights:
 SUMS = ("loss", "ce", "kl", "mse", "tokens")
 
 
-@dataclass(frozen=True)
-class LossSums:
+class LossSums(NamedTuple):
     """Losses summed over the valid rows; divide by the tokens of the whole global batch.
+
+    A tuple, as DeepSpeed looks for tensors in those alone.
 
     `total` carries the gradient, `ce`, `kl` and `mse` are the unweighted parts for the log (`kl`
     with its factor temperature²); each is a float32 scalar. `num_tokens` counts the valid rows.
@@ -50,7 +52,7 @@ class LossSums:
 
     def plus_mse(self, mse: Tensor, weight: float) -> "LossSums":
         """Return the losses with a mean squared error, which carries its gradient."""
-        return replace(self, total=self.total + weight * mse, mse=mse.detach())
+        return self._replace(total=self.total + weight * mse, mse=mse.detach())
 
     def to_tensor(self) -> Tensor:
         """Return the `SUMS` without their gradient, float64 (5,)."""

@@ -29,6 +29,7 @@ def make_optimizer(model: nn.Module, settings: Optimization) -> torch.optim.Opti
         {"params": decayed, "weight_decay": settings.weight_decay},
         {"params": plain, "weight_decay": 0.0},
     ]
+    groups = [group for group in groups if group["params"]]  # DeepSpeed takes no other
     is_on_gpu = all(parameter.is_cuda for parameter in decayed + plain)
     options: dict[str, Any] = {
         "lr": settings.learning_rate,

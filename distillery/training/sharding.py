@@ -1,9 +1,12 @@
-"""Training whose weights and optimiser are spread over the processes (FSDP2), and whole again.
+"""Training whose weights or optimiser are spread over the processes, and whole again.
 
-What leaves a training is always whole: a checkpoint does not tell how it was trained, and a run may
-go on with any number of processes, spread or not.
+FSDP2 spreads both; DeepSpeed's ZeRO, of which `zero` knows, the optimiser. What leaves a training
+is always whole: a checkpoint does not tell how it was trained, and a run may go on with any number
+of processes, spread or not.
 """
 
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -13,9 +16,12 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from distillery.training import zero
 from distillery.training.settings import ADAMW_8BIT
 from distillery.training.step import Learner, StudentStep
 from distillery.whisper.checkpoint import Whisper, with_weights
+
+FSDP2, DEEPSPEED = "FSDP2", "DeepSpeed"
 
 
 def refuse_sharding(accelerator: Accelerator, optimizer: str, lora_rank: int | None) -> None:
@@ -26,30 +32,54 @@ def refuse_sharding(accelerator: Accelerator, optimizer: str, lora_rank: int | N
         optimizer: one of `settings.OPTIMIZERS`.
         lora_rank: of adapters; None trains the weights themselves.
     """
-    kind, fsdp2 = accelerator.distributed_type, "scripts/launch/fsdp2.yaml"
+    kind = accelerator.distributed_type
     if kind == DistributedType.DEEPSPEED:
-        raise ValueError(f"DeepSpeed is not supported: use FSDP2, which shards the same: {fsdp2}")
-    if kind != DistributedType.FSDP:
+        zero.refuse_configuration(accelerator)
+    elif kind != DistributedType.FSDP:
         return
-    if not accelerator.is_fsdp2:
-        raise ValueError(f"the launch is set up for FSDP's first version: use the second, {fsdp2}")
+    elif not accelerator.is_fsdp2:
+        raise ValueError(
+            "the launch is set up for FSDP's first version: use the second, as "
+            "scripts/launch/fsdp2.yaml"
+        )
+    name = spread_by(accelerator)
     if optimizer == ADAMW_8BIT:
-        raise ValueError("--optim adamw_8bit does not go with FSDP2: use --optim adamw_torch")
+        raise ValueError(f"--optim adamw_8bit does not go with {name}: use --optim adamw_torch")
     if lora_rank is not None:
         raise ValueError(
-            "--lora_rank does not go with FSDP2: adapters are small; launch with MULTI_GPU, as "
+            f"--lora_rank does not go with {name}: adapters are small; launch with MULTI_GPU, as "
             "scripts/launch/8_gpus.yaml"
         )
 
 
+def spread_by(accelerator: Accelerator) -> str | None:
+    """Return what spreads a training over the launch's processes; None for copies on each."""
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:
+        return DEEPSPEED
+    return FSDP2 if accelerator.is_fsdp2 else None
+
+
+def autocast(accelerator: Accelerator) -> AbstractContextManager[Any]:
+    """Return a context that computes in the launch's dtype."""
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:
+        return zero.autocast(accelerator)
+    context: AbstractContextManager[Any] = accelerator.autocast()
+    return context
+
+
 def prepare(
-    accelerator: Accelerator, step: nn.Module, optimizer: torch.optim.Optimizer
+    accelerator: Accelerator,
+    step: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    max_grad_norm: float,
 ) -> tuple[nn.Module, Any]:
     """Wrap a learner's step and its optimiser for this launch's processes.
 
     FSDP2 changes the module itself, and spreads its weights; the optimiser's state, which a resumed
-    run has loaded before, follows them.
+    run has loaded before, follows them. DeepSpeed alone must know here how large a gradient may be.
     """
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:
+        return zero.prepare(accelerator, step, optimizer, max_grad_norm)
     if not accelerator.is_fsdp2:
         wrapped, wrapped_optimizer = accelerator.prepare(step, optimizer)
         return wrapped, wrapped_optimizer
@@ -82,6 +112,23 @@ def _like(value: Tensor, weight: DTensor) -> Tensor:
     return distribute_tensor(value, weight.device_mesh, weight.placements)
 
 
+@contextmanager
+def micro_batch(accelerator: Accelerator, step: nn.Module, is_last: bool) -> Iterator[None]:
+    """Let the backward pass inside share gradients, if it is an update's last, or else add them up.
+
+    FSDP2 and ZeRO's second stage share them each time: they would have to keep all of them whole in
+    between. DeepSpeed makes the update in the last one too.
+    """
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:
+        accelerator.sync_gradients = is_last
+        yield
+    elif is_last or accelerator.is_fsdp2:
+        yield
+    else:
+        with accelerator.no_sync(step):
+            yield
+
+
 def whole(value: Any) -> Any:
     """Return a tensor with all processes' parts of it; all must ask. Others stay as they are."""
     return value.full_tensor() if isinstance(value, DTensor) else value
@@ -109,6 +156,8 @@ def whole_learner(learner: Learner) -> Learner:
 
 def whole_state(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     """Return an optimiser's state as one process alone would have it; all must ask."""
+    if any(zero.WEIGHTS in group for group in optimizer.param_groups):
+        return zero.whole_state(optimizer)
     state = optimizer.state_dict()
     moments = {
         index: {name: _on_cpu(value) for name, value in values.items()}

@@ -26,7 +26,7 @@ from distillery.training.losses import SUMS, LossSums, means_of
 from distillery.training.monitor import log_values
 from distillery.training.rows import BatchLoader, EvalSet
 from distillery.training.settings import Evaluation
-from distillery.training.sharding import whole_learner
+from distillery.training.sharding import autocast, whole_learner
 from distillery.training.step import Learner
 from distillery.whisper import checkpoint
 from distillery.whisper.checkpoint import Whisper
@@ -167,7 +167,7 @@ class Evaluator:
 
     def step(self, *inputs: Any) -> LossSums:
         """Run the learner's step in the launch's dtype, though no update wraps it."""
-        with self.accelerator.autocast():
+        with autocast(self.accelerator):
             losses: LossSums = self.learner.step(*inputs)
         return losses
 
@@ -313,7 +313,7 @@ def _transcribe(evaluator: Evaluator, batch: Batch, rule: LabelRule) -> list[str
         settings.temperature_fallback,
     ).fitted_to(student)
     assert batch.input_features is not None
-    with evaluator.accelerator.autocast():
+    with autocast(evaluator.accelerator):
         seeds = [seed_of(row_id) for row_id in batch.ids]
         transcripts = transcribe_windows(student, batch.input_features, decoding, seeds=seeds)
     return [plain_text(each.ids, student.tokens, student.tokenizer) for each in transcripts]

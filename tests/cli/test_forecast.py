@@ -14,6 +14,7 @@ from distillery.data import column_types, hub_layout, schema
 from distillery.data.specs import DatasetSpec
 from distillery.ingest import segmentation, sources
 from distillery.storage.runs import Run
+from distillery.training.sharding import DEEPSPEED, FSDP2
 from distillery.whisper import checkpoint
 
 BUILDER = """
@@ -240,10 +241,15 @@ def test_an_encoder_that_is_shared_with_the_teacher_is_held_once(folder):
 
 def test_processes_that_share_a_model_hold_a_part_each(folder):
     outline = checkpoint.load_outline(str(folder))
-    told = training_forecast.training_memory(outline, None, TrainingArguments(), 4)
+    spread = [
+        training_forecast.training_memory(outline, None, TrainingArguments(), by, 4)
+        for by in (FSDP2, DEEPSPEED)
+    ]
     trained = num_trained(outline)
-    assert f"{size(outline.num_parameters)} weights (float32)" in told
-    assert f"{size(trained)} gradients + {size(trained * 2)} AdamW" in told
+    assert f"{size(outline.num_parameters)} weights (float32)" in spread[0]
+    assert f"{size(trained)} gradients + {size(trained * 2)} AdamW" in spread[0]
+    assert f"{size(outline.num_parameters * 4)} weights (float32)" in spread[1]
+    assert f"{size(trained)} gradients + {size(trained * 3)} AdamW" in spread[1]
 
 
 def test_a_frozen_encoder_has_no_gradients(folder):

@@ -165,7 +165,21 @@ def test_a_session_saves_as_its_flags_say(monkeypatch, tmp_path):
 @pytest.mark.parametrize(
     ("kind", "version", "optimizer", "lora_rank", "refusal"),
     [
-        (DistributedType.DEEPSPEED, 0, "adamw", None, "use FSDP2, .*: scripts/launch/fsdp2.yaml"),
+        (
+            DistributedType.DEEPSPEED,
+            0,
+            ADAMW_8BIT,
+            None,
+            "not go with DeepSpeed.*--optim adamw_torch",
+        ),
+        (
+            DistributedType.DEEPSPEED,
+            0,
+            "adamw",
+            8,
+            "not go with DeepSpeed.*scripts/launch/8_gpus.yaml",
+        ),
+        (DistributedType.DEEPSPEED, 0, "adamw", None, None),
         (DistributedType.FSDP, 1, "adamw", None, "first version: use .* scripts/launch/fsdp2.yaml"),
         (DistributedType.FSDP, 2, ADAMW_8BIT, None, "--optim adamw_8bit .* --optim adamw_torch"),
         (DistributedType.FSDP, 2, "adamw", 8, "--lora_rank .* scripts/launch/8_gpus.yaml"),
@@ -176,27 +190,39 @@ def test_a_session_saves_as_its_flags_say(monkeypatch, tmp_path):
 def test_launches_that_training_cannot_be_spread_by_are_refused(
     kind, version, optimizer, lora_rank, refusal
 ):
-    launch = SimpleNamespace(distributed_type=kind, is_fsdp2=version == 2)
+    plugin = SimpleNamespace(deepspeed_config={"zero_optimization": {"stage": 2}})
+    launch = SimpleNamespace(
+        distributed_type=kind,
+        is_fsdp2=version == 2,
+        deepspeed_plugin=plugin,
+        mixed_precision="bf16",
+    )
     with nullcontext() if refusal is None else pytest.raises(ValueError, match=refusal):
         training.refuse_sharding(launch, optimizer, lora_rank)
 
 
 @pytest.mark.parametrize(
-    ("flags", "device", "is_fsdp2", "refusal"),
+    ("flags", "device", "kind", "refusal"),
     [
-        ({"auto_batch_size": True}, "cpu", False, r"^--auto_batch_size needs a GPU"),
-        ({"auto_batch_size": True}, "cuda", True, r"^--auto_batch_size does not go with FSDP2"),
-        ({"compile": True}, "cuda", True, r"^--compile does not go with FSDP2"),
+        ({"auto_batch_size": True}, "cpu", "NO", r"^--auto_batch_size needs a GPU"),
+        ({"auto_batch_size": True}, "cuda", "FSDP", r"^--auto_batch_size does not go with FSDP2"),
+        ({"auto_batch_size": True}, "cuda", "DEEPSPEED", r"^--auto_.* does not go with DeepSpeed"),
+        ({"compile": True}, "cuda", "FSDP", r"^--compile does not go with FSDP2"),
+        ({"compile": True}, "cuda", "DEEPSPEED", r"^--compile does not go with DeepSpeed"),
         ({"compile": True}, "cpu", None, r"^--compile does not go with --mse_weight"),
-        ({"auto_batch_size": True, "compile": True}, "cuda", False, None),
-        ({"compile": True}, "cpu", False, None),
+        ({"auto_batch_size": True, "compile": True}, "cuda", "NO", None),
+        ({"compile": True}, "cpu", "NO", None),
     ],
 )
-def test_flags_that_a_device_cannot_follow_are_refused(flags, device, is_fsdp2, refusal):
-    """Where FSDP2 is None, layers are compared."""
-    launch = SimpleNamespace(device=torch.device(device), is_fsdp2=is_fsdp2)
+def test_flags_that_a_device_cannot_follow_are_refused(flags, device, kind, refusal):
+    """Where there is no kind, layers are compared."""
+    launch = SimpleNamespace(
+        device=torch.device(device),
+        distributed_type=kind and DistributedType(kind),
+        is_fsdp2=kind == "FSDP",
+    )
     with nullcontext() if refusal is None else pytest.raises(ValueError, match=refusal):
-        training.refuse_device_flags(launch, DeviceArguments(**flags), is_fsdp2 is None)
+        training.refuse_device_flags(launch, DeviceArguments(**flags), kind is None)
 
 
 # --- the model to be trained ---------------------------------------------------------------------

@@ -3,11 +3,11 @@
 import shutil
 
 import pytest
-import torch
 from accelerate import Accelerator, DistributedType
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from accelerate.utils import FullyShardedDataParallelPlugin
 from accelerate.utils.launch import prepare_multi_gpu_env
+from spread_runs import ALONE, UPDATE, Runs, assert_close_weights
 from stage_runs import run
 from tiny import REPOSITORY
 from torch.distributed.fsdp import FSDPModule
@@ -16,53 +16,18 @@ from training_runs import (
     DISTILLATION,
     FINETUNING,
     KILL,
-    NEVER,
     TERMINATE,
     assert_close_run,
     assert_same_run,
-    manifest,
-    model_folder,
     run_in_child,
     run_in_two,
-    student_folder,
     training_log,
-    weights,
 )
 
 from distillery.storage.checkpoints import find_damage
 from distillery.training import loop, sharding
 
-UPDATE = "distillery.training.loop:_update"
-ALONE = ["--gradient_accumulation_steps", 4]
 CONFIG = REPOSITORY / "scripts" / "launch" / "fsdp2.yaml"
-
-
-class Runs:
-    """Inputs of both stages, and each stage by two processes that only share gradients (DDP)."""
-
-    def __init__(self, folder):
-        self.folder = folder
-        rows, teacher = manifest(folder / "rows.jsonl", 9), model_folder(folder / "teacher", 3)
-        student = student_folder(folder / "student", teacher)
-        # Of nine clips one process evaluates two batches, and the other one.
-        common = ["-m", student, "-d", rows, "--language", "ja", "--max_steps", 6]
-        common += ["--per_device_train_batch_size", 1, "--gradient_accumulation_steps", 2]
-        common += ["--save_steps", 2, "--learning_rate", "3e-3", "--warmup_steps", 2]
-        common += ["--do_eval", "--eval_dataset_name", rows, "--eval_steps", 3]
-        common += ["--per_device_eval_batch_size", 4, "--logging_steps", 1]
-        self.flags = {
-            FINETUNING: [*common, "--predict_with_generate", "--gradient_checkpointing"],
-            DISTILLATION: [*common, "--teacher", teacher, "--freeze_encoder"],
-        }
-
-    def to(self, script, folder, *more):
-        return [*self.flags[script], "-o", folder, *more]
-
-    def by_two(self, script, folder, *more):
-        """Run a stage without any interruption."""
-        args = self.to(script, folder, *more)
-        assert run_in_two(script, UPDATE, NEVER, KILL, *args) == [0, 0]
-        return folder
 
 
 @pytest.fixture(scope="module")
@@ -100,8 +65,8 @@ def launch_spread(monkeypatch):
                 plugin.set_mixed_precision(self.mixed_precision)
             self.state.distributed_type, self.state.fsdp_plugin = DistributedType.FSDP, plugin
 
-    def checked(accelerator, step, optimizer):
-        wrapped = prepare(accelerator, step, optimizer)
+    def checked(accelerator, step, *optimizer):
+        wrapped = prepare(accelerator, step, *optimizer)
         if accelerator.num_processes > 1:
             layers = [*step.student.model.encoder.layers, *step.student.model.decoder.layers]
             assert all(isinstance(module, FSDPModule) for module in [step, *layers])
@@ -119,12 +84,6 @@ def test_losses_scores_and_weights_are_those_of_ddp(runs, whole, tmp_path, scrip
     assert len(training_log(ddp, "eval")) == 2
     assert_close_run(whole[script], ddp)
     assert_close_weights(whole[script] / "best", ddp / "best")
-
-
-def assert_close_weights(found, wanted):
-    theirs = weights(wanted)
-    for name, tensor in weights(found).items():
-        torch.testing.assert_close(tensor, theirs[name], atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.usefixtures("spread")

@@ -17,6 +17,7 @@ CONFIGS = {
     "8_gpus": ("MULTI_GPU", 1, 8),
     "2x8_gpus": ("MULTI_GPU", 2, 16),
     "fsdp2": ("FSDP", 1, 8),
+    "deepspeed_zero2": ("DEEPSPEED", 1, 8),
 }
 TRAINING = ["run_finetuning.py", "-o", "model"]
 
@@ -40,7 +41,12 @@ def test_accelerate_reads_a_file_as_it_is_meant(name):
     args = launched(name)
     assert (args.num_machines, args.num_processes) == (machines, processes)
     assert args.mixed_precision == "bf16"
-    assert (args.multi_gpu, args.use_fsdp) == (kind == "MULTI_GPU", kind == "FSDP")
+    launchers = {
+        "MULTI_GPU": args.multi_gpu,
+        "FSDP": args.use_fsdp,
+        "DEEPSPEED": args.use_deepspeed,
+    }
+    assert {name for name, is_used in launchers.items() if is_used} == {kind} - {"NO"}
     assert [args.training_script, *args.training_script_args] == TRAINING
 
 
@@ -49,6 +55,10 @@ def test_what_is_spread_over_gpus():
     assert int(fsdp.fsdp_version) == 2
     layers = fsdp.fsdp_transformer_layer_cls_to_wrap.split(",")
     assert layers == ["WhisperEncoderLayer", "WhisperDecoderLayer"]
+    deepspeed = launched("deepspeed_zero2")
+    assert int(deepspeed.zero_stage) == 2
+    # Each machine is told to start, as Slurm does; DeepSpeed would begin with ssh.
+    assert deepspeed.deepspeed_multinode_launcher == "standard"
 
 
 def slurm_job(folder: Path, nodes: int, gpus: int, **more: str) -> list[str]:
