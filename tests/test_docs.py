@@ -102,7 +102,7 @@ def test_every_flag_that_is_explained_exists():
     }
     # Of `accelerate launch`.
     everything = {"--num-cpu-threads-per-process", "--num-processes", "--machine-rank"}
-    everything |= {"--main-process-ip"}
+    everything |= {"--main-process-ip", "--zero-stage"}
     everything |= set().union(*(spellings(script) for script in (*SCRIPTS, *MORE_SCRIPTS)))
     assert explained
     assert explained <= everything

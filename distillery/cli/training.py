@@ -105,8 +105,8 @@ def refuse_device_flags(
     spread = spread_by(accelerator)
     if args.auto_batch_size and spread:
         raise ValueError(
-            f"--auto_batch_size does not go with {spread}, whose processes cannot try on their own: "
-            "choose --per_device_train_batch_size"
+            f"--auto_batch_size does not go with {spread}, whose processes cannot try on their "
+            "own: choose --per_device_train_batch_size"
         )
     if args.compile and spread:
         raise ValueError(
