@@ -19,6 +19,8 @@ os.environ.update(
     HF_MODULES_CACHE=f"{CACHE}/modules",
     TOKENIZERS_PARALLELISM="false",
     OMP_NUM_THREADS="1",
+    # Accelerate imports DeepSpeed to save a model, which would else say that it finds no GPU.
+    DS_ACCELERATOR="cpu",
 )
 
 LOOPBACK = ("127.", "::1", "localhost")
