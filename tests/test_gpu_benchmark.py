@@ -26,7 +26,12 @@ def test_every_line_of_the_benchmark_is_measured():
         for kind in ("padded", "packed")
     ]
     assert all(float(row[3].replace(",", "")) > 0 for row in measured)
-    assert [row[:2] for row in cells if row[0] == "distillation"] == [["distillation", "2"]]
+    trained = [row for row in cells if len(row) == 6 and row[1] == "2"]
+    programs = ["plain trainer", "ours", "ours, compiled"]
+    assert [row[:2] for row in trained] == [[program, "2"] for program in programs]
+    assert all(float(row[column]) > 0 for row in trained for column in (2, 4))
+    assert sum(line.startswith("losses of the plain and") for line in lines) == 1
+    assert "largest of 4, 2, … rows that fits: 4" in lines
 
 
 def test_what_fails_is_said_and_nothing_is_begun_that_takes_too_long(capsys, monkeypatch):

@@ -4,6 +4,7 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 from stage_runs import record, run
+from tiny import load_script
 from training_runs import (
     DISTILLATION,
     FINETUNING,
@@ -91,8 +92,18 @@ def test_features_made_where_the_model_is_train_and_evaluate_alike(
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_a_shared_encoder_is_saved_as_it_was_and_resumed_bit_for_bit(runs, tmp_path, dtype):
+def test_a_shared_encoder_is_saved_as_it_was_and_resumed_bit_for_bit(
+    runs, monkeypatch, tmp_path, dtype
+):
     AcceleratorState._reset_state(reset_partial_state=True)
+    stage = load_script(DISTILLATION)
+    shared, share = [], stage.share_encoder
+
+    def sharing(student, teacher):
+        shared.extend(weight.dtype for weight in teacher.model.parameters())
+        return share(student, teacher)
+
+    monkeypatch.setattr(stage, "share_encoder", sharing)
     flags = ["--dtype", dtype]
     run(DISTILLATION, *runs.to(DISTILLATION, tmp_path / "whole", *flags))
     args = runs.to(DISTILLATION, tmp_path / "run", *flags)
@@ -100,6 +111,7 @@ def test_a_shared_encoder_is_saved_as_it_was_and_resumed_bit_for_bit(runs, tmp_p
     assert find_damage(tmp_path / "run" / "checkpoint-2") is None
     run(DISTILLATION, *args)
     assert_same_run(tmp_path / "run", tmp_path / "whole")
+    assert set(shared) == {getattr(torch, dtype)}
     begun = weights(runs.flags[DISTILLATION][1])
     for folder in ("whole", "run/checkpoint-2", "run/best"):
         found = weights(tmp_path / folder)
