@@ -27,8 +27,16 @@ A killed run goes on from its newest whole checkpoint when it is started again; 
 from dataclasses import dataclass, replace
 
 from distillery.cli.arguments import ModelArguments
+from distillery.cli.example_arguments import ExampleArguments
 from distillery.cli.flags import at_least, flag, parse
-from distillery.cli.training_arguments import TRAINING_GROUPS, TrainingFlags, check
+from distillery.cli.training_arguments import (
+    TRAINING_GROUPS,
+    TrainDataArguments,
+    TrainerArguments,
+    TrainingArguments,
+    TrainingFlags,
+)
+from distillery.cli.training_arguments import check as check_training
 
 
 @dataclass(frozen=True)
@@ -54,6 +62,13 @@ class DistillationArguments:
     temperature: float = flag(
         2.0, "Softens both distributions in the KL divergence; it is 1 in an evaluation."
     )
+    cache_teacher: str | None = flag(
+        None,
+        "Folder that keeps the teacher's 32 most probable tokens of every label position, about "
+        "130 bytes each. What is missing there is made before the first update, in one pass; then "
+        "no teacher runs, and the KL divergence is from these 32 and the rest. Labels that are "
+        "built here are drawn once, not for each epoch. Other students may use the same folder.",
+    )
 
     def problems(self) -> list[str]:
         """Return what is wrong with the values."""
@@ -68,12 +83,39 @@ class DistillationArguments:
             )
         if self.temperature <= 0:
             problems.append(f"--temperature must be > 0, got {self.temperature}")
+        if self.cache_teacher is not None and (self.mse_weight or not self.kl_weight):
+            problems.append(
+                "--cache_teacher keeps what the KL divergence needs, and nothing else: leave it "
+                "out, or give a --kl_weight above 0 and no --mse_weight"
+            )
         return problems
 
     @property
     def follows(self) -> bool:
         """Whether there is anything to be learnt from a teacher."""
         return bool(self.kl_weight or self.mse_weight)
+
+
+def check(
+    distillation_args: DistillationArguments,
+    model_args: ModelArguments,
+    data_args: TrainDataArguments,
+    args: TrainingArguments,
+    trainer_args: TrainerArguments,
+    example_args: ExampleArguments,
+) -> list[str]:
+    """Return what is wrong with flags of several groups."""
+    problems = check_training(model_args, data_args, args, trainer_args)
+    if distillation_args.cache_teacher is None:
+        return problems
+    if data_args.streaming:
+        problems.append("--cache_teacher does not go with --streaming: rows have no number there")
+    if example_args.no_speech_probability or example_args.audio_augmentation:
+        problems.append(
+            "--cache_teacher does not go with --no_speech_probability or --audio_augmentation: the "
+            "teacher would have to hear what is drawn for each epoch"
+        )
+    return problems
 
 
 GROUPS = (DistillationArguments, *TRAINING_GROUPS)
@@ -88,13 +130,15 @@ from typing import Any
 
 from accelerate import Accelerator
 
-from distillery.cli import forecast, hub, training, training_forecast
+from distillery.cli import forecast, hub, teacher_cache, training, training_forecast
 from distillery.cli.runtime import load_outline, make_accelerator, open_run
 from distillery.storage.runs import Run
-from distillery.storage.stops import stop_request
+from distillery.storage.stops import StopRequest, stop_request
 from distillery.training import resume
 from distillery.training.layer_states import compared_layers
 from distillery.training.losses import LossWeights
+from distillery.training.rows import TrainingData
+from distillery.training.session import Session
 from distillery.training.shared_encoder import share_encoder
 from distillery.training.step import Learner, StudentStep, Teacher, wants_masks
 from distillery.training.validation import Evaluator
@@ -121,9 +165,16 @@ def main(distillation_args: DistillationArguments, *shared_groups: Any) -> None:
         newest = resume.newest_checkpoint(accelerator, run.folder, flags.trainer.begun_with)
         training.begin_run(accelerator, run, " following ".join(models), flags)
         student = training.load_student(accelerator, newest, flags)
-        learner = new_learner(accelerator, student, flags, distillation_args)
+        needs_teacher = distillation_args.cache_teacher is None or flags.training.do_eval
+        followed = teacher if needs_teacher else None
+        learner = new_learner(
+            accelerator,
+            student,
+            flags,
+            replace(distillation_args, teacher_model_name_or_path=followed),
+        )
         evaluator = training.make_evaluator(accelerator, run, learner, flags)
-        is_done = distil(run, evaluator, newest, flags)
+        is_done = distil(run, evaluator, newest, flags, distillation_args)
         training.end_run(accelerator, run, flags, is_done)
     if accelerator.is_main_process:
         hub.publish(run)
@@ -165,13 +216,24 @@ def load_teacher(
     return teacher
 
 
-def distil(run: Run, evaluator: Evaluator, newest: Path | None, flags: TrainingFlags) -> bool:
+def distil(
+    run: Run,
+    evaluator: Evaluator,
+    newest: Path | None,
+    flags: TrainingFlags,
+    args: DistillationArguments,
+) -> bool:
     """Make the updates that are left; return False where SIGTERM asked to stop before the end."""
     if not flags.training.do_train:
         with stop_request() as stop:
             return evaluator.scores(0, stop) is not None
     session = training.begin_session(evaluator, newest, flags)
     with stop_request() as stop:
+        if args.cache_teacher is not None:
+            data = cached(run, session, flags, args, stop)
+            if data is None:
+                return False
+            session = replace(session, data=data)
         with session.updates(stop) as updates:
             session.evaluate(stop)  # if the last start was stopped before
             for update in updates:
@@ -179,6 +241,25 @@ def distil(run: Run, evaluator: Evaluator, newest: Path | None, flags: TrainingF
                 session.saver.save_if_due(session.progress)
                 session.evaluate(stop)
         return session.conclude(run)
+
+
+def cached(
+    run: Run, session: Session, flags: TrainingFlags, args: DistillationArguments, stop: StopRequest
+) -> TrainingData | None:
+    """Return what is trained on with what the teacher says of it, which it says now if it must.
+
+    None where SIGTERM asked to stop before it had said all.
+    """
+    accelerator, learner = session.trainer.accelerator, session.trainer.learner
+    model, data = learner.student.model, session.data
+    with teacher_cache.opened(accelerator, run, flags, data, model.config.vocab_size) as making:
+        if making.missing and learner.teacher is None:  # it is let go of again
+            name = str(args.teacher_model_name_or_path)
+            teacher = Teacher(load_teacher(name, accelerator, flags.model).model, model)
+            learner = replace(learner, teacher=teacher)
+        if making.missing and not making.complete(learner, data, stop):
+            return None
+        return making.rows_of(data)
 
 
 if __name__ == "__main__":

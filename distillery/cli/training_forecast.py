@@ -1,6 +1,7 @@
 """What a training run would do and take, for its `--dry_run`."""
 
 import math
+from pathlib import Path
 
 from accelerate import Accelerator
 
@@ -14,9 +15,11 @@ from distillery.storage.runs import Run
 from distillery.training.order import BatchPlan
 from distillery.training.sharding import DEEPSPEED, FSDP2, spread_by
 from distillery.training.step import freeze, refuse_layerdrop
+from distillery.training.top_tokens import POSITION
 from distillery.whisper.adapters import AdaptedWhisper
 from distillery.whisper.checkpoint import Whisper, have_same_weights
 
+LABELS = 50  # ids of a row, about, as for `forecast.LABEL_BYTES`
 FLOAT32, ADAMW = 4, 8  # bytes for each number, and for AdamW's two means of its gradient
 
 
@@ -58,8 +61,19 @@ def lines(
         ("steps", _steps(args, plan, num_updates)),
         ("memory", training_memory(student, teacher, args, spread, plan.num_processes)),
         forecast.disk_line(run.folder, num_bytes, "checkpoints and model"),
+        *_cache_lines(run, flags, forecast.total_rows(speech)),
         ("resume", _resume_status(run)),
     ]
+
+
+def _cache_lines(run: Run, flags: TrainingFlags, num_rows: int | None) -> list[Line]:
+    """Say what `--cache_teacher` takes, where it is asked for, by the labels of usual rows."""
+    folder = run.arguments.get("cache_teacher")
+    if folder is None or not flags.training.do_train:
+        return []
+    num_bytes = None if num_rows is None else float(num_rows * LABELS * POSITION.itemsize)
+    what = f"what the teacher says at {LABELS} label positions of each row"
+    return [forecast.disk_line(Path(folder), num_bytes, what)]
 
 
 def _num_updates(args: TrainingArguments, plan: BatchPlan, num_rows: int | None) -> int | None:

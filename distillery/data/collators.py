@@ -30,7 +30,8 @@ class Batch:
     has none. `num_without_speech` counts rows whose sound was replaced by one without speech,
     `num_clips` the clips that the rows are made of, those that cannot be used among them.
     `speech_s` is the length of the clips in the rows, in seconds, and `num_inputs` how many decoder
-    inputs are not padding.
+    inputs are not padding. `cached` is what the rows bring along under `CACHED`, None for one that
+    brings nothing.
     """
 
     ids: list[str]
@@ -45,6 +46,7 @@ class Batch:
     speech_s: float = 0.0
     num_inputs: int = 0
     waveforms: Tensor | None = None
+    cached: list[Any] = field(default_factory=list)
 
     @property
     def num_tokens(self) -> int:
@@ -63,6 +65,7 @@ class Batch:
 
 # Of a row that is trained on: the seed of its sound, and whether that is to be without speech.
 SOUND_SEED, NO_SPEECH = "sound_seed", "no_speech"
+CACHED = "cached"  # of a row whose teacher has run, or will run, before the training
 PROBLEM = "problem"
 BAD_PARTS = "bad_parts"  # of a window: id and problem of each clip that is not in it
 REASON, TOO_SHORT, TOO_LONG = "reason", "too_short", "too_long"
@@ -146,6 +149,7 @@ class SpeechCollator:
             speech_s,
             sum(map(len, inputs)),
             None if makes_features else pad_sequence(sounds, batch_first=True),
+            cached=[row.get(CACHED) for row in good],
         )
 
     def _frames(self, row: Mapping[str, Any]) -> tuple[Tensor, float]:

@@ -41,6 +41,7 @@ class Run:
         config: the text of a configuration file that repeats the run.
         remedy: what to do where the folder holds another run.
         retried: names of inputs that were mended: what was quarantined of them is tried again.
+        flag: that names the folder.
     """
 
     folder: Path
@@ -53,6 +54,7 @@ class Run:
     config: str = ""
     remedy: str = OTHER_FOLDER
     retried: Collection[str] = ()
+    flag: str = "--output_dir"
     is_complete: bool = False
     started: float = field(default_factory=time.time)
 
@@ -265,7 +267,7 @@ class Run:
         foreign = self._foreign_files()
         if foreign:
             raise ValueError(
-                f"--output_dir {self.folder} holds {_named(foreign)}, which this stage would write "
+                f"{self.flag} {self.folder} holds {_named(foreign)}, which this stage would write "
                 "and no run of it has left there: name another folder"
             )
 
@@ -274,7 +276,7 @@ class Run:
         is_to_change = overwrite or not self.was_completed()
         if recorded(self.folder) is None and is_to_change:
             raise ValueError(
-                f"--output_dir {self.folder} holds a run of an older version, whose record does "
+                f"{self.flag} {self.folder} holds a run of an older version, whose record does "
                 "not list its files, so that they cannot be told from yours: name another folder, "
                 "or delete this one yourself"
             )
@@ -331,7 +333,7 @@ class Run:
         stage = read_json(self.record_path)["stage"]
         if stage != self.stage:
             raise ValueError(
-                f"--output_dir {self.folder} holds a run of {stage}; name another folder"
+                f"{self.flag} {self.folder} holds a run of {stage}; name another folder"
             )
 
     def refuse_other_configuration(self) -> None:
@@ -352,7 +354,7 @@ class Run:
         if changed:
             listed = "\n  ".join(changed)
             raise ValueError(
-                f"--output_dir {self.folder} holds a run of another configuration:\n  {listed}\n"
+                f"{self.flag} {self.folder} holds a run of another configuration:\n  {listed}\n"
                 f"{self.remedy}"
             )
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from distillery.text.labels import IGNORED
+from distillery.training.top_tokens import TopTokens
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ def distillation_loss(
     student_head: Tensor,
     targets: Tensor,
     weights: LossWeights,
-    teacher_hidden: Tensor | None = None,
+    teacher: Tensor | TopTokens | None = None,
     teacher_head: Tensor | None = None,
     chunk_rows: int = 1024,
 ) -> LossSums:
@@ -92,9 +93,11 @@ def distillation_loss(
         targets: int64 (batch, tokens); `IGNORED` rows do not count.
         weights: weights and temperature; without a teacher none is used: the loss is the
             cross-entropy itself.
-        teacher_hidden: the teacher's states for the same decoder inputs, (batch, tokens, width of
-            the teacher); None for plain cross-entropy.
-        teacher_head: output embedding of the teacher, (vocabulary, width of the teacher).
+        teacher: its states for the same decoder inputs, (batch, tokens, width of the teacher); or
+            its most probable tokens at the positions whose target counts, batch row by batch row;
+            None for plain cross-entropy.
+        teacher_head: output embedding of the teacher, (vocabulary, width of the teacher), where
+            its states are given.
         chunk_rows: rows whose logits exist at one time.
 
     Without any valid row all sums are 0 and so is the gradient. Under autocast, logits are
@@ -106,13 +109,18 @@ def distillation_loss(
     rows = student_hidden.flatten(0, -2).index_select(0, valid).to(dtype)
     if not torch.is_grad_enabled():  # inside the function it never is
         rows, student_head = rows.detach(), student_head.detach()
-    teacher = None
-    if teacher_hidden is not None and teacher_head is not None:
-        teacher_rows = teacher_hidden.detach().flatten(0, -2).index_select(0, valid)
+    whole = None
+    if isinstance(teacher, Tensor) and teacher_head is not None:
+        teacher_rows = teacher.detach().flatten(0, -2).index_select(0, valid)
         teacher_dtype = _compute_dtype(teacher_rows)
-        teacher = teacher_rows.to(teacher_dtype), teacher_head.to(teacher_dtype)
+        whole = _Logits(teacher_rows.to(teacher_dtype), teacher_head.to(teacher_dtype))
     total, ce, kl = _ChunkedLoss.apply(  # type: ignore[no-untyped-call]  # torch's own
-        rows, student_head, targets.reshape(-1)[valid], teacher, weights, chunk_rows
+        rows,
+        student_head,
+        targets.reshape(-1)[valid],
+        teacher if isinstance(teacher, TopTokens) else whole,
+        weights,
+        chunk_rows,
     )
     return LossSums(total, ce, kl, torch.zeros_like(ce), len(valid))
 
@@ -121,6 +129,17 @@ def _compute_dtype(states: Tensor) -> torch.dtype:
     """Return what autocast multiplies states in; layer norm has left them in float32."""
     device = states.device.type
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else states.dtype
+
+
+@dataclass(frozen=True)
+class _Logits:
+    """A teacher's logits, of which those of a span are there when they are asked for."""
+
+    rows: Tensor
+    head: Tensor
+
+    def __getitem__(self, span: slice) -> Tensor:
+        return (self.rows[span] @ self.head.T).float()
 
 
 class _ChunkedLoss(torch.autograd.Function):
@@ -136,12 +155,9 @@ class _ChunkedLoss(torch.autograd.Function):
         with torch.autocast(rows.device.type, enabled=False):
             for start in range(0, rows.shape[0], chunk_rows):
                 part = slice(start, start + chunk_rows)
-                teacher_logits = None
-                if teacher is not None:
-                    teacher_rows, teacher_head = teacher
-                    teacher_logits = (teacher_rows[part] @ teacher_head.T).float()
+                theirs = None if teacher is None else teacher[part]
                 logits = (rows[part] @ compute_head.T).float()
-                losses, grad = _losses_and_gradient(logits, targets[part], teacher_logits, weights)
+                losses, grad = _losses_and_gradient(logits, targets[part], theirs, weights)
                 sums += losses
                 grad = grad.to(rows.dtype)
                 if grad_rows is not None:
@@ -167,11 +183,11 @@ class _ChunkedLoss(torch.autograd.Function):
 
 
 def _losses_and_gradient(
-    logits: Tensor, targets: Tensor, teacher_logits: Tensor | None, weights: LossWeights
+    logits: Tensor, targets: Tensor, teacher: Tensor | TopTokens | None, weights: LossWeights
 ) -> tuple[Tensor, Tensor]:
     """Return (total, CE, KL) summed over rows, and the gradient of total by the logits.
 
-    logits, teacher_logits: float32 (rows, vocabulary); targets: int64 (rows,).
+    logits, and the teacher's: float32 (rows, vocabulary); targets: int64 (rows,).
 
     With p = softmax(z), q = softmax(z / T) and teacher t: dCE/dz = p - onehot, and
     d(T² KL)/dz = T (q - t).
@@ -181,12 +197,16 @@ def _losses_and_gradient(
     ce = -picked.sum()
     grad = log_p.exp()
     grad.scatter_add_(1, targets[:, None], -torch.ones_like(picked))
-    if teacher_logits is None:
+    if teacher is None:
         return torch.stack([ce, ce, torch.zeros_like(ce)]), grad
     grad *= weights.ce
     log_q = functional.log_softmax(logits / weights.temperature, dim=-1)
-    log_t = functional.log_softmax(teacher_logits / weights.temperature, dim=-1)
-    t = log_t.exp()
-    kl = (t * (log_t - log_q)).sum() * weights.temperature**2
-    grad += weights.kl * weights.temperature * (log_q.exp() - t)
+    if isinstance(teacher, TopTokens):
+        divergences, difference = teacher.divergence(log_q)
+    else:
+        log_t = functional.log_softmax(teacher / weights.temperature, dim=-1)
+        t = log_t.exp()
+        divergences, difference = t * (log_t - log_q), log_q.exp() - t
+    kl = divergences.sum() * weights.temperature**2
+    grad += weights.kl * weights.temperature * difference
     return torch.stack([weights.ce * ce + weights.kl * kl, ce, kl]), grad

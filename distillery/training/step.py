@@ -22,6 +22,7 @@ from distillery.training.layer_states import (
 from distillery.training.losses import LossSums, LossWeights, distillation_loss
 from distillery.training.settings import Frozen
 from distillery.training.stacks import Stacks, allow_compiling
+from distillery.training.top_tokens import TopTokens
 from distillery.whisper.checkpoint import Whisper, have_same_weights
 from distillery.whisper.student import NO_LAYERS, CopiedLayers
 
@@ -35,11 +36,12 @@ class TeacherOutputs:
     decoder_states: float (batch, tokens, width), its last decoder states for the batch's decoder
     inputs; head: its output embedding, (vocabulary, width); encoder_states: float (batch,
     positions, width) if the student has the same encoder and may use them, else None; layers: the
-    states behind single layers, where the student's are compared with them.
+    states behind single layers, where the student's are compared with them. Of a teacher that ran
+    earlier there are the most probable tokens that were kept, in place of decoder_states.
     """
 
-    decoder_states: Tensor
-    head: Tensor
+    decoder_states: Tensor | TopTokens
+    head: Tensor | None
     encoder_states: Tensor | None
     layers: LayerStates | None = None
 
@@ -220,8 +222,23 @@ class Learner:
                 teacher has its dtype and runs as it is.
         """
         features, inputs, targets = self.tensors(batch)
-        teacher = self.teacher(features, inputs) if self.teacher else None
-        return step(features, inputs, targets, teacher)
+        return step(features, inputs, targets, self._teacher_outputs(batch, features, inputs))
+
+    def _teacher_outputs(
+        self, batch: Batch, features: Tensor, inputs: Tensor
+    ) -> TeacherOutputs | None:
+        """Return what the teacher says of a batch, or what a cache has kept of that."""
+        if not batch.cached or batch.cached[0] is None:
+            return self.teacher(features, inputs) if self.teacher else None
+        assert batch.targets is not None
+        counts = (batch.targets != IGNORED).sum(1).tolist()
+        for row_id, kept, count in zip(batch.ids, batch.cached, counts, strict=True):
+            if len(kept) != count:
+                raise ValueError(
+                    f"--cache_teacher has nothing of row {row_id}, whose clip could not be used "
+                    "when the cache was made: name another folder"
+                )
+        return TeacherOutputs(TopTokens.from_positions(batch.cached, features.device), None, None)
 
     def tensors(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """Return features, decoder inputs and targets on the student's device.
