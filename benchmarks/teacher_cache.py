@@ -8,8 +8,8 @@ r"""What `--cache_teacher` saves of an update, and what it changes of the loss.
 `speed`: models of whisper-tiny's width and vocabulary with random weights, a teacher with 4 + 32
 layers, a student with 4 + 2; the encoder is frozen and the same in both, so that it runs once in
 either case. Updates on batches in memory, without reading and log-mel, in strict alternation: with
-the teacher, and from what was kept. Before that, both are checked to have the same cross-entropy,
-and a divergence from what was kept that is no larger.
+the teacher, and from what was kept; seconds are the processor's. Before that, both are checked to
+have the same cross-entropy, and a divergence from what was kept that is no larger.
 
 `loss`: a trained teacher and a student, on labelled clips: how much probability the tokens that are
 kept have, and how far divergence and gradient (by the student's weights, over each batch) are from
@@ -145,10 +145,10 @@ def update(learner: Learner, batch: Batch, optimizer: torch.optim.Optimizer) -> 
 
 
 def timed(work: Callable[[], Any]) -> tuple[float, Any]:
-    """Return seconds and result of some work."""
-    started = time.perf_counter()
+    """Return seconds of the processor, which other programs change little, and result of work."""
+    started = time.process_time()
     result = work()
-    return time.perf_counter() - started, result
+    return time.process_time() - started, result
 
 
 # --- loss -----------------------------------------------------------------------------------------
