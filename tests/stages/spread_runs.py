@@ -35,7 +35,7 @@ class Runs:
         common += ["--per_device_eval_batch_size", 4, "--logging_steps", 1]
         self.flags: dict[str, list[object]] = {
             FINETUNING: [*common, "--predict_with_generate", "--gradient_checkpointing"],
-            DISTILLATION: [*common, "--teacher", teacher, "--freeze_encoder"],
+            DISTILLATION: [*common, "--teacher", teacher, "--freeze_encoder", "--mse_weight", 0.1],
         }
 
     def to(self, script: str, folder: Path, *more: object) -> list[object]:

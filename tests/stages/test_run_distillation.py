@@ -194,6 +194,22 @@ def test_labels_are_those_of_the_filter_with_and_without_it(distil, place, monke
     assert sum(map(len, seen)) == NUM_ROWS
 
 
+def test_references_are_learnt_in_place_of_stored_labels(distil, place, tmp_path, monkeypatch):
+    """Of a filtered dataset, and of one whose audio lies elsewhere."""
+    flags = ["-m", place / "teacher", "--language", "ja", "--max_label_length", 12]
+    flags += ["-d", manifest(tmp_path / "source.jsonl"), "--output_format", "labels"]
+    run("run_pseudo_labelling.py", *flags, "-o", tmp_path / "labels")
+    student = checkpoint.load_processor(str(place / "student"))
+    prefix, end = student.tokens.prefix("ja", "transcribe", False), student.tokens.end_of_text
+    wanted = {(*prefix, *student.tokenizer.encode(t, add_special_tokens=False), end) for t in TEXTS}
+    seen = record_rows(monkeypatch)
+    for rows in (place / "filtered", tmp_path / "labels"):
+        seen.clear()
+        reading = ["--use_pseudo_labels", "False", "--timestamp_probability", 1]
+        distil(*ONE_EPOCH, *reading, rows=rows, to=f"of-{rows.name}")
+        assert {tuple(row["labels"]) for batch in seen for row in batch} == wanted
+
+
 def test_stored_features_give_nearly_the_same(distil, place):
     audio = training_log(distil(*ONE_EPOCH, to="audio"))
     features = training_log(distil(*ONE_EPOCH, rows=place / "features", to="features"))

@@ -587,6 +587,9 @@ def test_a_clip_that_cannot_be_decoded_is_named_counted_and_left_out(finetune, t
     with pytest.raises(ValueError, match=r"1 of 10 clips .* --max_bad_fraction 0\.001 allows"):
         finetune(*flags, "--max_bad_fraction", 0.001, rows=rows)
     assert capsys.readouterr().err.count("clip b-0003 cannot be decoded") == 1
+    # Checked as they come, not after the last update; what was trained till then is saved.
+    (saved,) = (tmp_path / "run").glob("checkpoint-*")
+    assert int(saved.name.removeprefix("checkpoint-")) <= 10 and find_damage(saved) is None
     folder = finetune(*flags, rows=rows)  # one is allowed: goes on, to the same end
     assert record(folder)["num_bad"] == 1
     assert record(folder)["updates"] == 20
