@@ -184,7 +184,9 @@ class TrainingArguments:
     adam_beta1: float = flag(0.9, "AdamW's first decay rate.")
     adam_beta2: float = flag(0.999, "AdamW's second decay rate.")
     adam_epsilon: float = flag(1e-8, "AdamW's term that keeps divisors above 0.")
-    max_grad_norm: float = flag(1.0, "Gradients are scaled down to this norm.")
+    max_grad_norm: float = flag(
+        1.0, "Gradients are scaled down to this norm; 0 leaves them as they are."
+    )
     save_steps: int = flag(500, "Save a checkpoint after so many updates.", resumable=True)
     save_total_limit: int | None = flag(
         None, "Keep so many checkpoints; default: all.", resumable=True
@@ -256,6 +258,7 @@ class TrainingArguments:
             *self._evaluation_problems(),
             *one_of(self, "optim", OPTIMIZERS),
             *at_least(self, "adam_epsilon", 0),
+            *at_least(self, "max_grad_norm", 0),
             *within(self, "warmup_ratio", 0, 1),
             *at_least(self, "learning_rate", 0),
             *at_least(self, "warmup_steps", 0),

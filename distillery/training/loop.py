@@ -92,7 +92,7 @@ class Trainer:
         learner: float32 weights, on the accelerator's device.
         step: the learner's step, which `updates` wraps for several processes.
         optimizer, schedule: of its trainable weights.
-        max_grad_norm: gradients are scaled down to this norm.
+        max_grad_norm: gradients are scaled down to this norm; by 0 they are left as they are.
     """
 
     accelerator: Accelerator
@@ -256,7 +256,8 @@ def _update(
             if losses.total.requires_grad:  # not where layerdrop left out all that is trained
                 accelerator.backward(losses.total * scale)
         sums += torch.cat([losses.to_tensor(), _heard(batch).to(sums.device, non_blocking=True)])
-    norms = accelerator.clip_grad_norm_(trainer.step.parameters(), trainer.max_grad_norm)
+    max_norm = trainer.max_grad_norm or math.inf
+    norms = accelerator.clip_grad_norm_(trainer.step.parameters(), max_norm)
     norm = float(sharding.whole(norms))
     # With float16 the gradient scaler skips the update itself, and lowers its scale.
     if math.isfinite(norm) or accelerator.scaler is not None:

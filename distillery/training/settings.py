@@ -110,7 +110,7 @@ class Optimization:
         warmup_steps: updates over which the learning rate rises from 0.
         weight_decay: of matrices.
         betas: AdamW's decay rates.
-        max_grad_norm: gradients are scaled down to this norm.
+        max_grad_norm: gradients are scaled down to this norm; 0 leaves them as they are.
         epsilon: AdamW's.
         warmup_ratio: share of all updates that `warmup_steps` are, where those are 0.
         optimizer: `ADAMW` or `ADAMW_8BIT`.

@@ -62,6 +62,19 @@ def test_updates_count_and_move_the_weights(parts):
     assert not any(torch.equal(*pair) for pair in pairwise(weights))
 
 
+def test_without_a_largest_norm_gradients_stay_as_they_are(parts):
+    trainer, data = parts
+    norms = [
+        update.grad_norm
+        for update in loop.updates(
+            replace(trainer, max_grad_norm=0.0), data, Progress(), StopRequest()
+        )
+    ]
+    assert all(math.isfinite(norm) and norm > 0 for norm in norms)
+    first = trainer.optimizer.state[trainer.learner.student.model.proj_out.weight]["exp_avg"]
+    assert first.abs().max() > 0  # gradients of 0 would leave AdamW's mean at 0
+
+
 @pytest.mark.parametrize("done", [0, 2, NUM_UPDATES])
 def test_a_request_to_stop_ends_the_updates_before_the_next(parts, done):
     stop, steps = StopRequest(), []
