@@ -2,8 +2,9 @@
 
 Only the columns that are asked for are read, and of one row its row group alone, up to the row. In
 small row groups, as `hub_layout` writes them, rows can be read in any order; in large ones that is
-slow, and reading in order is not. In memory are a few rows, and the page of the file that they are
-in (a part of a row group, or all of it).
+slow, and reading in order is not, nor reading rows of a few groups that are kept in memory
+(`keeping`). Else, in memory are a few rows, and the page of the file that they are in (a part of a
+row group, or all of it).
 """
 
 from bisect import bisect_right
@@ -22,9 +23,12 @@ from datasets import Audio, Features
 from datasets.table import CastError, table_cast
 from numpy.typing import NDArray
 
+from distillery.data.regions import Regions
+
 TABLE_BYTES = 4 << 20  # of the rows that are in memory at a time, about
 TABLE_ROWS = 10_000  # the most of them
 BUFFER_BYTES = 1 << 16  # read ahead, and not a row group whole
+LARGE_GROUP_BYTES = 4 << 20  # from there on, on average, rows are not read in any order
 OPEN_FILES = 64  # each with its list of row groups, about a megabyte
 
 
@@ -88,13 +92,20 @@ class ParquetFiles:
         states: of the files.
         ends: int64 (files,), the number of rows up to the end of each.
         features: types of the columns.
+        num_groups: row groups of all files.
+        kept_bytes: of row groups that are kept in memory for single rows; 0 keeps none. One group
+            is kept in any case, if it were larger.
     """
 
     states: tuple[FileState, ...]
     ends: NDArray[np.int64]
     features: Features
+    num_groups: int
+    kept_bytes: int = 0
     # Where reading goes on, for rows in order and for single rows, by the columns that are read.
     _scans: dict[Any, _Scan] = field(default_factory=dict, repr=False)
+    # By file, number and columns; the one that was used last is the last.
+    _kept: dict[Any, pa.Table] = field(default_factory=dict, repr=False)
 
     @classmethod
     def of(cls, paths: Sequence[str], features: Features | None = None) -> "ParquetFiles":
@@ -107,24 +118,25 @@ class ParquetFiles:
         Raises:
             ValueError: a file is damaged, or its columns do not fit the others'.
         """
-        states, sizes = [], []
+        states, sizes, num_groups = [], [], 0
         schema: pq.ParquetSchema | None = None
         for path in paths:
             with _errors_naming(path):
                 states.append(FileState.of(path))
                 metadata = pq.read_metadata(path)
                 sizes.append(metadata.num_rows)
+                num_groups += metadata.num_row_groups
             if schema is None or not metadata.schema.equals(schema):
                 schema = metadata.schema
                 found = schema.to_arrow_schema()
                 features = _undecoded(features or Features.from_arrow_schema(found))
                 _refuse_other_columns(path, found, features)
         assert features is not None
-        return cls(tuple(states), np.cumsum(sizes, dtype=np.int64), features)
+        return cls(tuple(states), np.cumsum(sizes, dtype=np.int64), features, num_groups)
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave open files to each process."""
-        return {**self.__dict__, "_scans": {}}
+        return {**self.__dict__, "_scans": {}, "_kept": {}}
 
     def __len__(self) -> int:
         return int(self.ends[-1])
@@ -141,8 +153,40 @@ class ParquetFiles:
 
     def row(self, number: int, columns: Collection[str]) -> pa.Table:
         """Return one row; to read the others of its row group next costs little."""
+        if self.kept_bytes:
+            return self._row_of_kept(number, columns)
         scan = self._scan(number, columns, in_order=False)
         return scan.table.slice(number - scan.loaded.start, 1)
+
+    def regions(self) -> Regions | None:
+        """Return which rows are read together; None where row groups are small."""
+        if sum(state.size for state in self.states) < LARGE_GROUP_BYTES * self.num_groups:
+            return None
+        return Regions.of(_groups(state) for state in self.states)
+
+    def keeping(self, num_bytes: int) -> "ParquetFiles":
+        """Return the same files, of which row groups are kept in memory once rows are read."""
+        return replace(self, kept_bytes=num_bytes, _scans={}, _kept={})
+
+    def _row_of_kept(self, number: int, columns: Collection[str]) -> pa.Table:
+        file, group, first = self._place(number)
+        key = file, group, tuple(columns)
+        table = self._kept.pop(key, None)
+        if table is None:
+            table = pa.concat_tables(self._read(file, range(group, group + 1), columns))
+            room = self.kept_bytes - table.nbytes
+            while self._kept and sum(kept.nbytes for kept in self._kept.values()) > room:
+                del self._kept[next(iter(self._kept))]
+        self._kept[key] = table
+        return table.slice(number - first, 1)
+
+    def _place(self, number: int) -> tuple[int, int, int]:
+        """Return the file and the row group that a row is in, and the first row of that group."""
+        file = int(np.searchsorted(self.ends, number, side="right"))
+        start = int(self.ends[file - 1]) if file else 0
+        ends = _opened(self.states[file]).ends
+        group = bisect_right(ends, number - start)
+        return file, group, start + (ends[group - 1] if group else 0)
 
     def tables(self, numbers: NDArray[np.int64], columns: Collection[str]) -> Iterator[pa.Table]:
         """Yield rows in the order of their numbers, as tables of about `TABLE_BYTES` at most."""
@@ -164,12 +208,10 @@ class ParquetFiles:
         key = tuple(columns), in_order
         scan = self._scans.pop(key, None)  # one that fails is not gone on with
         if scan is None or number not in scan.loaded:
-            file = int(np.searchsorted(self.ends, number, side="right"))
+            file, group, first = self._place(number)
+            num_groups = len(_opened(self.states[file]).ends)
             start = int(self.ends[file - 1]) if file else 0
-            ends = _opened(self.states[file]).ends
-            group = bisect_right(ends, number - start)
-            first = start + (ends[group - 1] if group else 0)
-            begin, last = (start, len(ends)) if in_order else (first, group + 1)
+            begin, last = (start, num_groups) if in_order else (first, group + 1)
             if scan is None or not (
                 begin <= scan.loaded.start and first <= scan.loaded.stop <= number
             ):
@@ -187,6 +229,13 @@ class ParquetFiles:
         with _errors_naming(state.path):
             for batch in parquet.iter_batches(size, list(groups), there, use_threads=False):
                 yield _cast(pa.Table.from_batches([batch]), wanted, state.path)
+
+
+def _groups(state: FileState) -> Iterator[tuple[int, int]]:
+    """Yield the numbers of rows and bytes of the row groups of a file."""
+    metadata = _opened(state).parquet.metadata
+    for group in map(metadata.row_group, range(metadata.num_row_groups)):
+        yield group.num_rows, group.total_byte_size
 
 
 def _undecoded(features: Features) -> Features:
@@ -325,6 +374,15 @@ class ParquetRows:
     def take(self, count: int) -> "ParquetRows":
         """Return the first rows."""
         return self.select(range(min(count, len(self))))
+
+    def regions(self) -> Regions | None:
+        """Return which rows are read together; None where they can be read in any order."""
+        regions = self.files.regions()
+        return None if regions is None else regions.select(self.numbers)
+
+    def keeping(self, num_bytes: int) -> "ParquetRows":
+        """Return the same rows, whose row groups are kept in memory once single rows are read."""
+        return replace(self, files=self.files.keeping(num_bytes))
 
     def select_columns(self, names: str | Sequence[str]) -> "ParquetRows":
         """Return some columns."""

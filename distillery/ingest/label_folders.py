@@ -22,6 +22,8 @@ from distillery.data.collators import PROBLEM
 from distillery.data.column_types import MapStyleRows, read_columns
 from distillery.data.ids import first_repeated
 from distillery.data.packed_windows import window_audio
+from distillery.data.parquet_rows import ParquetRows
+from distillery.data.regions import Regions
 from distillery.data.specs import PSEUDO_LABELS_FIRST, REFERENCES_FIRST, DatasetSpec
 from distillery.ingest import sources
 from distillery.storage.publication import public_names
@@ -178,6 +180,19 @@ class LabelledRows:
     def select(self, rows: "Sequence[int] | NDArray[np.integer[Any]]") -> "LabelledRows":
         """Return some rows."""
         return replace(self, labels=self.labels.select(rows), places=self.places.take(rows))
+
+    def regions(self) -> Regions | None:
+        """Return which rows have audio that is read together, a window with its first clip."""
+        regions = self.source.regions() if isinstance(self.source, ParquetRows) else None
+        if regions is None:
+            return None
+        first = self.places.offsets.to_numpy()[:-1]
+        return regions.select(self.places.values.to_numpy()[first])
+
+    def keeping(self, num_bytes: int) -> "LabelledRows":
+        """Return the same rows, of whose source row groups are kept in memory."""
+        assert isinstance(self.source, ParquetRows)
+        return replace(self, source=self.source.keeping(num_bytes))
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """Return a row with its audio, or with the `PROBLEM` that makes it unusable."""

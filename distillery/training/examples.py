@@ -3,15 +3,16 @@
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import torch
+from numpy.typing import NDArray
 
 from distillery.data import hub_layout, schema
 from distillery.data.collators import NO_SPEECH, SOUND_SEED
-from distillery.data.column_types import MapStyleRows, tables
+from distillery.data.column_types import tables
 from distillery.data.specs import DatasetSpec
 from distillery.filtering.filters import FilterReason, TranscriptFilter
 from distillery.ingest import label_folders, sources
@@ -19,7 +20,7 @@ from distillery.ingest.label_folders import LabelledRows
 from distillery.storage.ledger import Ledger
 from distillery.text.labels import LabelRule, draw_seed, has_timestamps, num_text_labels, plain_text
 from distillery.training.label_lengths import LabelLengths
-from distillery.training.packed_examples import PackedRows
+from distillery.training.packed_examples import AnyRows
 
 logger = logging.getLogger(__name__)
 
@@ -33,9 +34,7 @@ JUDGED_BY = (
 class TrainingRows(torch.utils.data.Dataset[dict[str, Any]]):
     """Rows of several datasets, one behind the other, with labels for the epoch that asks."""
 
-    def __init__(
-        self, parts: Sequence[MapStyleRows | LabelledRows | PackedRows], rule: LabelRule
-    ) -> None:
+    def __init__(self, parts: Sequence[AnyRows], rule: LabelRule) -> None:
         """Keep the datasets; `parts` must not be empty."""
         self.parts = parts
         self.rule = rule
@@ -77,9 +76,24 @@ def labels_of(row: Mapping[str, Any], rule: LabelRule, epoch: int) -> list[int]:
     )
 
 
+class UsableRows(NamedTuple):
+    """Rows that can be learnt from.
+
+    Attributes:
+        rows: of a dataset.
+        ledger: the account of all its rows.
+        lengths: int16 (rows,), of their labels with all timestamps; of the prompts that labels may
+            be drawn with, nothing is in it.
+    """
+
+    rows: AnyRows
+    ledger: Ledger
+    lengths: NDArray[np.int16]
+
+
 def usable_rows(
     spec: DatasetSpec, rule: LabelRule, limits: TranscriptFilter, sampling_rate: int
-) -> tuple[MapStyleRows | LabelledRows, Ledger]:
+) -> UsableRows:
     """Load a dataset and leave out rows that cannot be learnt from, with their number by reason.
 
     Only text and metadata are read. Rows of a source that have no labels are left out, too.
@@ -104,17 +118,19 @@ def usable_rows(
     if isinstance(rows, LabelledRows) and rows.num_unlabelled:
         ledger.num_in += rows.num_unlabelled
         ledger.dropped[FilterReason.UNLABELLED] = rows.num_unlabelled
-    is_kept = []
+    is_kept, all_lengths = [], []
     for table in tables(slim, TABLE_BYTES, TABLE_ROWS):
-        reasons = _reasons(table, rule, limits)
+        lengths = LabelLengths.of(table, rule)
+        reasons = _reasons(table, lengths, rule, limits)
         ledger.dropped.update(filter(None, reasons))
         is_kept.append(np.array([reason is None for reason in reasons]))
+        all_lengths.append(lengths.whole)
     kept = np.flatnonzero(np.concatenate(is_kept))
     ledger.num_out = len(kept)
     logger.info("%s, learning from %r: %s", spec, column, ledger)
     if not len(kept):
         raise ValueError(f"dataset {spec}: no row is left to learn from: {ledger}")
-    return rows.select(kept), ledger
+    return UsableRows(rows.select(kept), ledger, np.concatenate(all_lengths)[kept])
 
 
 def _tightened(limits: TranscriptFilter, spec: DatasetSpec) -> TranscriptFilter:
@@ -127,11 +143,12 @@ def _tightened(limits: TranscriptFilter, spec: DatasetSpec) -> TranscriptFilter:
     return replace(limits, wer_threshold=None)
 
 
-def _reasons(table: pa.Table, rule: LabelRule, limits: TranscriptFilter) -> list[str | None]:
+def _reasons(
+    table: pa.Table, lengths: LabelLengths, rule: LabelRule, limits: TranscriptFilter
+) -> list[str | None]:
     """Return the `unusable_reason` of each row; ids are counted where no limit reads them."""
     if limits.reads_text or rule.clean is not None:
         return [unusable_reason(row, rule, limits) for row in table.to_pylist()]
-    lengths = LabelLengths.of(table, rule)
     scalars = table.drop_columns(
         [name for name in schema.TARGET_COLUMNS if name in table.schema.names]
     )

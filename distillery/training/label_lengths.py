@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from distillery.data import schema
 from distillery.text.label_columns import IdLists, Places, text_ids
@@ -40,6 +41,15 @@ class LabelLengths(NamedTuple):
                 lengths.text[is_here] = _longest(_bodies(values, rule), rule)
             is_left &= ~is_here
         return lengths
+
+    @property
+    def whole(self) -> NDArray[np.int16]:
+        """Of what is learnt, int16 (rows,): stored, or made; more than fits is the most that does.
+
+        Where a rule cleans lists of ids they are a little shorter.
+        """
+        lengths = np.where(self.stored < 0, self.text, self.stored)
+        return lengths.clip(0, np.iinfo(np.int16).max).astype(np.int16)
 
 
 def _prompt_lengths(labels: IdLists, rule: LabelRule) -> Places:

@@ -10,9 +10,11 @@ from collections import Counter
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, islice
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
+from datasets import Dataset
+from numpy.typing import NDArray
 
 from distillery.audio.decoding import encode_wav
 from distillery.data import schema
@@ -27,6 +29,7 @@ from distillery.data.packed_windows import (
     window_row,
 )
 from distillery.data.packing import Fill, Layout, Part, Utterance, Window, best_fit, fill, in_order
+from distillery.data.regions import Regions
 from distillery.ingest.label_folders import LabelledRows
 from distillery.text.labels import LabelRule
 from distillery.text.packed_labels import packed_body
@@ -50,7 +53,10 @@ class Packing:
     max_ids: int
 
     def windows(
-        self, rows: Iterable[Mapping[str, Any]], seed: int | Sequence[int]
+        self,
+        rows: Iterable[Mapping[str, Any]],
+        seed: int | Sequence[int],
+        regions: Regions | None = None,
     ) -> Iterator[Window[int]]:
         """Yield windows of the numbers of rows.
 
@@ -61,6 +67,7 @@ class Packing:
         Args:
             rows: with metadata and targets; audio is not looked at.
             seed: of the order in which the others come.
+            regions: where rows are read by regions; the others share windows within one.
         """
         utterances: list[Utterance[int]] = []
         num_ids = array("l")
@@ -68,9 +75,9 @@ class Packing:
             num_ids.append(len(self.rule.body(schema.target(row))))
             utterances.append(Utterance(number, self._num_samples(row), _place(row, number)))
         ordered, free = _by_order(utterances)
-        shuffled = np.random.default_rng(seed).permutation(len(free))
         windows = chain(
-            in_order(ordered, self.layout), best_fit((free[i] for i in shuffled), self.layout)
+            in_order(ordered, self.layout),
+            *(best_fit(block, self.layout) for block in _shuffled(free, seed, regions)),
         )
         for window in windows:
             yield from self._with_short_labels(window, num_ids)
@@ -138,6 +145,21 @@ class Packing:
         }
 
 
+def _shuffled(
+    utterances: Sequence[Utterance[int]], seed: int | Sequence[int], regions: Regions | None
+) -> Iterator[list[Utterance[int]]]:
+    """Yield utterances in random order, those of each region by themselves."""
+    places = np.random.default_rng(seed).permutation(len(utterances))
+    blocks = [places]
+    if regions is not None:
+        numbers = np.array([each.row for each in utterances], np.int64)
+        of_places = regions.of_rows[numbers[places]]
+        by_region = places[np.argsort(of_places, kind="stable")]
+        blocks = np.split(by_region, np.flatnonzero(np.diff(np.sort(of_places))) + 1)
+    for block in blocks:
+        yield [utterances[place] for place in block]
+
+
 def _by_order(
     utterances: Sequence[Utterance[int]],
 ) -> tuple[list[Utterance[int]], list[Utterance[int]]]:
@@ -192,7 +214,7 @@ class PackedRows:
         slim = rows.select_columns([name for name in columns if name in rows.column_names])
         blocks = tables(slim, sys.maxsize, BLOCK)
         slim_rows = (row for block in blocks for row in block.to_pylist())
-        windows = packing.windows(slim_rows, packing.rule.seed)
+        windows = packing.windows(slim_rows, packing.rule.seed, regions_of(rows))
         while block := list(islice(windows, BLOCK)):
             filled += fill(block, packing.layout)
             for window in block:
@@ -203,7 +225,33 @@ class PackedRows:
     def __len__(self) -> int:
         return len(self.ends)
 
+    def sums(self, values: NDArray[np.int16]) -> NDArray[np.int16]:
+        """Return for each window the sum of what its parts have."""
+        ends = np.asarray(self.ends)
+        totals = np.concatenate([[0], np.cumsum(values[np.asarray(self.numbers)], dtype=np.int64)])
+        sums: NDArray[np.int64] = np.diff(totals[ends], prepend=0)
+        return np.minimum(sums, np.iinfo(np.int16).max).astype(np.int16)
+
+    def regions(self) -> Regions | None:
+        """Return which windows are read together, each with its first part."""
+        regions = regions_of(self.rows)
+        first = np.concatenate([[0], np.asarray(self.ends)[:-1]])
+        return regions and regions.select(np.asarray(self.numbers)[first])
+
+    def keeping(self, num_bytes: int) -> "PackedRows":
+        """Return the same windows, with row groups of their parts kept in memory."""
+        assert not isinstance(self.rows, Dataset)
+        return replace(self, rows=self.rows.keeping(num_bytes))
+
     def __getitem__(self, index: int) -> dict[str, Any]:
         """Return a window with its audio."""
         span = slice(self.ends[index - 1] if index else 0, self.ends[index])
         return self.packing.row([self.rows[number] for number in self.numbers[span]])
+
+
+AnyRows: TypeAlias = MapStyleRows | LabelledRows | PackedRows
+
+
+def regions_of(rows: AnyRows) -> Regions | None:
+    """Return which rows are read together; None where they can be read in any order."""
+    return None if isinstance(rows, Dataset) else rows.regions()

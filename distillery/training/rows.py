@@ -6,20 +6,23 @@ from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
+from datasets import Dataset
 from torch.utils.data import DataLoader
 
 from distillery.data import schema
 from distillery.data.collators import Batch, SpeechCollator
-from distillery.data.column_types import MapStyleRows, Rows
+from distillery.data.column_types import Rows
 from distillery.data.packing import Layout
+from distillery.data.regions import Regions
 from distillery.data.specs import REFERENCES_FIRST, DatasetSpec
 from distillery.filtering.filters import TranscriptFilter
 from distillery.ingest.label_folders import LabelledRows
 from distillery.storage.ledger import Ledger
 from distillery.text.labels import LabelRule
-from distillery.training.examples import TrainingRows, usable_rows
+from distillery.training.examples import TrainingRows, UsableRows, usable_rows
 from distillery.training.order import BatchPlan, Order
-from distillery.training.packed_examples import PackedRows, Packing
+from distillery.training.packed_examples import AnyRows, PackedRows, Packing, regions_of
 from distillery.training.settings import LabelSettings, Length
 from distillery.training.shard_cycles import Stream
 from distillery.training.streams import StreamedRows, StreamExamples
@@ -120,8 +123,8 @@ class TrainingData:
             yield from self.loader.batches(self.rows.examples, windows)
         else:
             assert self.order is not None
-            spans = self.plan.spans(first_update, self.num_updates, self.num_rows, process)
-            keys = (self.order[span] for span in spans)
+            updates = range(first_update, self.num_updates)
+            keys = self.plan.micro_batches(self.order, updates, self.num_rows, process)
             yield from self.loader.batches(self.rows, keys)
 
     @property
@@ -183,27 +186,49 @@ def training_data(
             packing = None
         streamed = StreamedRows(streams, weights, rule, limits, packing)
         return TrainingData(streamed, None, None, plan, *length.count(plan, None), loader)
-    loaded = [usable_rows(spec, rule, limits, log_mel.sampling_rate) for spec in specs]
-    parts = [
-        part if packing is None else _packed(part, spec, packing)
-        for spec, (part, _) in zip(specs, loaded, strict=True)
+    loaded = [
+        _in_windows(usable_rows(spec, rule, limits, log_mel.sampling_rate), spec, packing)
+        for spec in specs
     ]
-    rows = TrainingRows(parts, rule)
-    ledger = sum((ledger for _, ledger in loaded), Ledger())
-    order = Order(rows.sizes, weights, rule.seed)
+    order = _order(loaded, weights, rule.seed)
+    parts = [
+        _kept(usable.rows, spec, regions, order.pool_bytes)
+        for usable, spec, regions in zip(loaded, specs, order.regions, strict=True)
+    ]
+    ledger = sum((usable.ledger for usable in loaded), Ledger())
     counts = length.count(plan, order.rows_per_epoch)
-    return TrainingData(rows, order, ledger, plan, *counts, loader)
+    return TrainingData(TrainingRows(parts, rule), order, ledger, plan, *counts, loader)
 
 
-def _packed(
-    rows: MapStyleRows | LabelledRows, spec: DatasetSpec, packing: Packing
-) -> MapStyleRows | LabelledRows | PackedRows:
-    """Return the windows of a dataset; itself where it cannot be packed."""
-    if not _is_packable(rows, spec):
-        return rows
-    packed = PackedRows.of(rows, packing)
+def _in_windows(usable: UsableRows, spec: DatasetSpec, packing: Packing | None) -> UsableRows:
+    """Lay the rows of a dataset into windows; return them as they are if they cannot be packed."""
+    if packing is None or not _is_packable(usable.rows, spec):
+        return usable
+    packed = PackedRows.of(usable.rows, packing)
     logger.info("%s: %s", spec, packed.fill)
-    return packed
+    return usable._replace(rows=packed, lengths=packed.sums(usable.lengths))
+
+
+def _order(loaded: Sequence[UsableRows], weights: tuple[float, ...] | None, seed: int) -> Order:
+    """Return the order of datasets, one behind the other."""
+    return Order(
+        tuple(len(usable.rows) for usable in loaded),
+        weights,
+        seed,
+        np.concatenate([usable.lengths for usable in loaded]),
+        tuple(regions_of(usable.rows) for usable in loaded),
+    )
+
+
+def _kept(rows: AnyRows, spec: DatasetSpec, regions: Regions | None, pool_bytes: int) -> AnyRows:
+    """Return rows that keep in memory what they read, if they are read by regions."""
+    if regions is None or isinstance(rows, Dataset):
+        return rows
+    logger.info(
+        "%s has large row groups: rows are shuffled within %d MiB of %d MiB at a time",
+        *(spec, pool_bytes >> 20, int(regions.num_bytes.sum()) >> 20),
+    )
+    return rows.keeping(2 * pool_bytes)
 
 
 def _is_packable(rows: Rows | LabelledRows, spec: DatasetSpec) -> bool:
@@ -263,7 +288,7 @@ def eval_sets(
     )
     rate = student.log_mel.sampling_rate
     whole = [replace(spec, streaming=False, targets=REFERENCES_FIRST) for spec in specs]
-    loaded = [usable_rows(spec, rule, limits, rate)[0] for spec in whole]
+    loaded = [usable_rows(spec, rule, limits, rate).rows for spec in whole]
     return [
         EvalSet(str(spec), TrainingRows([rows], rule), spec.samples or 1.0)
         for spec, rows in zip(specs, loaded, strict=True)

@@ -12,7 +12,7 @@ from child_memory import peak_mib
 from datasets import Audio, ClassLabel, Dataset, Features, Value, load_dataset
 from datasets.features import List
 
-from distillery.data import column_types, hub_layout, parquet_rows
+from distillery.data import column_types, hub_layout, parquet_rows, regions
 from distillery.data.parquet_rows import ParquetFiles, ParquetRows
 from distillery.data.specs import DatasetSpec
 from distillery.ingest import hub_datasets
@@ -306,3 +306,80 @@ def test_row_groups_are_small_and_depend_on_the_rows_alone(tmp_path):
     assert len(contents) == 1
     groups = [pq.read_metadata(path).row_group(i).num_rows for i in range(27)]
     assert sum(groups) == 250 and max(groups) <= 11
+
+
+# --- regions -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def large_groups(monkeypatch):
+    """Take any row group for a large one, and about two of them for a region."""
+    monkeypatch.setattr(parquet_rows, "LARGE_GROUP_BYTES", 1)
+    monkeypatch.setattr(regions, "REGION_BYTES", 11_000)
+
+
+def two_files(tmp_path):
+    parts = {"a": ROWS[:23], "c": ROWS[23:]}  # row groups of 7, 7, 7, 2 and 7, 7, 3 rows
+    return ParquetFiles.of([write(tmp_path / f"{n}.parquet", part, 7) for n, part in parts.items()])
+
+
+def test_small_row_groups_are_no_regions(tmp_path):
+    assert ParquetRows.of(two_files(tmp_path)).regions() is None
+
+
+def test_a_region_is_a_few_row_groups_of_one_file(tmp_path, large_groups):
+    rows = ParquetRows.of(two_files(tmp_path))
+    found = rows.regions()
+    groups = [0] * 7 + [1] * 7 + [2] * 7 + [3] * 2 + [4] * 7 + [5] * 7 + [6] * 3
+    joined = dict(zip(groups, found.of_rows.tolist(), strict=True))
+    assert len(found.num_bytes) < 7  # some are joined
+    assert joined[3] != joined[4]  # not those of two files
+    assert list(found.of_rows) == [joined[group] for group in groups]
+    assert max(found.num_bytes) <= regions.REGION_BYTES
+    some = rows.select([30, 2, 16]).regions()
+    assert some.of_rows.tolist() == found.of_rows[[30, 2, 16]].tolist()
+    assert some.num_bytes.tolist() == found.num_bytes.tolist()
+
+
+def test_a_row_group_larger_than_a_region_is_one(tmp_path, large_groups, monkeypatch):
+    monkeypatch.setattr(regions, "REGION_BYTES", 100)
+    found = ParquetRows.of(two_files(tmp_path)).regions()
+    assert found.of_rows.tolist() == [
+        *[0] * 7,
+        *[1] * 7,
+        *[2] * 7,
+        *[3] * 2,
+        *[4] * 7,
+        *[5] * 7,
+        *[6] * 3,
+    ]
+
+
+def test_row_groups_that_are_kept_are_read_once_and_are_bounded(tmp_path, monkeypatch):
+    reads, read = [], ParquetFiles._read
+
+    def counted(files, file, groups, columns):
+        reads.append((file, *groups))
+        return read(files, file, groups, columns)
+
+    monkeypatch.setattr(ParquetFiles, "_read", counted)
+
+    def groups_read(rows, *numbers):
+        reads.clear()
+        assert [rows[number] for number in numbers] == [ROWS[number] for number in numbers]
+        return list(reads)
+
+    rows = ParquetRows.of(two_files(tmp_path))
+    assert groups_read(rows.keeping(100_000), 0, 8, 30, 6, 1, 24, 7) == [
+        (0, 0),
+        (0, 1),
+        (1, 1),
+        (1, 0),
+    ]
+    two = rows.keeping(10_000)
+    assert groups_read(two, 0, 8, 0, 15, 1) == [(0, 0), (0, 1), (0, 2)]  # the one last used stays
+    assert groups_read(two, 8) == [(0, 1)]
+    one = rows.keeping(1)
+    assert groups_read(one, 0, 1, 8, 2) == [(0, 0), (0, 1), (0, 0)]
+    assert len(one.files._kept) == 1
+    assert not pickle.loads(pickle.dumps(one)).files._kept  # noqa: S301  # our own

@@ -4,15 +4,17 @@ import logging
 from dataclasses import replace
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import soundfile
 from datasets import Dataset
 from hub_clips import hub_folder
 
 from distillery.audio.decoding import decode_audio
-from distillery.data import schema
+from distillery.data import parquet_rows, regions, schema
 from distillery.data.collators import PROBLEM
 from distillery.data.packed_windows import with_audio
+from distillery.data.parquet_rows import ParquetFiles, ParquetRows
 from distillery.data.specs import DatasetSpec
 from distillery.ingest import label_folders, sources
 from distillery.ingest.label_folders import LabelledRows, Source, join
@@ -81,6 +83,24 @@ def test_a_window_with_a_broken_part_says_so_and_stops_nothing(clips):
     clips[1][schema.AUDIO]["bytes"] = b"no audio"
     row = joined([window("a", "b")], clips)[0]
     assert row[PROBLEM].startswith("clip b, which is a part of a window, cannot be decoded")
+
+
+def test_rows_lie_where_their_audio_does(clips, tmp_path, monkeypatch):
+    monkeypatch.setattr(parquet_rows, "LARGE_GROUP_BYTES", 1)
+    monkeypatch.setattr(regions, "REGION_BYTES", 1)
+    path = tmp_path / "clips.parquet"
+    pq.write_table(Dataset.from_list(clips).data.table, path, row_group_size=2)
+    source = ParquetRows.of(ParquetFiles.of([str(path)]))
+    labels = Dataset.from_list([label("d"), label("a")])
+    rows = join(labels, source, RATE, LABELS, SOURCE)
+    assert rows.regions().of_rows.tolist() == [1, 0]
+    assert rows.select([1]).regions().of_rows.tolist() == [0]
+    kept = rows.keeping(1 << 20)
+    assert [kept[0], kept[1]] == [rows[0], rows[1]]
+    assert len(kept.source.files._kept) == 2
+    windows = Dataset.from_list([window("c", "d"), window("b")])
+    assert join(windows, source, RATE, LABELS, SOURCE).regions().of_rows.tolist() == [1, 0]
+    assert joined([label("d")], clips).regions() is None
 
 
 def test_labels_without_a_row_are_an_error_that_names_it(clips):

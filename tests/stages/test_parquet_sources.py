@@ -9,9 +9,10 @@ from stage_runs import record, run, split_rows, talkative_model_folder
 from tiny import tone_manifest
 from training_runs import DISTILLATION, assert_same_run, student_folder
 
-from distillery.data import column_types, hub_layout, schema
+from distillery.data import column_types, hub_layout, parquet_rows, regions, schema
 from distillery.data.specs import DatasetSpec
 from distillery.ingest import sources
+from distillery.training import order
 
 NUM_CLIPS = 10
 
@@ -84,6 +85,17 @@ def test_every_row_goes_through_and_no_cache_is_made(chains, train):
     wanted = train("full", "-d", full)
     assert_same_run(train("beside", "-d", beside, "--dataloader_num_workers", 1), wanted)
     assert cached() == before
+
+
+def test_large_row_groups_are_read_by_region(chains, train, monkeypatch, capsys):
+    """What one process keeps in memory, and a worker of it, changes nothing."""
+    monkeypatch.setattr(parquet_rows, "LARGE_GROUP_BYTES", 1)
+    monkeypatch.setattr(regions, "REGION_BYTES", 1)
+    monkeypatch.setattr(order, "POOL_BYTES", 1)
+    flags = ["-d", chains["labels"], "--gradient_accumulation_steps", 2, "--max_steps", 4]
+    wanted = train("by_region", *flags)
+    assert "has large row groups: rows are shuffled within" in capsys.readouterr().err
+    assert_same_run(train("by_a_worker", *flags, "--dataloader_num_workers", 1), wanted)
 
 
 def test_evaluation_reads_it_in_place(speech, teacher, tmp_path):

@@ -17,6 +17,7 @@ from distillery.text.normalizers import normalizer_for
 from distillery.text.tokens import SpecialTokens
 from distillery.training import examples
 from distillery.training.examples import TrainingRows, labels_of, usable_rows
+from distillery.training.label_lengths import LabelLengths
 
 RATE = 16_000
 
@@ -96,7 +97,7 @@ def test_rows_are_left_out_with_a_reason(tmp_path, rule, limits, caplog):
         ],
     )
     with caplog.at_level(logging.INFO):
-        rows, ledger = usable_rows(spec, rule, limits, RATE)
+        rows, ledger, _ = usable_rows(spec, rule, limits, RATE)
     assert list(rows["id"]) == ["0", "4"]
     assert ledger.to_dict() == {
         "in": 5,
@@ -153,20 +154,36 @@ def random_row(rule, rng, index):
     }
 
 
+def reasons(rows, rule, limits):
+    table = pa.Table.from_pylist(rows)
+    return examples._reasons(table, LabelLengths.of(table, rule), rule, limits)
+
+
 def test_rows_are_judged_by_their_columns_as_one_by_one(rule, limits):
     rng = np.random.default_rng(0)
     rows = [random_row(rule, rng, index) for index in range(400)]
     limits = replace(limits, min_duration_s=0.1, max_label_length=45)
     wanted = [examples.unusable_reason(row, rule, limits) for row in rows]
     assert len(set(wanted)) == 5  # kept, no target, too long, too short, truncated
-    assert examples._reasons(pa.Table.from_pylist(rows), rule, limits) == wanted
+    assert reasons(rows, rule, limits) == wanted
     words = [{**row, "whisper_transcript": row["text"], "labels": None} for row in rows]
     wanted = [examples.unusable_reason(row, rule, limits) for row in words]
-    assert examples._reasons(pa.Table.from_pylist(words), rule, limits) == wanted
+    assert reasons(words, rule, limits) == wanted
     for name in ("labels", "duration"):
         fewer = [{key: value for key, value in row.items() if key != name} for row in rows]
         wanted = [examples.unusable_reason(row, rule, limits) for row in fewer]
-        assert examples._reasons(pa.Table.from_pylist(fewer), rule, limits) == wanted
+        assert reasons(fewer, rule, limits) == wanted
+
+
+def test_labels_are_as_long_as_was_counted(rule, limits):
+    rng = np.random.default_rng(1)
+    rows = [random_row(rule, rng, index) for index in range(200)]
+    rows = [row for row in rows if examples.unusable_reason(row, rule, limits) is None]
+    counted = LabelLengths.of(pa.Table.from_pylist(rows), rule).whole
+    always = replace(rule, timestamp_probability=1.0, condition_on_prev_probability=0.0)
+    assert counted.tolist() == [len(labels_of(row, always, 0)) for row in rows]
+    assert counted.dtype == np.int16
+    assert LabelLengths(np.array([40_000, -1]), np.array([5, -1])).whole.tolist() == [32767, 0]
 
 
 def test_a_threshold_compares_transcript_and_reference(rule, limits):
@@ -193,7 +210,7 @@ def test_stored_labels_are_compared_again_only_by_a_tighter_limit(
         record = {"arguments": {"wer_threshold": filtered_by}}
         (folder / "run.json").write_text(json.dumps(record))
     spec = DatasetSpec(str(folder))
-    kept, ledger = usable_rows(spec, rule, replace(limits, wer_threshold=10.0), RATE)
+    kept, ledger, _ = usable_rows(spec, rule, replace(limits, wer_threshold=10.0), RATE)
     assert (len(kept), ledger.num_in, ledger.dropped.total()) == (num_kept, 2, 2 - num_kept)
 
 
@@ -221,7 +238,7 @@ def test_nothing_to_learn_from_is_an_error(tmp_path, rule, limits):
 
 def test_audio_stays_with_its_row(tmp_path, rule, limits):
     folder = hub_folder(tmp_path, {"default": {"train": [0, 1, 2]}})
-    rows, _ = usable_rows(DatasetSpec(str(folder)), rule, limits, RATE)
+    rows, _, _ = usable_rows(DatasetSpec(str(folder)), rule, limits, RATE)
     assert rows[2]["audio"]["path"] == f"{rows[2][schema.ID]}.wav"
 
 

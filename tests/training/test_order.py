@@ -1,5 +1,10 @@
+from itertools import pairwise
+
+import numpy as np
 import pytest
 
+from distillery.data.regions import Regions
+from distillery.training import order as order_module
 from distillery.training.order import BatchPlan, Order
 
 
@@ -73,52 +78,120 @@ def test_rows_that_an_epoch_leaves_out_come_in_others():
     assert seen == set(range(90))
 
 
-def global_batch(plan, order, update, num_rows):
-    """Return the rows that all processes learn from in one update."""
+# --- batches -------------------------------------------------------------------------------------
+
+
+def micro_batches(plan, order, updates, num_rows):
+    """Return, for each process, its micro-batches."""
     return [
-        row
+        list(plan.micro_batches(order, updates, num_rows, process))
         for process in range(plan.num_processes)
-        for span in plan.spans(update, update + 1, num_rows, process)
-        for row in order[span]
     ]
 
 
+def global_batch(plan, order, update, num_rows):
+    """Return the rows that all processes learn from in one update."""
+    of_processes = micro_batches(plan, order, range(update, update + 1), num_rows)
+    return [key for batches in of_processes for batch in batches for key in batch]
+
+
+@pytest.mark.parametrize("lengths", [None, np.arange(30, 0, -1, dtype=np.int16)])
+@pytest.mark.parametrize("regions", [(), (Regions(np.arange(30) // 4, np.full(8, 9)),)])
 @pytest.mark.parametrize(
     "plan", [BatchPlan(2, 4, 1), BatchPlan(4, 1, 2), BatchPlan(2, 2, 2), BatchPlan(1, 2, 4)]
 )
-def test_any_number_of_processes_learns_from_the_same_rows(plan):
-    order = Order((30,), None, seed=0)
+def test_any_number_of_processes_learns_from_the_same_rows(plan, regions, lengths):
+    order = Order((30,), None, 0, lengths, regions)
     one = BatchPlan(8, 1, 1)
     assert plan.global_size == one.global_size == 8
     for update in range(10):
-        assert sorted(global_batch(plan, order, update, 75)) == sorted(
-            global_batch(one, order, update, 75)
-        )
+        wanted = sorted(order[8 * update : min(8 * update + 8, 75)])
+        assert sorted(global_batch(plan, order, update, 75)) == wanted
+        assert sorted(global_batch(one, order, update, 75)) == wanted
 
 
-def test_spans_are_the_positions_in_order():
-    plan = BatchPlan(per_device=2, accumulation=2, num_processes=2)
-    spans = [list(plan.spans(0, 2, 100, process)) for process in (0, 1)]
-    assert spans[0] == [slice(0, 2), slice(4, 6), slice(8, 10), slice(12, 14)]
-    assert spans[1] == [slice(2, 4), slice(6, 8), slice(10, 12), slice(14, 16)]
+def test_without_lengths_and_regions_batches_are_cut_in_order():
+    order = Order((16,), None, seed=0)
+    batches = micro_batches(BatchPlan(2, 2, 2), order, range(2), 16)
+    assert [
+        key
+        for update in (0, 2)
+        for p in (0, 1)
+        for b in batches[p][update : update + 2]
+        for key in b
+    ] == order[0:16]
 
 
 @pytest.mark.parametrize("done", [0, 1, 4, 9, 10])
 @pytest.mark.parametrize("process", [0, 1])
 def test_resuming_continues_the_uninterrupted_sequence(done, process):
-    order = Order((30, 12), (1.0, 2.0), seed=5)
+    lengths = np.arange(42, dtype=np.int16) % 7
+    order = Order((30, 12), (1.0, 2.0), 5, lengths, (Regions(np.arange(30), np.ones(30)), None))
     plan = BatchPlan(2, 3, 2)
-    whole = [order[span] for span in plan.spans(0, 10, 115, process)]
-    resumed = [order[span] for span in plan.spans(done, 10, 115, process)]
+    whole = list(plan.micro_batches(order, range(10), 115, process))
+    resumed = list(plan.micro_batches(order, range(done, 10), 115, process))
     assert resumed == whole[done * plan.accumulation :]
 
 
 @pytest.mark.parametrize("num_rows", [0, 1, 5, 8, 13, 15, 16])
 def test_the_last_batch_may_be_short_but_loses_nothing(num_rows):
+    order = Order((20,), None, seed=0)
     plan = BatchPlan(per_device=2, accumulation=2, num_processes=2)
     updates = -(-num_rows // plan.global_size)
-    spans = [span for p in (0, 1) for span in plan.spans(0, updates, num_rows, p)]
-    assert len(spans) == updates * 4  # every process takes part in every micro-batch
-    positions = [i for span in spans for i in range(span.start, span.stop)]
-    assert sorted(positions) == list(range(num_rows))
-    assert all(0 <= span.start <= span.stop <= num_rows for span in spans)
+    of_processes = micro_batches(plan, order, range(updates), num_rows)
+    # Every process takes part in every micro-batch.
+    assert [len(batches) for batches in of_processes] == [updates * 2] * 2
+    found = [batch for batches in of_processes for batch in batches]
+    assert sorted(key for batch in found for key in batch) == sorted(order[0:num_rows])
+    assert all(len(batch) <= plan.per_device for batch in found)
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3])
+def test_micro_batches_have_labels_of_like_length(processes):
+    lengths = np.random.default_rng(0).integers(5, 100, 240).astype(np.int16)
+    order = Order((240,), None, 0, lengths)
+    for batches in micro_batches(BatchPlan(4, 5, processes), order, range(4), 240):
+        for update in range(4):
+            found = [[lengths[row] for row, _ in b] for b in batches[5 * update : 5 * update + 5]]
+            assert all(max(a) <= min(b) for a, b in pairwise(found))
+
+
+# --- regions -------------------------------------------------------------------------------------
+
+
+def test_rows_of_a_pool_of_regions_come_before_those_of_the_next(monkeypatch):
+    monkeypatch.setattr(order_module, "POOL_BYTES", 30)
+    of_rows = np.arange(100) // 10
+    order = Order((100,), None, 0, None, (Regions(of_rows, np.full(10, 10)),))
+    pools = []
+    for epoch in range(2):
+        rows = np.array(rows_of(order, 100 * epoch, 100 * epoch + 100))
+        assert sorted(rows) == list(range(100))
+        regions = of_rows[rows]
+        pools.append([sorted({*regions[i : i + 30].tolist()}) for i in range(0, 100, 30)])
+        assert [len(pool) for pool in pools[-1]] == [3, 3, 3, 1]
+        assert len({*regions[:10].tolist()}) > 1  # they are shuffled among each other
+        assert np.any(np.diff(rows[:30]) < 0)
+    assert pools[0] != pools[1]
+
+
+def test_rows_by_region_are_mixed_with_those_of_other_datasets(monkeypatch):
+    monkeypatch.setattr(order_module, "POOL_BYTES", 20)
+    regions = Regions(np.arange(60) // 6, np.full(10, 10))
+    order = Order((60, 120), (1.0, 1.0), 0, None, (regions, None))
+    rows = np.array(rows_of(order, 0, 180))
+    first = rows[rows < 60]
+    assert len(first) == 90  # the first 60 of which are all of them, and two regions at a time
+    assert sorted(first[:60]) == list(range(60))
+    assert all(len({*regions.of_rows[first[i : i + 12]].tolist()}) == 2 for i in range(0, 60, 12))
+    assert all(20 < np.sum(rows[i : i + 60] < 60) < 40 for i in range(0, 180, 60))
+
+
+def test_processes_share_regions_between_them():
+    regions = Regions(np.arange(64) // 8, np.ones(8))
+    order = Order((64,), None, 0, None, (regions,))
+    read = [
+        {int(regions.of_rows[row]) for batch in batches for row, _ in batch}
+        for batches in micro_batches(BatchPlan(8, 2, 4), order, range(1), 64)
+    ]
+    assert read == [{0, 1}, {2, 3}, {4, 5}, {6, 7}]

@@ -2,6 +2,7 @@ import io
 from dataclasses import replace
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import soundfile
 import tiny
@@ -10,13 +11,14 @@ from transformers import WhisperFeatureExtractor
 
 from distillery.audio.decoding import encode_flac
 from distillery.audio.log_mel import LogMel
-from distillery.data import schema
+from distillery.data import parquet_rows, regions, schema
 from distillery.data.collators import BAD_PARTS, SpeechCollator
 from distillery.data.packing import Layout
+from distillery.data.parquet_rows import ParquetFiles, ParquetRows
 from distillery.text.labels import LabelRule, text_ids, without_timestamps
 from distillery.text.tokens import SpecialTokens
 from distillery.training.examples import TrainingRows, example_of, labels_of
-from distillery.training.packed_examples import NO_ROOM, PackedRows, Packing
+from distillery.training.packed_examples import NO_ROOM, PackedRows, Packing, regions_of
 
 RATE, WINDOW_S, PAUSE_S = 16_000, 4.0, 0.5
 LAYOUT = Layout(RATE, round(WINDOW_S * RATE), PAUSE_S)
@@ -247,3 +249,36 @@ def test_windows_and_rows_of_other_datasets_mix(rule, packing):
     assert mixed.sizes == (2, 4)
     assert [ids_of(mixed[i, 0]) for i in range(3)] == [["r0", "r1", "r2"], ["r3"], ["r0"]]
     assert mixed[0, 0][schema.LABELS] == labels_of(mixed[0, 0], rule, 0)
+
+
+# --- large row groups ----------------------------------------------------------------------------
+
+
+def test_lone_utterances_share_windows_with_those_of_their_region(packing, tmp_path, monkeypatch):
+    monkeypatch.setattr(parquet_rows, "LARGE_GROUP_BYTES", 1)
+    monkeypatch.setattr(regions, "REGION_BYTES", 1)
+    rows = [utterance(f"u{i}", 1.0) for i in range(12)]
+    path = tmp_path / "rows.parquet"
+    pq.write_table(Dataset.from_list(rows).data.table, path, row_group_size=4)
+    windows = PackedRows.of(ParquetRows.of(ParquetFiles.of([str(path)])), packing)
+    assert len(windows) < len(rows)
+    found = windows.regions()
+    for index in range(len(windows)):
+        of_parts = {int(name[1:]) // 4 for name in ids_of(windows[index])}
+        assert of_parts == {int(found.of_rows[index])}
+    assert regions_of(PackedRows.of(Dataset.from_list(rows), packing)) is None
+    kept = windows.keeping(1 << 20)
+    assert kept[0] == windows[0]
+    assert kept.rows.files._kept
+    numbers = PackedRows.of(Dataset.from_list(rows), packing).numbers
+    assert sorted(windows.numbers) == sorted(numbers)
+
+
+def test_the_values_of_parts_add_up_for_their_window(packing):
+    rows = [utterance(f"t{i}", 1.0, "talk") for i in range(3)] + [utterance("u", 2.9)]
+    windows, packed_rows = packed(rows, packing)
+    values = np.array([1, 10, 100, 1000], np.int16)
+    sums = packed_rows.sums(values)
+    of_ids = {f"t{i}": 10**i for i in range(3)} | {"u": 1000}
+    assert sums.tolist() == [sum(of_ids[name] for name in ids_of(window)) for window in windows]
+    assert packed_rows.sums(np.full(4, 30_000, np.int16)).max() == 32767

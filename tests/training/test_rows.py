@@ -48,8 +48,8 @@ def test_every_row_is_trained_on_as_often_as_there_are_epochs(plan, epochs):
     found = [
         key
         for process in range(plan.num_processes)
-        for span in plan.spans(0, num_updates, num_rows, process)
-        for key in order[span]
+        for batch in plan.micro_batches(order, range(num_updates), num_rows, process)
+        for key in batch
     ]
     assert sorted(found) == sorted(order[0:num_rows])
     counts = [sum(row == index for row, _ in found) for index in range(13)]
@@ -58,12 +58,13 @@ def test_every_row_is_trained_on_as_often_as_there_are_epochs(plan, epochs):
 
 @pytest.mark.parametrize("processes", [1, 2])
 def test_each_process_gets_its_micro_batches_for_every_update(processes):
-    plan = BatchPlan(2, 3, processes)
+    plan, order = BatchPlan(2, 3, processes), Order((17,), None, 0)
     num_rows, num_updates = Length(None, 1).count(plan, 17)
     for process in range(processes):
-        spans = list(plan.spans(0, num_updates, num_rows, process))
-        assert len(spans) == num_updates * plan.accumulation
-        assert list(plan.spans(1, num_updates, num_rows, process)) == spans[plan.accumulation :]
+        batches = list(plan.micro_batches(order, range(num_updates), num_rows, process))
+        assert len(batches) == num_updates * plan.accumulation
+        rest = list(plan.micro_batches(order, range(1, num_updates), num_rows, process))
+        assert rest == batches[plan.accumulation :]
 
 
 # --- which rows ----------------------------------------------------------------------------------
