@@ -8,6 +8,7 @@ import codecs
 import difflib
 import hashlib
 import os
+import posixpath
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -61,12 +62,12 @@ class FileTree:
 
 def is_audio(name: str) -> bool:
     """Tell whether a file's name is that of an audio file."""
-    return PurePosixPath(name).suffix.lower() in AUDIO_SUFFIXES
+    return posixpath.splitext(name)[1].lower() in AUDIO_SUFFIXES
 
 
 def is_text(name: str) -> bool:
     """Tell whether a file's name is that of a transcript, of a table of them, or of subtitles."""
-    return PurePosixPath(name).suffix in TEXT_SUFFIXES
+    return posixpath.splitext(name)[1] in TEXT_SUFFIXES
 
 
 def is_file(path: Path) -> bool:

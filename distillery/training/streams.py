@@ -9,6 +9,7 @@ long: a shorter one begins the next pass while the others end theirs. Every pass
 A lane reads a block of rows and shuffles it. To go on in it is to read its block again.
 """
 
+import logging
 import math
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -27,6 +28,8 @@ from distillery.training.examples import example_of, unusable_reason
 from distillery.training.order import BatchPlan
 from distillery.training.packed_examples import Packing
 from distillery.training.shard_cycles import MOST_LANES, Place, Row, ShardCycle, Stream
+
+logger = logging.getLogger(__name__)
 
 # In the blocks of all lanes together; utterances fill windows better where there are more of them.
 SHUFFLED_ROWS, PACKED_ROWS = 1024, 4096
@@ -231,8 +234,10 @@ class StreamedRows:
             (Ledger.from_dict(account) for place in places for account in place["account"]),
             Ledger(),
         )
-        if places and min(place["num_passes"] for place in places) > 0:
+        is_over = bool(places) and min(place["num_passes"] for place in places) > 0
+        if is_over and self.rows_per_pass is None:
             self.rows_per_pass = self.account.num_out
+            logger.info("one pass over the stream: %s", self.account)
 
     def _lane(self, number: int) -> Lane:
         seed = self.rule.seed

@@ -1,6 +1,7 @@
 """Streams: an order of shards for each pass, lanes that processes share, and places in them."""
 
 import json
+import logging
 from collections import Counter
 from itertools import islice
 
@@ -224,7 +225,8 @@ def test_every_pass_has_every_row_once_in_an_order_of_its_own(rule, limits):
     assert len({name[:-1] for name in passes[0][:16]}) > 4
 
 
-def test_rows_that_are_left_out_are_counted_once(rule, limits):
+def test_rows_that_are_left_out_are_counted_once(rule, limits, caplog):
+    caplog.set_level(logging.INFO)
     run = streamed(rule, limits, by_number(texts()))
     batches = run.batches(PLAN, 0, 0)
     list(islice(batches, 8))
@@ -234,7 +236,8 @@ def test_rows_that_are_left_out_are_counted_once(rule, limits):
     again = streamed(rule, limits, by_number(texts()))
     again.go_on(saved(run, PLAN, 4))
     list(islice(again.batches(PLAN, 4, 0), 200))
-    again.go_on(saved(again, PLAN, 104))
+    for update in (104, 104):
+        again.go_on(saved(again, PLAN, update))
     assert again.account.to_dict() == {
         "in": 300,
         "out": 257,
@@ -242,6 +245,8 @@ def test_rows_that_are_left_out_are_counted_once(rule, limits):
         "quarantined": {},
     }
     assert again.rows_per_pass == 257
+    told = [message for message in caplog.messages if "one pass over the stream" in message]
+    assert told == [f"one pass over the stream: {again.account}"]
 
 
 def test_streams_are_mixed_by_weight_and_go_on_too(rule, limits):
