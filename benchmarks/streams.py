@@ -1,6 +1,6 @@
 """How long training on a stream takes to go on, and how much of it is read for that.
 
-    PYTHONPATH=.:tests:benchmarks:scripts/demo python benchmarks/streams.py --rows 10000 100000
+    PYTHONPATH=.:tests:benchmarks:scripts/demo python benchmarks/streams.py --rows 5000 20000 40000
 
 The rows are Parquet as our stages write it, and a tar archive, with 8 kB of "audio" each. A run is
 at four fifths of them, in batches of 32. Measured is from opening the dataset to the first batch
@@ -143,7 +143,8 @@ def measure(path: Path, num_rows: int) -> None:
     print(
         f"{path.name}, after {done:,} of {num_rows:,} rows: {before[0]:.2f} s from the start "
         f"(CPU {before[1]:.2f} s), {after[0]:.2f} s at its place (CPU {after[1]:.2f} s), "
-        f"{ratios[0]:.1f} and {ratios[1]:.1f} times less; {done / through_s:,.0f} rows a CPU second before it",
+        f"{ratios[0]:.1f} and {ratios[1]:.1f} times less; "
+        f"{done / through_s:,.0f} rows a CPU second before it",
         flush=True,
     )
 
