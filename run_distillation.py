@@ -24,17 +24,20 @@ On a laptop:
 A killed run goes on from its newest whole checkpoint when it is started again; SIGTERM saves one.
 """
 
+import math
 from dataclasses import dataclass, replace
 
 from distillery.cli.arguments import ModelArguments
 from distillery.cli.example_arguments import ExampleArguments
-from distillery.cli.flags import at_least, flag, parse
+from distillery.cli.flags import at_least, flag, parse, plus_list, uneven
+from distillery.cli.prompt_arguments import PromptArguments
+from distillery.cli.trainer_arguments import TrainerArguments
 from distillery.cli.training_arguments import (
     TRAINING_GROUPS,
     TrainDataArguments,
-    TrainerArguments,
     TrainingArguments,
     TrainingFlags,
+    num_train_sets,
 )
 from distillery.cli.training_arguments import check as check_training
 
@@ -50,7 +53,11 @@ class DistillationArguments:
         "--teacher",
         is_input=True,
     )
-    kl_weight: float = flag(1.0, "Weight of the KL divergence.")
+    kl_weight: str = flag(
+        "1.0",
+        "Weight of the KL divergence, of each dataset joined with '+'; 0 learns the labels of one "
+        "alone, as where the teacher does not know its task.",
+    )
     ce_weight: float = flag(
         0.8, "Weight of the cross-entropy; without a teacher, it alone is the loss."
     )
@@ -72,9 +79,10 @@ class DistillationArguments:
 
     def problems(self) -> list[str]:
         """Return what is wrong with the values."""
-        weights = ("kl_weight", "ce_weight", "mse_weight")
-        problems = [problem for name in weights for problem in at_least(self, name, 0)]
-        if not any(getattr(self, name) for name in weights):
+        problems = [*at_least(self, "ce_weight", 0), *at_least(self, "mse_weight", 0)]
+        if not all(weight >= 0 for weight in self.kl_weights):
+            problems.append(f"--kl_weight must be numbers >= 0, got {self.kl_weight}")
+        if not (self.follows or self.ce_weight):
             problems.append("--ce_weight, --kl_weight and --mse_weight are 0: nothing is learnt")
         if self.follows and self.teacher_model_name_or_path is None:
             problems.append(
@@ -83,7 +91,7 @@ class DistillationArguments:
             )
         if self.temperature <= 0:
             problems.append(f"--temperature must be > 0, got {self.temperature}")
-        if self.cache_teacher is not None and (self.mse_weight or not self.kl_weight):
+        if self.cache_teacher is not None and (self.mse_weight or not any(self.kl_weights)):
             problems.append(
                 "--cache_teacher keeps what the KL divergence needs, and nothing else: leave it "
                 "out, or give a --kl_weight above 0 and no --mse_weight"
@@ -91,9 +99,17 @@ class DistillationArguments:
         return problems
 
     @property
+    def kl_weights(self) -> tuple[float, ...]:
+        """The weight of the KL divergence for each dataset, or one for all; NaN for no number."""
+        try:
+            return tuple(map(float, plus_list(self.kl_weight)))
+        except ValueError:
+            return (math.nan,)
+
+    @property
     def follows(self) -> bool:
         """Whether there is anything to be learnt from a teacher."""
-        return bool(self.kl_weight or self.mse_weight)
+        return any(self.kl_weights) or bool(self.mse_weight)
 
 
 def check(
@@ -103,9 +119,12 @@ def check(
     args: TrainingArguments,
     trainer_args: TrainerArguments,
     example_args: ExampleArguments,
+    prompt_args: PromptArguments,
 ) -> list[str]:
     """Return what is wrong with flags of several groups."""
-    problems = check_training(model_args, data_args, args, trainer_args)
+    problems = check_training(model_args, data_args, args, trainer_args, prompt_args)
+    counts = {"kl_weight": len(plus_list(distillation_args.kl_weight))}
+    problems += uneven(counts, num_train_sets(data_args, prompt_args))
     if distillation_args.cache_teacher is None:
         return problems
     if data_args.streaming:
@@ -150,7 +169,8 @@ def main(distillation_args: DistillationArguments, *shared_groups: Any) -> None:
     """Train, or go on training."""
     if not distillation_args.follows:  # a teacher has no part in what comes out
         distillation_args = replace(distillation_args, teacher_model_name_or_path=None)
-    groups, flags = (distillation_args, *shared_groups), TrainingFlags.of(*shared_groups)
+    groups = (distillation_args, *shared_groups)
+    flags = TrainingFlags.of(*shared_groups)._replace(kl_weights=distillation_args.kl_weights)
     teacher = distillation_args.teacher_model_name_or_path
     models = [flags.model.model_name_or_path, *([teacher] if teacher else [])]
     accelerator = make_accelerator(flags.run, flags.output.output_dir, flags.model.dtype)
@@ -192,7 +212,8 @@ def new_learner(
     args: DistillationArguments,
 ) -> Learner:
     """Surround a student with its loss, and with the teacher that it follows, if it does."""
-    weights = LossWeights(args.ce_weight, args.kl_weight, args.temperature, args.mse_weight)
+    kl_weight = max(args.kl_weights)  # where rows differ in it, each comes with its own
+    weights = LossWeights(args.ce_weight, kl_weight, args.temperature, args.mse_weight)
     masks_input = wants_masks(student, flags.training.apply_spec_augment)
     step = StudentStep(student.model, weights, masks_input)
     name = args.teacher_model_name_or_path

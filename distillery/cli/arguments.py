@@ -279,10 +279,13 @@ class DecodingArguments:
 
     def problems(self) -> list[str]:
         """Return what is wrong with the values."""
+        return [*self.prompt_problems(), *at_least(self, "generation_num_beams", 1)]
+
+    def prompt_problems(self) -> list[str]:
+        """Return what is wrong with language and task."""
         return [
             *(one_value(self, "language") or known_language(self.language)),
             *(one_value(self, "task") or one_of(self, "task", TASKS)),
-            *at_least(self, "generation_num_beams", 1),
         ]
 
 
@@ -341,12 +344,12 @@ def one_value(group: Any, name: str) -> list[str]:
     return [f"--{name} takes one value, got {value!r}: run the stage once for each"]
 
 
-def known_language(language: str | None) -> list[str]:
-    """Return a message if Whisper does not know the language."""
+def known_language(language: str | None, name: str = "language") -> list[str]:
+    """Return a message if Whisper does not know the language that a flag names."""
     if language is None:
         return []
     try:
         language_code(language)
     except ValueError as error:
-        return [f"--language: {error}"]
+        return [f"--{name}: {error}"]
     return []

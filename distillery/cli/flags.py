@@ -10,7 +10,7 @@ import errno
 import os
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, field, fields
 from pathlib import Path
 from types import TracebackType
@@ -95,11 +95,16 @@ def missing(group: Any, *names: str) -> list[str]:
 def same_length(group: Any, *names: str) -> list[str]:
     """Return a message unless all values joined with `+` are as many as the longest, or one."""
     counts = {name: len(plus_list(getattr(group, name))) for name in names}
-    most = max(counts.values())
+    return uneven(counts, max(counts.values()))
+
+
+def uneven(counts: Mapping[str, int], num_datasets: int) -> list[str]:
+    """Return a message for each flag that has neither one value nor one for each dataset."""
     return [
-        f"--{name} names {count}, but there are {most} datasets: join {most} with '+', or give one"
+        f"--{name} names {count}, but there are {num_datasets} datasets: join {num_datasets} with "
+        "'+', or give one"
         for name, count in counts.items()
-        if count not in (0, 1, most)
+        if count not in (0, 1, num_datasets)
     ]
 
 

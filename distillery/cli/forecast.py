@@ -72,6 +72,7 @@ class Speech:
         is_copied: all rows would be copied, or cut, into the datasets library's cache first.
         num_first: rows that were looked at.
         bad: why some of those cannot be used.
+        column_names: of the rows.
     """
 
     spec: DatasetSpec
@@ -83,6 +84,7 @@ class Speech:
     is_copied: bool
     num_first: int
     bad: list[str]
+    column_names: Sequence[str] = ()
 
     def __str__(self) -> str:
         parts = [f"{self.spec}: {_rows(self.num_rows)}, {self._hours()}"]
@@ -141,6 +143,7 @@ def survey(spec: DatasetSpec, column: str, flag: str, *instead: str) -> Speech:
         is_copied=is_copied and not spec.streaming,
         num_first=len(seconds) + len(bad),
         bad=bad,
+        column_names=rows.column_names,
     )
 
 

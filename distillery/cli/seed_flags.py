@@ -106,17 +106,26 @@ TRAINING = {
     "dataloader_pin_memory": "memory is pinned where there is a GPU: leave it out",
     "pad_target_to_multiple_of": "labels are padded to the longest of a batch: leave it out",
     **{
-        f"dataset_{part}_{number}": "datasets are joined with '+': --train_dataset_name a+b"
+        f"dataset_{part}_{number}": f"datasets are joined with '+': {instead}"
         for number in (1, 2)
-        for part in (
-            *("name", "config_name", "split_name", "feature"),
-            *("language", "task", "timestamp", "kl"),
-        )
+        for part, instead in {
+            "name": "--train_dataset_name a+b",
+            "config_name": "--train_dataset_config_name a+b",
+            "split_name": "--train_split_name a+b",
+            "feature": "--train_dataset_name a+a --text_column_name text+translation",
+            "language": "--language ja+en",
+            "task": "--task transcribe+translate",
+            "timestamp": "for all, --timestamp_probability",
+            "kl": "--kl_weight 1+0",
+        }.items()
     },
     "num_workers": "use --dataloader_num_workers",
 }
 
-FINETUNING = {name: advice for name, advice in TRAINING.items() if name != "config_name"}
+FINETUNING = {
+    **{name: advice for name, advice in TRAINING.items() if name != "config_name"},
+    **dict.fromkeys(("dataset_kl_1", "dataset_kl_2"), "no teacher is followed here: leave it out"),
+}
 
 EVALUATION = {
     **_HUB,
@@ -195,6 +204,8 @@ _TRAINING_HERE = {
     "streaming": "off (there: on)",
     "hub_model_id": "uploads by itself (there: with --push_to_hub alone)",
     "train_split_name": f"{_ONLY_SPLIT} (there: train)",
+    "language": "as columns of the rows, or their stored labels, say (there: the tokenizer's); "
+    "several are joined with '+'",
     "text_column_name": f"{_FIRST_NAME} (there: none)",
     "train_dataset_samples": "weighs rows that are not streamed, too, until every dataset is "
     "exhausted (there: streams alone, until the first is)",

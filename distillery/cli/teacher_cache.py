@@ -118,7 +118,7 @@ def opened(
 def describe(run: Run, flags: TrainingFlags, data: TrainingData) -> tuple[Run, TeacherCache]:
     """Return the run that makes the cache of a distillation, and its shards."""
     teacher = checkpoint.full_name(run.arguments["teacher_model_name_or_path"])
-    specs = flags.data.train_specs()
+    specs = flags.train_specs()
     num_rows = sum(_numbered(data).sizes)
     folder = Path(run.arguments["cache_teacher"])
     arguments = {

@@ -11,19 +11,19 @@ from distillery.audio.augmentation import augmentation
 from distillery.cli.arguments import DecodingArguments, ModelArguments, RunArguments
 from distillery.cli.device_arguments import DeviceArguments
 from distillery.cli.example_arguments import ExampleArguments
-from distillery.cli.flags import flags_of
+from distillery.cli.flags import flags_of, plus_list
 from distillery.cli.runtime import log_end, log_start, stage_run, start_trackers
 from distillery.cli.training_arguments import TrainDataArguments, TrainingArguments, TrainingFlags
 from distillery.data.collators import DurationLimits, SpeechCollator
+from distillery.data.specs import DatasetSpec
 from distillery.ingest import manifests
 from distillery.storage.runs import Run
 from distillery.text.cleaning import TextCleaning
-from distillery.text.normalizers import UNSPACED_LANGUAGES
-from distillery.text.tokens import language_code
 from distillery.training import loop, resume
 from distillery.training.batch_size import largest_fitting
 from distillery.training.monitor import LOSS_LOG, LossMonitor, finish_trackers
 from distillery.training.order import BatchPlan
+from distillery.training.prompts import asked_prompts
 from distillery.training.rows import BatchLoader, eval_sets, training_data
 from distillery.training.session import Session
 from distillery.training.settings import (
@@ -73,7 +73,7 @@ def describe_run(
         stage,
         groups,
         Path(flags.output.output_dir),
-        resume.input_fingerprints(flags.data.train_specs(), models),
+        resume.input_fingerprints(flags.train_specs(), models),
         owned=resume.OWNED,
         derived=_derived(accelerator, flags),
     )
@@ -143,9 +143,9 @@ def begin_run(accelerator: Accelerator, run: Run, models: str, flags: TrainingFl
     """Log what is about to be done, with which models, and start the trackers."""
     parts = []
     if flags.training.do_train:
-        parts.append("trains on " + " + ".join(map(str, flags.data.train_specs())))
+        parts.append("trains on " + " + ".join(map(str, flags.train_specs())))
     if flags.training.do_eval:
-        parts.append("evaluates on " + " + ".join(map(str, flags.data.eval_specs())))
+        parts.append("evaluates on " + " + ".join(map(str, flags.eval_specs())))
     log_start(run, accelerator, models, flags.model.compute_dtype, ", ".join(parts))
     if accelerator.is_main_process:
         run.outputs.grow(run.folder / LOSS_LOG)
@@ -167,7 +167,8 @@ def end_run(accelerator: Accelerator, run: Run, flags: TrainingFlags, is_done: b
     if not flags.training.do_train:
         log_end(run, f"scores in {LOSS_LOG}")
         return
-    language = f" --language {flags.decoding.language}" if flags.decoding.language else ""
+    spoken = plus_list(flags.decoding.language)
+    language = f" --language {spoken[0]}" if len(set(spoken)) == 1 else ""
     log_end(
         run,
         f"the trained model, its checkpoints, and its losses in {LOSS_LOG}",
@@ -204,8 +205,6 @@ def label_settings(flags: TrainingFlags) -> LabelSettings:
     """Return which rows are learnt from, and what their labels are."""
     args = flags.training
     return LabelSettings(
-        language=flags.decoding.language,
-        task=flags.decoding.task,
         timestamp_probability=args.timestamp_probability,
         condition_on_prev_probability=args.condition_on_prev_probability,
         max_label_length=args.max_label_length,
@@ -213,19 +212,18 @@ def label_settings(flags: TrainingFlags) -> LabelSettings:
         seed=flags.run.seed,
         min_duration_s=flags.data.min_duration_in_seconds,
         max_duration_s=flags.data.max_duration_in_seconds,
-        cleaning=text_cleaning(flags.examples, flags.decoding.language),
+        cleaning=text_cleaning(flags.examples),
         pack=flags.examples.pack,
         no_speech_probability=flags.examples.no_speech_probability,
     )
 
 
-def text_cleaning(args: ExampleArguments, language: str | None) -> TextCleaning:
+def text_cleaning(args: ExampleArguments) -> TextCleaning:
     """Return what is done to the texts that are learnt."""
     return TextCleaning(
         args.do_lower_case,
         args.do_remove_punctuation,
         "".join("".join(args.chars_to_ignore).split()),
-        has_spaces=language is None or language_code(language) not in UNSPACED_LANGUAGES,
     )
 
 
@@ -308,7 +306,7 @@ def prepare_student(
     """
     refuse_layerdrop(student, accelerator.num_processes)
     make_trainable(student, frozen(flags.training), flags.training.gradient_checkpointing)
-    set_prompt(student, flags.decoding.language, flags.decoding.task)
+    set_prompt(student, asked_prompts(flags.train_specs()))
     student.model.to(accelerator.device)
     return student
 
@@ -329,26 +327,36 @@ def batch_loader(
     )
 
 
+def kl_weights_of(specs: Sequence[DatasetSpec]) -> tuple[float, ...]:
+    """Return how much the rows of each dataset follow a teacher; none where all do alike."""
+    weights = tuple(spec.kl_weight for spec in specs if spec.kl_weight is not None)
+    return weights if len(set(weights)) > 1 else ()
+
+
 def training_loader(loader: BatchLoader, flags: TrainingFlags) -> BatchLoader:
     """Return a loader that makes batches to learn from, where the given one evaluates."""
     data_args = flags.data
     limits = DurationLimits(data_args.min_duration_in_seconds, data_args.max_duration_in_seconds)
     transforms = flags.examples.transforms()
     augment = None if transforms is None else augmentation(transforms)
-    return replace(loader, collate=replace(loader.collate, limits=limits, augment=augment))
+    weights = kl_weights_of(flags.train_specs())
+    collate = replace(loader.collate, limits=limits, augment=augment, kl_weights=weights)
+    return replace(loader, collate=collate)
 
 
 def make_evaluator(
     accelerator: Accelerator, run: Run, learner: Learner, flags: TrainingFlags
 ) -> Evaluator:
     """Load what is evaluated on while training; without `--do_eval` that is nothing."""
-    is_evaluated, specs = flags.training.do_eval, flags.data.eval_specs()
+    is_evaluated, specs = flags.training.do_eval, flags.eval_specs()
+    loader = batch_loader(accelerator, learner.student, flags.run)
+    collate = replace(loader.collate, kl_weights=kl_weights_of(specs))
     return Evaluator(
         accelerator,
         learner,
         eval_sets(specs, learner.student, label_settings(flags)) if is_evaluated else [],
         evaluation(flags.decoding, flags.training),
-        batch_loader(accelerator, learner.student, flags.run),
+        replace(loader, collate=collate),
         run.folder,
     )
 
@@ -367,7 +375,7 @@ def begin_session(evaluator: Evaluator, newest: Path | None, flags: TrainingFlag
     if flags.device.compile:
         learner.compile(plan.per_device)
     data = training_data(
-        flags.data.train_specs(),
+        flags.train_specs(),
         learner.student,
         label_settings(flags),
         length(args),

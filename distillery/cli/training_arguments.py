@@ -1,10 +1,11 @@
 """The groups of flags of the two stages that train."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, is_dataclass
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from distillery.cli.arguments import (
-    DecodingArguments,
     ModelArguments,
     OutputArguments,
     ReadingArguments,
@@ -12,7 +13,17 @@ from distillery.cli.arguments import (
 )
 from distillery.cli.device_arguments import DeviceArguments
 from distillery.cli.example_arguments import ExampleArguments
-from distillery.cli.flags import at_least, flag, one_of, plus_list, required, same_length, within
+from distillery.cli.flags import (
+    at_least,
+    flag,
+    one_of,
+    plus_list,
+    required,
+    same_length,
+    uneven,
+    within,
+)
+from distillery.cli.prompt_arguments import PromptArguments
 from distillery.cli.trainer_arguments import TrainerArguments, dtype_problems, with_dtype
 from distillery.data.specs import (
     PSEUDO_LABELS_FIRST,
@@ -22,6 +33,16 @@ from distillery.data.specs import (
 )
 from distillery.training.settings import OPTIMIZERS
 
+NOTHING: Mapping[str, list[Any]] = MappingProxyType({})
+# Flags with a value for each dataset to train on, and for each to evaluate on.
+TRAIN_LISTS = (
+    *("train_dataset_name", "train_dataset_config_name", "train_split_name", "labels_dir"),
+    *("text_column_name", "train_dataset_samples"),
+)
+EVAL_LISTS = (
+    *("eval_dataset_name", "eval_dataset_config_name", "eval_split_name"),
+    "eval_text_column_name",
+)
 METRICS = ("loss", "wer", "cer")
 
 
@@ -79,11 +100,9 @@ class TrainDataArguments(ReadingArguments):
 
     def problems(self) -> list[str]:
         """Return what is wrong with the values."""
-        names = ["train_dataset_name", "train_dataset_config_name", "train_split_name"]
-        evals = ["eval_dataset_name", "eval_dataset_config_name", "eval_split_name"]
         return [
-            *same_length(self, *names, "labels_dir", "text_column_name", "train_dataset_samples"),
-            *same_length(self, *evals, "eval_text_column_name", "eval_dataset_samples"),
+            *same_length(self, *TRAIN_LISTS),
+            *same_length(self, *EVAL_LISTS),
             *_weights_problems(self, "train_dataset_samples"),
             *_weights_problems(self, "eval_dataset_samples"),
             *_streaming_problems(self),
@@ -94,8 +113,18 @@ class TrainDataArguments(ReadingArguments):
             *super().problems(),
         ]
 
-    def train_specs(self) -> list[DatasetSpec]:
-        """Return the datasets to train on."""
+    @property
+    def num_train_sets(self) -> int:
+        """Number of datasets to train on."""
+        return max(len(plus_list(getattr(self, name))) for name in TRAIN_LISTS)
+
+    @property
+    def num_eval_sets(self) -> int:
+        """Number of datasets that are named to evaluate on."""
+        return max(len(plus_list(getattr(self, name))) for name in EVAL_LISTS)
+
+    def train_specs(self, more: Mapping[str, list[Any]] = NOTHING) -> list[DatasetSpec]:
+        """Return the datasets to train on; `more` has other fields, as `broadcast_specs` does."""
         return broadcast_specs(
             {
                 "name": plus_list(self.train_dataset_name),
@@ -104,6 +133,7 @@ class TrainDataArguments(ReadingArguments):
                 "labels_dir": plus_list(self.labels_dir),
                 "text_column": plus_list(self.text_column_name),
                 "samples": [float(x) for x in plus_list(self.train_dataset_samples)],
+                **more,
             },
             max_rows=self.max_train_samples,
             targets=PSEUDO_LABELS_FIRST if self.use_pseudo_labels else REFERENCES,
@@ -115,7 +145,7 @@ class TrainDataArguments(ReadingArguments):
         """Whether the evaluation is on another split of what is trained on."""
         return self.eval_dataset_name is None and self.eval_split_name is not None
 
-    def eval_specs(self) -> list[DatasetSpec]:
+    def eval_specs(self, more: Mapping[str, list[Any]] = NOTHING) -> list[DatasetSpec]:
         """Return the datasets to evaluate on; none if neither one nor a split is named."""
         name = self.eval_dataset_name
         config, text_column = self.eval_dataset_config_name, self.eval_text_column_name
@@ -132,6 +162,7 @@ class TrainDataArguments(ReadingArguments):
                 "split": plus_list(self.eval_split_name),
                 "text_column": plus_list(text_column),
                 "samples": [float(x) for x in plus_list(self.eval_dataset_samples)],
+                **more,
             },
             max_rows=self.max_eval_samples,
             **self.reading(),
@@ -283,13 +314,14 @@ class TrainingFlags(NamedTuple):
 
     model: ModelArguments
     data: TrainDataArguments
-    decoding: DecodingArguments
+    decoding: PromptArguments
     training: TrainingArguments
     output: OutputArguments
     run: RunArguments
     trainer: TrainerArguments = TrainerArguments()
     examples: ExampleArguments = ExampleArguments()
     device: DeviceArguments = DeviceArguments()
+    kl_weights: tuple[float, ...] = ()  # of the datasets to train on; none in plain fine-tuning
 
     @classmethod
     def of(cls, *groups: Any) -> "TrainingFlags":
@@ -297,8 +329,28 @@ class TrainingFlags(NamedTuple):
         flags = cls(*groups)
         return flags._replace(model=with_dtype(flags.model, flags.trainer))
 
+    def train_specs(self) -> list[DatasetSpec]:
+        """Return the datasets to train on, with what their labels ask for."""
+        asked = self.decoding.of_training()
+        return self.data.train_specs({**asked, "kl_weight": list(self.kl_weights)})
 
-TRAINING_GROUPS: tuple[type, ...] = tuple(TrainingFlags.__annotations__.values())
+    def eval_specs(self) -> list[DatasetSpec]:
+        """Return the datasets to evaluate on, with what their labels ask for.
+
+        Those that are not trained on follow a teacher as much as any that is.
+        """
+        weights, num_sets = list(self.kl_weights), len(self.data.eval_specs())
+        if self.data.evaluates_on_training_data:
+            asked = self.decoding.of_training()
+        else:
+            asked = self.decoding.of_evaluation()
+            weights = weights if len(weights) in (0, 1, num_sets) else [max(weights)]
+        return self.data.eval_specs({**asked, "kl_weight": weights})
+
+
+TRAINING_GROUPS = tuple(
+    group for group in TrainingFlags.__annotations__.values() if is_dataclass(group)
+)
 
 
 def check(
@@ -306,9 +358,11 @@ def check(
     data_args: TrainDataArguments,
     args: TrainingArguments,
     trainer_args: TrainerArguments,
+    prompt_args: PromptArguments,
 ) -> list[str]:
     """Return what is wrong with flags of several groups."""
     problems = dtype_problems(model_args, trainer_args)
+    problems += _prompt_problems(data_args, prompt_args)
     if args.do_eval and not data_args.eval_specs():
         problems.append(
             "--do_eval needs --eval_dataset_name, or an --eval_split_name of the training data"
@@ -322,3 +376,28 @@ def check(
     if args.do_train and data_args.streaming and args.max_steps == -1:
         problems.append("--streaming needs --max_steps: a stream does not say how long it is")
     return problems
+
+
+def num_train_sets(data_args: TrainDataArguments, args: PromptArguments) -> int:
+    """Return the number of datasets to train on; one may come again with another task."""
+    return max(data_args.num_train_sets, *args.counts("language", "task").values())
+
+
+def _prompt_problems(data_args: TrainDataArguments, args: PromptArguments) -> list[str]:
+    """Return a message for each flag that does not fit the number of datasets."""
+
+    of_training = args.counts("language", "task")
+    of_evaluation = args.counts("eval_language", "eval_task")
+    counts = {"train_dataset_name": data_args.num_train_sets, **of_training}
+    found = uneven(counts, num_train_sets(data_args, args))
+    num_sets = data_args.num_eval_sets
+    if data_args.eval_dataset_name is None:
+        return found + [f"--{n} needs --eval_dataset_name" for n, c in of_evaluation.items() if c]
+    counts = {"eval_dataset_name": num_sets, **of_evaluation}
+    found += uneven(counts, max(counts.values()))
+    return found + [
+        f"--{name} names {number}, but there are {num_sets} datasets to evaluate on: say what "
+        f"these are with --eval_{name}"
+        for name, number in of_training.items()
+        if number not in (0, 1, num_sets) and not of_evaluation[f"eval_{name}"]
+    ]

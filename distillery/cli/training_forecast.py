@@ -1,6 +1,7 @@
 """What a training run would do and take, for its `--dry_run`."""
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 from accelerate import Accelerator
@@ -9,12 +10,15 @@ from distillery.cli import forecast, training
 from distillery.cli.forecast import Line, size
 from distillery.cli.training_arguments import TrainingArguments, TrainingFlags
 from distillery.data import schema
+from distillery.data.specs import DatasetSpec
 from distillery.ingest import label_folders
 from distillery.storage import checkpoints
 from distillery.storage.runs import Run
 from distillery.training.order import BatchPlan
+from distillery.training.prompts import asked_prompts, prompts_of
+from distillery.training.rows import label_rule
 from distillery.training.sharding import DEEPSPEED, FSDP2, spread_by
-from distillery.training.step import freeze, refuse_layerdrop
+from distillery.training.step import freeze, refuse_layerdrop, set_prompt
 from distillery.training.top_tokens import POSITION
 from distillery.whisper.adapters import AdaptedWhisper
 from distillery.whisper.checkpoint import Whisper, have_same_weights
@@ -41,11 +45,11 @@ def lines(
     """
     args, targets = flags.training, (schema.TEXT, "--text_column_name", *schema.TARGET_COLUMNS)
     refuse_layerdrop(student, accelerator.num_processes)
-    # Fails by name if they misfit.
-    student.tokens.prefix(flags.decoding.language, flags.decoding.task, True)
-    specs = [label_folders.labels_spec(spec) for spec in flags.data.train_specs()]
-    speech = [forecast.survey(spec, *targets) for spec in specs]
-    eval_specs = flags.data.eval_specs() if args.do_eval else []
+    specs = flags.train_specs()
+    set_prompt(student, asked_prompts(specs))  # fails by name if they misfit
+    speech = [forecast.survey(label_folders.labels_spec(spec), *targets) for spec in specs]
+    prompts = _prompts(student, flags, specs, speech)
+    eval_specs = flags.eval_specs() if args.do_eval else []
     eval_speech = [forecast.survey(spec, *targets) for spec in eval_specs]
     plan = training.batch_plan(accelerator, args)
     spread = spread_by(accelerator)
@@ -56,6 +60,7 @@ def lines(
         models.append((run.arguments["teacher_model_name_or_path"], teacher))
     return [
         *forecast.data_lines(speech),
+        *[("prompts", line) for line in prompts],
         *[("eval", str(dataset)) for dataset in eval_speech],
         *[forecast.model_line(name, model) for name, model in models],
         ("steps", _steps(args, plan, num_updates)),
@@ -74,6 +79,21 @@ def _cache_lines(run: Run, flags: TrainingFlags, num_rows: int | None) -> list[L
     num_bytes = None if num_rows is None else float(num_rows * LABELS * POSITION.itemsize)
     what = f"what the teacher says at {LABELS} label positions of each row"
     return [forecast.disk_line(Path(folder), num_bytes, what)]
+
+
+def _prompts(
+    student: Whisper,
+    flags: TrainingFlags,
+    specs: Sequence[DatasetSpec],
+    speech: Sequence[forecast.Speech],
+) -> list[str]:
+    """Say what the labels of each dataset ask for, and how much they follow a teacher."""
+    rule = label_rule(student, training.label_settings(flags))
+    return [
+        f"{spec}: {prompts_of(spec, rule, dataset.column_names)}"
+        + ("" if spec.kl_weight is None else f", KL weight {spec.kl_weight:g}")
+        for spec, dataset in zip(specs, speech, strict=True)
+    ]
 
 
 def _num_updates(args: TrainingArguments, plan: BatchPlan, num_rows: int | None) -> int | None:

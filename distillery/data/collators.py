@@ -32,6 +32,8 @@ class Batch:
     `speech_s` is the length of the clips in the rows, in seconds, and `num_inputs` how many decoder
     inputs are not padding. `cached` is what the rows bring along under `CACHED`, None for one that
     brings nothing.
+    `kl_weights`: float32 (batch,), on the CPU: how much each row follows a teacher; None where all
+    do alike.
     """
 
     ids: list[str]
@@ -47,6 +49,7 @@ class Batch:
     num_inputs: int = 0
     waveforms: Tensor | None = None
     cached: list[Any] = field(default_factory=list)
+    kl_weights: Tensor | None = None
 
     @property
     def num_tokens(self) -> int:
@@ -66,6 +69,7 @@ class Batch:
 # Of a row that is trained on: the seed of its sound, and whether that is to be without speech.
 SOUND_SEED, NO_SPEECH = "sound_seed", "no_speech"
 CACHED = "cached"  # of a row whose teacher has run, or will run, before the training
+DATASET = "dataset_number"  # of a row, where several datasets are mixed
 PROBLEM = "problem"
 BAD_PARTS = "bad_parts"  # of a window: id and problem of each clip that is not in it
 REASON, TOO_SHORT, TOO_LONG = "reason", "too_short", "too_long"
@@ -101,7 +105,8 @@ class SpeechCollator:
     Labels are padded to the longest of the batch and never to a maximum. A clip that cannot be used
     is reported in the batch and left out, and so is one outside of `limits`. `augment` changes the
     sound of what is trained on, from a seed. Without `makes_features`, clips are only decoded, for
-    a GPU to transform; not so in a batch with stored features.
+    a GPU to transform; not so in a batch with stored features. `kl_weights` says how much the rows
+    of each dataset follow a teacher, where they differ in that.
     """
 
     log_mel: LogMel
@@ -109,6 +114,7 @@ class SpeechCollator:
     limits: DurationLimits = ANY_DURATION
     augment: Callable[[Waveform, int, int], Waveform] | None = None
     makes_features: bool = True
+    kl_weights: tuple[float, ...] = ()
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> Batch:
         """Turn rows with `id`, `labels`, and `audio` or `input_features` into a batch."""
@@ -150,7 +156,13 @@ class SpeechCollator:
             sum(map(len, inputs)),
             None if makes_features else pad_sequence(sounds, batch_first=True),
             cached=[row.get(CACHED) for row in good],
+            kl_weights=self._kl_weights(good),
         )
+
+    def _kl_weights(self, rows: Sequence[Mapping[str, Any]]) -> Tensor | None:
+        if not self.kl_weights:
+            return None
+        return torch.tensor([self.kl_weights[row[DATASET]] for row in rows])
 
     def _frames(self, row: Mapping[str, Any]) -> tuple[Tensor, float]:
         """Return features, float32 (mels, frames), and how many seconds of speech they hold."""

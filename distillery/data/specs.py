@@ -28,6 +28,9 @@ class DatasetSpec:
     where several are mixed; `max_bad_fraction` the share of a manifest's rows that may be unusable;
     `labels_dir` a dataset without audio that holds the labels (`distillery.ingest.label_folders`),
     `targets` what labels are made of.
+
+    In training, `language` and `task`, or the columns with those of each row, are what its labels
+    ask for; `kl_weight` says how much its rows follow a teacher.
     """
 
     name: str
@@ -48,6 +51,11 @@ class DatasetSpec:
     max_bad_fraction: float | None = 0.0
     labels_dir: str | None = None
     targets: str = PSEUDO_LABELS_FIRST
+    language: str | None = None
+    task: str | None = None
+    language_column: str | None = None
+    task_column: str | None = None
+    kl_weight: float | None = None
 
     def __str__(self) -> str:
         parts = [self.name, self.config, self.split]

@@ -5,7 +5,7 @@ with several faults is counted under the first that is looked for, and the cheap
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
@@ -57,6 +57,7 @@ class TranscriptFilter:
         strict: read error rates and durations as distil-whisper and kotoba-whisper do: what is just
             at a limit is dropped, and so is a reference without text, whatever was transcribed.
         scores_all: compare texts where no threshold asks for it, too, for their rates.
+        normalizer_of: for a language and a task, where rows differ in them.
     """
 
     normalizer: Normalizer
@@ -71,6 +72,13 @@ class TranscriptFilter:
     drop_all_capitals: bool = False
     strict: bool = False
     scores_all: bool = False
+    normalizer_of: Callable[[str | None, str], Normalizer] | None = None
+
+    def of(self, language: str | None, task: str) -> "TranscriptFilter":
+        """Return the limits of rows in a language that were transcribed, or translated."""
+        if self.normalizer_of is None or not self.compares:
+            return self
+        return replace(self, normalizer=self.normalizer_of(language, task), normalizer_of=None)
 
     @property
     def has_threshold(self) -> bool:

@@ -32,13 +32,11 @@ logger = logging.getLogger(__name__)
 
 SOURCES = "sources"  # in the record of a folder of labels
 SIGNALS = (schema.AUDIO, schema.INPUT_FEATURES)
+# Do not say which rows there are.
 HERE_ONLY = (
-    "streaming",
-    "cache_dir",
-    "samples",
-    "labels_dir",
-    "targets",
-)  # do not say which rows there are
+    *("streaming", "cache_dir", "samples", "labels_dir", "targets"),
+    *("language", "task", "language_column", "task_column", "kl_weight"),
+)
 
 
 # --- where the audio is ---------------------------------------------------------------------------

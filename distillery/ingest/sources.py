@@ -179,7 +179,7 @@ def _from_manifest(spec: DatasetSpec) -> Rows:
     manifest = Manifest(Path(spec.name), spec.split, id_column, spec.max_bad_fraction)
     column = manifest.audio_column(spec.audio_column)
     if column not in manifest.columns:
-        raise _missing_column(spec, "--audio_column_name", column, manifest.columns)
+        raise missing_column(spec, "--audio_column_name", column, manifest.columns)
     rows = manifest.stream(column) if spec.streaming else manifest.rows(column)
     return rows if column == spec.audio_column else rows.rename_column(column, spec.audio_column)
 
@@ -220,13 +220,14 @@ def _rename_column(rows: Rows, spec: DatasetSpec, name: str, given: str | None, 
             logger.info("dataset %s has no column %r: its %r is read", spec, given, name)
         if is_ours and name in (*columns, schema.AUDIO):  # which labels may lie without
             return rows
-        raise _missing_column(spec, flag, given, columns)
+        raise missing_column(spec, flag, given, columns)
     if name in columns:
         rows = rows.remove_columns(name)
     return rows.rename_column(given, name)
 
 
-def _missing_column(spec: DatasetSpec, flag: str, name: str, columns: list[str]) -> ValueError:
+def missing_column(spec: DatasetSpec, flag: str, name: str, columns: list[str]) -> ValueError:
+    """Return the error of a dataset without a column that a flag names."""
     return ValueError(
         f"{flag}: dataset {spec} has no column {name!r}; its columns are {', '.join(columns)}"
     )
@@ -315,7 +316,7 @@ def require_column(rows: Rows, spec: DatasetSpec, name: str, flag: str) -> None:
             f"{', '.join(schema.REFERENCE_NAMES)}): name one of its columns, which are "
             f"{', '.join(rows.column_names)}"
         )
-    raise _missing_column(spec, flag, name, list(rows.column_names))
+    raise missing_column(spec, flag, name, list(rows.column_names))
 
 
 def iterate_chunks(rows: Rows, size: int) -> Iterator[tuple[int, Rows | list[dict[str, Any]]]]:

@@ -7,8 +7,9 @@ from typing import Any, NamedTuple, TypeAlias
 
 from distillery.data import schema
 from distillery.data.collators import PROBLEM, REASON
+from distillery.data.prompts import PromptColumns
 from distillery.labelling.clips import CONTEXT, ClipBatch
-from distillery.text.tokens import SpecialTokens, language_code
+from distillery.text.tokens import Prompt, SpecialTokens
 from distillery.whisper.checkpoint import Whisper
 from distillery.whisper.decoding import Decoding, Transcript
 from distillery.whisper.greedy import Window
@@ -60,13 +61,9 @@ class Prompts:
         Raises:
             ValueError: the row names no language that the model knows, or no task.
         """
-        language, task = self.decoding.language, self.decoding.task
-        if self.language_column is not None:
-            language = language_code(str(row.get(self.language_column)))
-        if self.task_column is not None:
-            task = str(row.get(self.task_column))
-        if self.language_column is not None or self.task_column is not None:
-            self.tokens.prefix(language or next(iter(self.tokens.languages), None), task, True)
+        asked = Prompt(self.decoding.language, self.decoding.task)
+        columns = PromptColumns(asked, self.tokens, self.language_column, self.task_column)
+        language, task = columns.of(row)
         return replace(self.decoding, language=language, task=task)
 
 

@@ -6,8 +6,11 @@ flag of training changes it: see `normalizers`.
 
 import re
 import unicodedata
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
+
+from distillery.text.normalizers import UNSPACED_LANGUAGES
+from distillery.text.tokens import language_code
 
 _MARKUP = re.compile(r"(<\|[^<>|]*\|>)")
 _APOSTROPHES = frozenset("'’ʼ＇")
@@ -40,6 +43,11 @@ class TextCleaning:
     def changes_texts(self) -> bool:
         """Whether there is any rule to apply."""
         return self.lower_case or self.remove_punctuation or bool(self.ignored)
+
+    def of_language(self, language: str | None) -> "TextCleaning":
+        """Return the rules for texts in a language, a code or a name; None where it is unknown."""
+        is_spaced = language is None or language_code(language) not in UNSPACED_LANGUAGES
+        return replace(self, has_spaces=is_spaced)
 
     def __call__(self, text: str) -> str:
         """Return `text` as it is to be learnt."""

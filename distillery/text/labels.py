@@ -11,11 +11,13 @@ without its first, where the prompt and `<|startoftranscript|>` itself do not co
 
 import re
 import struct
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from hashlib import blake2b
+from typing import Any
 
-from distillery.text.tokens import SpecialTokens, Tokenizer
+from distillery.text.cleaning import TextCleaning
+from distillery.text.tokens import Prompt, SpecialTokens, Tokenizer
 
 IGNORED = -100  # a target that does not count, as in torch.nn.functional.cross_entropy
 
@@ -87,6 +89,7 @@ class LabelRule:
             None: as many as the positions take.
         clean: applied to every text that is learnt, prompts included.
         no_speech_probability: share of rows that are learnt as windows without speech.
+        prompt_of: language and task of a row, where rows differ in them.
     """
 
     tokens: SpecialTokens
@@ -98,8 +101,9 @@ class LabelRule:
     condition_on_prev_probability: float
     seed: int
     max_label_length: int | None = None
-    clean: Callable[[str], str] | None = None
+    clean: TextCleaning | None = None
     no_speech_probability: float = 0.0
+    prompt_of: Callable[[Mapping[str, Any]], Prompt] | None = None
 
     def __post_init__(self) -> None:
         """Raise ValueError if windows without speech are asked for, and no token says so."""
@@ -107,6 +111,22 @@ class LabelRule:
             raise ValueError(
                 "--no_speech_probability: the tokenizer has neither <|nospeech|> nor <|nocaptions|>"
             )
+
+    def of(self, row: Mapping[str, Any]) -> "LabelRule":
+        """Return the rule for a row, with its language and task.
+
+        Raises:
+            ValueError: the row names none that the model knows.
+        """
+        if self.prompt_of is None:
+            return self
+        return self.asking(self.prompt_of(row))
+
+    def asking(self, prompt: Prompt) -> "LabelRule":
+        """Return the rule for one language and task."""
+        language, task = prompt
+        clean = self.clean and self.clean.of_language(language)
+        return replace(self, language=language, task=task, clean=clean, prompt_of=None)
 
     def without_speech(self, row_id: str, epoch: int) -> list[int] | None:
         """Return the labels of a row that is learnt as a window without speech; else None.

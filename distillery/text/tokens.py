@@ -6,9 +6,10 @@ table of languages is imported where it is looked up, so that flags can name tas
 """
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 TRANSCRIBE = "transcribe"
 TRANSLATE = "translate"
@@ -16,6 +17,22 @@ TASKS = (TRANSCRIBE, TRANSLATE)
 
 TIMESTAMP_STEP_S = 0.02  # every Whisper counts time in steps of two encoder input frames
 _TIMESTAMP = re.compile(r"<\|(\d+\.\d+)\|>")
+
+
+class Prompt(NamedTuple):
+    """What the decoder's prefix asks for.
+
+    Attributes:
+        language: what is spoken, as a code or an English name; None for an English-only model.
+        task: `transcribe` or `translate`.
+    """
+
+    language: str | None
+    task: str
+
+    def normalized(self) -> "Prompt":
+        """Return it with the language's code."""
+        return Prompt(self.language and language_code(self.language), self.task)
 
 
 class Tokenizer(Protocol):
@@ -163,6 +180,30 @@ class SpecialTokens:
         elif language is not None:
             raise ValueError(f"language {language!r} was given, but the model is English-only")
         return ids if timestamps else [*ids, self.no_timestamps]
+
+    def prefix_length(self, timestamps: bool) -> int:
+        """Return the number of ids in the `prefix` of any language and task."""
+        return 1 + 2 * self.is_multilingual + (not timestamps)
+
+    def asked(self, ids: Sequence[int]) -> Prompt:
+        """Return what the prefix of a sequence asks for; the language is a code.
+
+        Raises:
+            ValueError: it has no prefix that this model knows.
+        """
+        if not self.is_multilingual:
+            return Prompt(None, TRANSCRIBE)
+        if self.start_of_transcript in ids:
+            start = ids.index(self.start_of_transcript)
+            named = [self._prompt_tokens.get(token, "") for token in ids[start + 1 : start + 3]]
+            if len(named) == 2 and named[0] in self.languages and named[1] in TASKS:
+                return Prompt(*named)
+        raise ValueError("its labels name no language and task that the model knows")
+
+    @cached_property
+    def _prompt_tokens(self) -> dict[int, str]:
+        codes = {index: code for code, index in self.languages.items()}
+        return {**codes, self.transcribe: TRANSCRIBE, self.translate: TRANSLATE}
 
     def _language_id(self, language: str | None) -> int:
         if language is None:

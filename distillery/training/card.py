@@ -1,12 +1,15 @@
 """The card of a trained model: what it was made of and on, how, and its losses."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from distillery.data import dataset_card, lineage
+from distillery.data.lineage import MadeDataset
 from distillery.storage.files import RUN_RECORD
 from distillery.storage.ledger import Ledger
-from distillery.storage.publication import public_names
+from distillery.storage.publication import joined, public_names
 from distillery.storage.runs import Run
+from distillery.text.tokens import language_code
 from distillery.training.loop import Progress
 from distillery.training.loss_curve import FIGURE, read_log
 from distillery.training.monitor import LOSS_LOG
@@ -25,7 +28,8 @@ def write(folder: Path, run: Run, progress: Progress, ledger: Ledger | None) -> 
     flags = run.arguments
     data = flags["train_dataset_name"]
     behind = lineage.made_datasets(data)
-    language = flags["language"] or next((d.language for d in behind if d.language), None)
+    languages = _languages(flags["language"], behind)
+    language = languages[0] if len(languages) == 1 else None
     name = run.folder.resolve().name
     parts = [
         _summary(run),
@@ -39,8 +43,16 @@ def write(folder: Path, run: Run, progress: Progress, ledger: Ledger | None) -> 
         flags["license"],
         lineage.public_sources(data),
     )
+    if len(languages) > 1:
+        header["language"] = languages
     title = flags.get("model_index_name") or name
     checkpoint.write_card(folder, "\n\n".join(parts), title, header)
+
+
+def _languages(asked: str | None, behind: Sequence[MadeDataset]) -> list[str]:
+    """Return the codes of the languages that flags, or else the datasets' records, name."""
+    named = joined(asked) if asked else [made.language for made in behind if made.language][:1]
+    return list(dict.fromkeys(map(language_code, named)))
 
 
 def _summary(run: Run) -> str:

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from distillery.data import hub_layout, schema
-from distillery.data.collators import NO_SPEECH, SOUND_SEED
+from distillery.data.collators import DATASET, NO_SPEECH, SOUND_SEED
 from distillery.data.column_types import tables
 from distillery.data.specs import DatasetSpec
 from distillery.filtering.filters import FilterReason, TranscriptFilter
@@ -21,6 +21,7 @@ from distillery.storage.ledger import Ledger
 from distillery.text.labels import LabelRule, draw_seed, has_timestamps, num_text_labels, plain_text
 from distillery.training.label_lengths import LabelLengths
 from distillery.training.packed_examples import AnyRows
+from distillery.training.prompts import prompts_of
 
 logger = logging.getLogger(__name__)
 
@@ -32,28 +33,31 @@ JUDGED_BY = (
 
 
 class TrainingRows(torch.utils.data.Dataset[dict[str, Any]]):
-    """Rows of several datasets, one behind the other, with labels for the epoch that asks."""
+    """Rows of several datasets, one behind the other, with labels for the epoch that asks.
 
-    def __init__(self, parts: Sequence[AnyRows], rule: LabelRule) -> None:
-        """Keep the datasets; `parts` must not be empty."""
+    Each knows by `DATASET` which one it is of.
+    """
+
+    def __init__(self, parts: Sequence[AnyRows], rule: LabelRule, first: int = 0) -> None:
+        """Keep the datasets, numbered from `first` on; `parts` must not be empty."""
         self.parts = parts
+        self.first = first
         self.rule = rule
         self.sizes = tuple(len(part) for part in parts)
 
     def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
         """Return row `key[0]` with its labels in epoch `key[1]`."""
         index, epoch = key
-        for part, size in zip(self.parts, self.sizes, strict=True):
+        for number, (part, size) in enumerate(zip(self.parts, self.sizes, strict=True), self.first):
             if index < size:
-                row = part[index]
-                return example_of(row, self.rule, epoch)
+                return example_of({**part[index], DATASET: number}, self.rule, epoch)
             index -= size
         raise IndexError(key)
 
 
 def example_of(row: Mapping[str, Any], rule: LabelRule, epoch: int) -> dict[str, Any]:
     """Return a row with its labels in an epoch, and with what its sound is drawn from."""
-    row_id = row[schema.ID]
+    rule, row_id = rule.of(row), row[schema.ID]
     seed = draw_seed(rule.seed, epoch, row_id, "sound")
     labels = rule.without_speech(row_id, epoch)
     if labels is not None:
@@ -67,7 +71,7 @@ def labels_of(row: Mapping[str, Any], rule: LabelRule, epoch: int) -> list[int]:
     stored = row.get(schema.LABELS)
     if stored is not None:
         return list(stored)
-    return rule(
+    return rule.of(row)(
         row[schema.ID],
         schema.target(row),
         row.get(schema.CONDITION_ON_PREV),
@@ -108,12 +112,18 @@ def usable_rows(
         ValueError: there is nothing to learn from in it, or every row is left out.
     """
     rows = label_folders.load(spec, sampling_rate)
+    prompts = prompts_of(spec, rule, rows.column_names)
+    prompts.check(rows)
+    rule = prompts.given_to(rule)
+    if rule.prompt_of is None:
+        limits = limits.of(rule.language, rule.task)
     column = next((name for name in schema.TARGET_COLUMNS if name in rows.column_names), None)
     if column is None:
         sources.require_column(rows, spec, schema.TEXT, "--text_column_name")
     if column == schema.LABELS:
         limits = _tightened(limits, label_folders.labels_spec(spec))
-    slim = rows.select_columns([name for name in JUDGED_BY if name in rows.column_names])
+    columns = dict.fromkeys([*JUDGED_BY, *prompts.columns.names])
+    slim = rows.select_columns([name for name in columns if name in rows.column_names])
     ledger = Ledger(num_in=len(rows))
     if isinstance(rows, LabelledRows) and rows.num_unlabelled:
         ledger.num_in += rows.num_unlabelled
@@ -182,9 +192,11 @@ def unusable_reason(
     """Return why a row cannot be learnt from; None if it can.
 
     Raises:
-        ValueError: its labels are built already, and its text is to be changed.
+        ValueError: its labels are built already, and its text is to be changed; or it names a
+            language or a task that the model does not know.
     """
-    stored = row.get(schema.LABELS)
+    rule = rule.of(row)
+    limits, stored = limits.of(rule.language, rule.task), row.get(schema.LABELS)
     if stored is not None:
         if rule.clean is not None:
             raise ValueError(

@@ -71,7 +71,5 @@ def _bodies(values: pa.Array, rule: LabelRule) -> IdLists:
 def _longest(bodies: IdLists, rule: LabelRule) -> Places:
     """Return the lengths of labels with these bodies, an end, and a prefix for their timestamps."""
     has_times = bodies.count(bodies.ids >= rule.tokens.timestamp_begin) > 0
-    timed, plain = (
-        len(rule.tokens.prefix(rule.language, rule.task, kept)) for kept in (True, False)
-    )
+    timed, plain = map(rule.tokens.prefix_length, (True, False))
     return np.where(has_times, timed, plain) + bodies.lengths + 1

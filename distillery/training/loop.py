@@ -119,7 +119,7 @@ class Update:
     Attributes:
         step: updates done with it.
         is_last: whether it is the run's last.
-        sums: float64 (9,): `losses.SUMS` and `HEARD` of this process.
+        sums: float64 (10,): `losses.SUMS` and `HEARD` of this process.
         grad_norm: before it was scaled down; where it is not finite, the update was skipped.
     """
 

@@ -7,7 +7,7 @@ for the backward pass.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -23,17 +23,22 @@ class LossWeights:
     """Weights of the distillation loss: `ce * CE + kl * temperature² * KL + mse * MSE`.
 
     The defaults are those of Distil-Whisper (https://arxiv.org/abs/2311.00430, section 4). The MSE
-    is that of `layer_states.mean_squared_errors`.
+    is that of `layer_states.mean_squared_errors`. `kl` may be float32 (batch,): a weight for each
+    row, of which those of weight 0 have no KL.
     """
 
     ce: float = 0.8
-    kl: float = 1.0
+    kl: float | Tensor = 1.0
     temperature: float = 2.0
     mse: float = 0.0
 
+    def at(self, places: slice) -> "LossWeights":
+        """Return the weights of some rows."""
+        return replace(self, kl=self.kl[places]) if isinstance(self.kl, Tensor) else self
+
 
 # What is added up over rows, in this order: the losses, and the tokens that they are of.
-SUMS = ("loss", "ce", "kl", "mse", "tokens")
+SUMS = ("loss", "ce", "kl", "mse", "tokens", "kl_tokens")
 
 
 class LossSums(NamedTuple):
@@ -42,7 +47,8 @@ class LossSums(NamedTuple):
     A tuple, as DeepSpeed looks for tensors in those alone.
 
     `total` carries the gradient, `ce`, `kl` and `mse` are the unweighted parts for the log (`kl`
-    with its factor temperature²); each is a float32 scalar. `num_tokens` counts the valid rows.
+    with its factor temperature²); each is a float32 scalar. `num_tokens` counts the valid rows,
+    `kl_tokens`, a float32 scalar, those that have a KL.
     """
 
     total: Tensor
@@ -50,29 +56,32 @@ class LossSums(NamedTuple):
     kl: Tensor
     mse: Tensor
     num_tokens: int
+    kl_tokens: Tensor
 
     def plus_mse(self, mse: Tensor, weight: float) -> "LossSums":
         """Return the losses with a mean squared error, which carries its gradient."""
         return self._replace(total=self.total + weight * mse, mse=mse.detach())
 
     def to_tensor(self) -> Tensor:
-        """Return the `SUMS` without their gradient, float64 (5,)."""
-        sums = torch.stack([self.total.detach(), self.ce, self.kl, self.mse]).double()
-        return functional.pad(sums, (0, 1), value=self.num_tokens)
+        """Return the `SUMS` without their gradient, float64 (6,)."""
+        num_tokens = torch.full_like(self.ce, self.num_tokens)
+        losses = self.total.detach(), self.ce, self.kl, self.mse
+        return torch.stack([*losses, num_tokens, self.kl_tokens]).double()
 
 
 def means_of(sums: Sequence[float]) -> dict[str, float] | None:
     """Return the losses for each token by their names; None without any token.
 
-    Without hidden states to compare, there is no `mse`.
+    The `kl` is that of a token that has one. Without hidden states to compare, there is no `mse`.
 
     Args:
         sums: over all processes, as `SUMS` says.
     """
-    *losses, num_tokens = sums
+    *losses, num_tokens, kl_tokens = sums
     if not num_tokens:
         return None
-    means = {name: loss / num_tokens for name, loss in zip(SUMS[:-1], losses, strict=True)}
+    means = {name: loss / num_tokens for name, loss in zip(SUMS[:4], losses, strict=True)}
+    means["kl"] *= num_tokens / max(kl_tokens, 1)
     return {name: mean for name, mean in means.items() if name != "mse" or mean}
 
 
@@ -114,7 +123,10 @@ def distillation_loss(
         teacher_rows = teacher.detach().flatten(0, -2).index_select(0, valid)
         teacher_dtype = _compute_dtype(teacher_rows)
         whole = _Logits(teacher_rows.to(teacher_dtype), teacher_head.to(teacher_dtype))
-    total, ce, kl = _ChunkedLoss.apply(  # type: ignore[no-untyped-call]  # torch's own
+    if isinstance(weights.kl, Tensor):
+        by_row = weights.kl.to(valid.device, non_blocking=True)
+        weights = replace(weights, kl=by_row[valid // targets.shape[-1], None])
+    total, ce, kl, kl_tokens = _ChunkedLoss.apply(  # type: ignore[no-untyped-call]  # torch's own
         rows,
         student_head,
         targets.reshape(-1)[valid],
@@ -122,7 +134,7 @@ def distillation_loss(
         weights,
         chunk_rows,
     )
-    return LossSums(total, ce, kl, torch.zeros_like(ce), len(valid))
+    return LossSums(total, ce, kl, torch.zeros_like(ce), len(valid), kl_tokens)
 
 
 def _compute_dtype(states: Tensor) -> torch.dtype:
@@ -147,7 +159,7 @@ class _ChunkedLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, rows, head, targets, teacher, weights, chunk_rows):  # type: ignore[no-untyped-def]
-        sums = torch.zeros(3, dtype=torch.float32, device=rows.device)
+        sums = torch.zeros(4, dtype=torch.float32, device=rows.device)
         grad_rows = torch.zeros_like(rows) if ctx.needs_input_grad[0] else None
         # Summed over many chunks, so kept in float32 whatever the computation's dtype.
         grad_head = torch.zeros_like(head, dtype=torch.float32) if ctx.needs_input_grad[1] else None
@@ -157,7 +169,7 @@ class _ChunkedLoss(torch.autograd.Function):
                 part = slice(start, start + chunk_rows)
                 theirs = None if teacher is None else teacher[part]
                 logits = (rows[part] @ compute_head.T).float()
-                losses, grad = _losses_and_gradient(logits, targets[part], theirs, weights)
+                losses, grad = _losses_and_gradient(logits, targets[part], theirs, weights.at(part))
                 sums += losses
                 grad = grad.to(rows.dtype)
                 if grad_rows is not None:
@@ -166,12 +178,12 @@ class _ChunkedLoss(torch.autograd.Function):
                     grad_head += grad.T @ rows[part]
         ctx.save_for_backward(grad_rows, grad_head)
         ctx.head_dtype = head.dtype
-        total, ce, kl = sums.unbind()
-        ctx.mark_non_differentiable(ce, kl)
-        return total, ce, kl
+        total, *others = sums.unbind()
+        ctx.mark_non_differentiable(*others)
+        return total, *others
 
     @staticmethod
-    def backward(ctx, grad_total, _grad_ce, _grad_kl):  # type: ignore[no-untyped-def]
+    def backward(ctx, grad_total, *_):  # type: ignore[no-untyped-def]
         grad_rows, grad_head = ctx.saved_tensors
         rows = None
         if grad_rows is not None:
@@ -185,7 +197,7 @@ class _ChunkedLoss(torch.autograd.Function):
 def _losses_and_gradient(
     logits: Tensor, targets: Tensor, teacher: Tensor | TopTokens | None, weights: LossWeights
 ) -> tuple[Tensor, Tensor]:
-    """Return (total, CE, KL) summed over rows, and the gradient of total by the logits.
+    """Return sums over rows (total, CE, KL, KL's tokens), and the gradient of total by the logits.
 
     logits, and the teacher's: float32 (rows, vocabulary); targets: int64 (rows,).
 
@@ -198,7 +210,7 @@ def _losses_and_gradient(
     grad = log_p.exp()
     grad.scatter_add_(1, targets[:, None], -torch.ones_like(picked))
     if teacher is None:
-        return torch.stack([ce, ce, torch.zeros_like(ce)]), grad
+        return torch.stack([ce, ce, torch.zeros_like(ce), torch.zeros_like(ce)]), grad
     grad *= weights.ce
     log_q = functional.log_softmax(logits / weights.temperature, dim=-1)
     if isinstance(teacher, TopTokens):
@@ -206,7 +218,9 @@ def _losses_and_gradient(
     else:
         log_t = functional.log_softmax(teacher / weights.temperature, dim=-1)
         t = log_t.exp()
-        divergences, difference = t * (log_t - log_q), log_q.exp() - t
-    kl = divergences.sum() * weights.temperature**2
+        divergences, difference = (t * (log_t - log_q)).sum(1), log_q.exp() - t
+    kl = divergences[:, None] * weights.temperature**2
     grad += weights.kl * weights.temperature * difference
-    return torch.stack([weights.ce * ce + weights.kl * kl, ce, kl]), grad
+    total = weights.ce * ce + (weights.kl * kl).sum()
+    has_kl = (weights.kl > 0).float() if isinstance(weights.kl, Tensor) else torch.ones_like(kl)
+    return torch.stack([total, ce, (has_kl * kl).sum(), has_kl.sum()]), grad

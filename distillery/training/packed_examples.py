@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, islice
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from datasets import Dataset
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from distillery.audio.decoding import encode_wav
 from distillery.data import schema
-from distillery.data.collators import BAD_PARTS, PROBLEM
+from distillery.data.collators import BAD_PARTS, DATASET, PROBLEM
 from distillery.data.column_types import MapStyleRows, tables
 from distillery.data.packed_windows import (
     SAME_RECORDING,
@@ -33,9 +33,23 @@ from distillery.data.regions import Regions
 from distillery.ingest.label_folders import LabelledRows
 from distillery.text.labels import LabelRule
 from distillery.text.packed_labels import packed_body
+from distillery.training.prompts import PROMPT
 
 BLOCK = 1000  # rows, or windows, that are in memory at once
 NO_ROOM = "has no room in its window: clips of it last longer than their `duration` says"
+
+
+class Group(NamedTuple):
+    """What all parts of a window have in common.
+
+    Attributes:
+        place: recording and speaker; None where there is none, and any will do; a number, which is
+            nobody's but its own, of a row that must stand alone.
+        kind: dataset, language and task.
+    """
+
+    place: Hashable
+    kind: Hashable
 
 
 @dataclass(frozen=True)
@@ -62,7 +76,8 @@ class Packing:
 
         Utterances of one recording and speaker stand in their order, all others where they fit
         best: those of no recording, or the only ones of theirs. Alone stands one whose duration is
-        not known or whose transcript was cut, and what is a window already or holds features.
+        not known or whose transcript was cut, and what is a window already or holds features. All
+        parts of a window are of one dataset, language and task.
 
         Args:
             rows: with metadata and targets; audio is not looked at.
@@ -72,8 +87,9 @@ class Packing:
         utterances: list[Utterance[int]] = []
         num_ids = array("l")
         for number, row in enumerate(rows):
-            num_ids.append(len(self.rule.body(schema.target(row))))
-            utterances.append(Utterance(number, self._num_samples(row), _place(row, number)))
+            num_ids.append(len(self.rule.of(row).body(schema.target(row))))
+            group = Group(_place(row, number), self._kind(row))
+            utterances.append(Utterance(number, self._num_samples(row), group))
         ordered, free = _by_order(utterances)
         windows = chain(
             in_order(ordered, self.layout),
@@ -82,6 +98,10 @@ class Packing:
         for window in windows:
             yield from self._with_short_labels(window, num_ids)
 
+    def _kind(self, row: Mapping[str, Any]) -> Hashable:
+        prompt_of = self.rule.prompt_of
+        return row.get(DATASET), prompt_of(row) if prompt_of else None
+
     def _num_samples(self, row: Mapping[str, Any]) -> int:
         return round((row.get(schema.DURATION) or 0.0) * self.layout.sampling_rate)
 
@@ -89,9 +109,8 @@ class Packing:
         self, window: Window[int], num_ids: Sequence[int]
     ) -> Iterator[Window[int]]:
         """Yield a window, or several where its labels are too long for one."""
-        rule = self.rule
         # Two timestamps may come to each utterance, and the end to all of them.
-        left = most = self.max_ids - len(rule.tokens.prefix(rule.language, rule.task, True)) - 1
+        left = most = self.max_ids - self.rule.tokens.prefix_length(True) - 1
         parts: list[Utterance[int]] = []
         for part in window.parts:
             needed = num_ids[part.row] + 2
@@ -134,9 +153,13 @@ class Packing:
         first = window.parts[0].row[0]
         targets = [schema.target(part.row[0]) for part in window.parts]
         transcripts = list(zip(targets, spans(row), strict=True))
+        kept = {DATASET: first[DATASET]} if DATASET in first else {}
+        if self.rule.prompt_of is not None:
+            kept[PROMPT] = self.rule.prompt_of(first)
         return {
             **row,
-            schema.WHISPER_TRANSCRIPT: packed_body(transcripts, self.rule),
+            **kept,
+            schema.WHISPER_TRANSCRIPT: packed_body(transcripts, self.rule.of(first)),
             schema.CONDITION_ON_PREV: first.get(schema.CONDITION_ON_PREV),
             schema.AUDIO: {
                 "bytes": encode_wav(waveform(window), self.layout.sampling_rate),
@@ -168,16 +191,18 @@ def _by_order(
     ordered: list[Utterance[int]] = []
     free: list[Utterance[int]] = []
     for each in utterances:
-        is_lone = isinstance(each.group, tuple) and sizes[each.group] == 1
-        if each.group is None or is_lone:
-            free.append(replace(each, group=None))
+        group = each.group
+        assert isinstance(group, Group)
+        is_lone = isinstance(group.place, tuple) and sizes[group] == 1
+        if group.place is None or is_lone:
+            free.append(replace(each, group=group._replace(place=None)))
         else:
             ordered.append(each)
     return ordered, free
 
 
 def _place(row: Mapping[str, Any], number: int) -> Hashable:
-    """Return what a window's parts have in common: a recording and speaker, or nothing (None)."""
+    """Return the place of a row, as `Group` has it."""
     is_fixed = any(
         row.get(name) is not None for name in (schema.SEGMENT_IDS, schema.INPUT_FEATURES)
     )
@@ -207,10 +232,16 @@ class PackedRows:
     fill: Fill
 
     @classmethod
-    def of(cls, rows: MapStyleRows | LabelledRows, packing: Packing) -> "PackedRows":
-        """Lay all rows into windows."""
+    def of(
+        cls,
+        rows: MapStyleRows | LabelledRows,
+        packing: Packing,
+        prompt_columns: Sequence[str] = (),
+    ) -> "PackedRows":
+        """Lay all rows into windows; their prompts are read from some columns."""
         numbers, ends, filled = array("q"), array("q"), Fill()
-        columns = (*schema.TARGET_COLUMNS, *SAME_RECORDING, schema.DURATION, schema.TRUNCATED)
+        metadata = schema.ID, schema.DURATION, schema.TRUNCATED, *SAME_RECORDING
+        columns = dict.fromkeys([*metadata, *schema.TARGET_COLUMNS, *prompt_columns])
         slim = rows.select_columns([name for name in columns if name in rows.column_names])
         blocks = tables(slim, sys.maxsize, BLOCK)
         slim_rows = (row for block in blocks for row in block.to_pylist())

@@ -2,8 +2,10 @@
 
 import logging
 import signal
+from collections import Counter
 from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -20,9 +22,11 @@ from distillery.filtering.filters import TranscriptFilter
 from distillery.ingest.label_folders import LabelledRows
 from distillery.storage.ledger import Ledger
 from distillery.text.labels import LabelRule
+from distillery.text.tokens import TRANSCRIBE
 from distillery.training.examples import TrainingRows, UsableRows, usable_rows
 from distillery.training.order import BatchPlan, Order
 from distillery.training.packed_examples import AnyRows, PackedRows, Packing, regions_of
+from distillery.training.prompts import prompts_of, rule_of_all
 from distillery.training.settings import LabelSettings, Length
 from distillery.training.shard_cycles import Stream
 from distillery.training.streams import StreamedRows, StreamExamples
@@ -32,12 +36,12 @@ logger = logging.getLogger(__name__)
 
 
 def label_rule(student: Processor, settings: LabelSettings) -> LabelRule:
-    """Return how transcripts become labels for a student."""
+    """Return how transcripts become labels for a student; language and task are a dataset's."""
     return LabelRule(
         tokens=student.tokens,
         tokenizer=student.tokenizer,
-        language=settings.language,
-        task=settings.task,
+        language=None,
+        task=TRANSCRIBE,
         max_positions=student.max_label_length,
         timestamp_probability=settings.timestamp_probability,
         condition_on_prev_probability=settings.condition_on_prev_probability,
@@ -169,7 +173,8 @@ def training_data(
     rule = label_rule(student, settings)
     max_ids = min(settings.max_label_length, rule.max_positions)
     limits = TranscriptFilter(
-        normalizer=student.normalizer(settings.language, settings.task),
+        normalizer=student.normalizer(rule.language, rule.task),
+        normalizer_of=lru_cache(student.normalizer),
         wer_threshold=settings.wer_threshold,
         min_duration_s=settings.min_duration_s,
         max_duration_s=settings.max_duration_s,
@@ -177,19 +182,22 @@ def training_data(
     )
     log_mel = student.log_mel
     layout = Layout(log_mel.sampling_rate, log_mel.window_samples)
-    packing = Packing(layout, rule, max_ids) if settings.pack else None
     samples = [spec.samples for spec in specs if spec.samples is not None]
     weights = tuple(map(float, samples)) if len(samples) == len(specs) else None
     if specs[0].streaming:
-        streams = [Stream.of(spec) for spec in specs]
-        if not any([_is_packable(x.rows, spec) for x, spec in zip(streams, specs, strict=True)]):
-            packing = None
+        streams = [Stream.of(spec, number) for number, spec in enumerate(specs)]
+        rule = _rule_of(specs, [stream.rows for stream in streams], rule)
+        is_packed = [_is_packable(x.rows, spec) for x, spec in zip(streams, specs, strict=True)]
+        packing = Packing(layout, rule, max_ids) if settings.pack and any(is_packed) else None
         streamed = StreamedRows(streams, weights, rule, limits, packing)
         return TrainingData(streamed, None, None, plan, *length.count(plan, None), loader)
-    loaded = [
-        _in_windows(usable_rows(spec, rule, limits, log_mel.sampling_rate), spec, packing)
-        for spec in specs
-    ]
+    loaded = [usable_rows(spec, rule, limits, log_mel.sampling_rate) for spec in specs]
+    joint_rule = _rule_of(specs, [usable.rows for usable in loaded], rule)
+    if settings.pack:
+        packing = Packing(layout, rule, max_ids)
+        loaded = [
+            _in_windows(usable, spec, packing) for usable, spec in zip(loaded, specs, strict=True)
+        ]
     order = _order(loaded, weights, rule.seed)
     parts = [
         _kept(usable.rows, spec, regions, order.pool_bytes)
@@ -197,14 +205,26 @@ def training_data(
     ]
     ledger = sum((usable.ledger for usable in loaded), Ledger())
     counts = length.count(plan, order.rows_per_epoch)
-    return TrainingData(TrainingRows(parts, rule), order, ledger, plan, *counts, loader)
+    return TrainingData(TrainingRows(parts, joint_rule), order, ledger, plan, *counts, loader)
 
 
-def _in_windows(usable: UsableRows, spec: DatasetSpec, packing: Packing | None) -> UsableRows:
+def _rule_of(specs: Sequence[DatasetSpec], datasets: Sequence[Any], rule: LabelRule) -> LabelRule:
+    """Return the rule for the rows of several datasets, which are not packed yet."""
+    prompts = [
+        prompts_of(spec, rule, rows.column_names)
+        for spec, rows in zip(specs, datasets, strict=True)
+    ]
+    return rule_of_all([each.given_to(rule) for each in prompts])
+
+
+def _in_windows(usable: UsableRows, spec: DatasetSpec, packing: Packing) -> UsableRows:
     """Lay the rows of a dataset into windows; return them as they are if they cannot be packed."""
-    if packing is None or not _is_packable(usable.rows, spec):
+    if not _is_packable(usable.rows, spec):
         return usable
-    packed = PackedRows.of(usable.rows, packing)
+    assert not isinstance(usable.rows, PackedRows)
+    prompts = prompts_of(spec, packing.rule, usable.rows.column_names)
+    packing = replace(packing, rule=prompts.given_to(packing.rule))
+    packed = PackedRows.of(usable.rows, packing, prompts.columns.names)
     logger.info("%s: %s", spec, packed.fill)
     return usable._replace(rows=packed, lengths=packed.sums(usable.lengths))
 
@@ -282,7 +302,7 @@ def eval_sets(
         raise ValueError("--do_eval needs --eval_dataset_name")
     rule = label_rule(student, settings.for_evaluation())
     limits = TranscriptFilter(
-        normalizer=student.normalizer(settings.language, settings.task),
+        normalizer=student.normalizer(rule.language, rule.task),
         max_label_length=rule.max_positions,
         drop_truncated=False,
     )
@@ -290,6 +310,19 @@ def eval_sets(
     whole = [replace(spec, streaming=False, targets=REFERENCES_FIRST) for spec in specs]
     loaded = [usable_rows(spec, rule, limits, rate).rows for spec in whole]
     return [
-        EvalSet(str(spec), TrainingRows([rows], rule), spec.samples or 1.0)
-        for spec, rows in zip(specs, loaded, strict=True)
+        EvalSet(
+            name, TrainingRows([rows], _rule_of([spec], [rows], rule), number), spec.samples or 1.0
+        )
+        for number, (name, spec, rows) in enumerate(
+            zip(_names_of(specs), specs, loaded, strict=True)
+        )
+    ]
+
+
+def _names_of(specs: Sequence[DatasetSpec]) -> list[str]:
+    """Return a name for each dataset, with its language and task where one comes several times."""
+    names = Counter(map(str, specs))
+    return [
+        str(spec) if names[str(spec)] == 1 else f"{spec} {spec.language} {spec.task or TRANSCRIBE}"
+        for spec in specs
     ]

@@ -12,7 +12,6 @@ class LabelSettings:
     """Which rows are learnt from, and what their labels are.
 
     Attributes:
-        language, task: of the labels' prefix.
         timestamp_probability: share of rows with timestamps that keep them.
         condition_on_prev_probability: share of rows that see the window before them.
         max_label_length: ids; rows with more are left out, as are those that the model has no
@@ -25,8 +24,6 @@ class LabelSettings:
         no_speech_probability: share of rows that are learnt as windows without speech.
     """
 
-    language: str | None
-    task: str
     timestamp_probability: float
     condition_on_prev_probability: float
     max_label_length: int

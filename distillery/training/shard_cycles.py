@@ -11,6 +11,7 @@ from datasets import IterableDataset
 from numpy.typing import NDArray
 
 from distillery.data import schema
+from distillery.data.collators import DATASET
 from distillery.data.specs import DatasetSpec
 from distillery.ingest import label_folders
 from distillery.storage.ledger import Ledger
@@ -28,13 +29,15 @@ class Stream:
     Attributes:
         rows: of all shards.
         num_shards: of it; one, where the rows depend on those before them.
+        number: of the dataset, which its rows get as `DATASET`.
     """
 
     rows: IterableDataset
     num_shards: int
+    number: int = 0
 
     @classmethod
-    def of(cls, spec: DatasetSpec) -> "Stream":
+    def of(cls, spec: DatasetSpec, number: int = 0) -> "Stream":
         """Open a dataset.
 
         Raises:
@@ -42,10 +45,10 @@ class Stream:
         """
         rows = label_folders.stream(spec)
         if spec.max_rows is not None:  # the first ones are wanted
-            return cls(rows, 1)
+            return cls(rows, 1, number)
         if rows.num_shards < MOST_LANES:
             rows = _split_further(rows)
-        return cls(rows, rows.num_shards)
+        return cls(rows, rows.num_shards, number)
 
     def shard(self, number: int) -> IterableDataset:
         """Return the rows of one shard."""
@@ -150,6 +153,7 @@ class ShardCycle:
             # A stream of several shards without ids: see `sources.load`.
             row.setdefault(schema.ID, f"row-{shard:05d}-{self._num_read:09d}")
             self._num_read += 1
+            row[DATASET] = stream.number
             yield row
         self._shard = None
 

@@ -2,7 +2,7 @@
 
 import logging
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 
 import torch
@@ -11,7 +11,7 @@ from transformers import WhisperForConditionalGeneration
 
 from distillery.data.collators import Batch
 from distillery.text.labels import IGNORED
-from distillery.text.tokens import language_code
+from distillery.text.tokens import TRANSCRIBE, Prompt
 from distillery.training.layer_states import (
     LayerStates,
     compared_with,
@@ -34,16 +34,18 @@ class TeacherOutputs:
     """What a teacher's stacks put out for one batch.
 
     decoder_states: float (batch, tokens, width), its last decoder states for the batch's decoder
-    inputs; head: its output embedding, (vocabulary, width); encoder_states: float (batch,
-    positions, width) if the student has the same encoder and may use them, else None; layers: the
-    states behind single layers, where the student's are compared with them. Of a teacher that ran
-    earlier there are the most probable tokens that were kept, in place of decoder_states.
+    inputs, or None where no row follows it; head: its output embedding, (vocabulary, width);
+    encoder_states: float (batch, positions, width) if the student has the same encoder and may use
+    them, else None; layers: the states behind single layers, where the student's are compared with
+    them; kl_weights: as in `Batch`. Of a teacher that ran earlier there are the most probable
+    tokens that were kept, in place of decoder_states.
     """
 
-    decoder_states: Tensor | TopTokens
+    decoder_states: Tensor | TopTokens | None
     head: Tensor | None
     encoder_states: Tensor | None
     layers: LayerStates | None = None
+    kl_weights: Tensor | None = None
 
 
 class Teacher:
@@ -79,16 +81,23 @@ class Teacher:
         self.compared = copied_from(model, copied)
 
     @torch.no_grad()
-    def __call__(self, input_features: Tensor, decoder_input_ids: Tensor) -> TeacherOutputs:
-        """Run encoder and decoder.
+    def __call__(
+        self, input_features: Tensor, decoder_input_ids: Tensor, kl_weights: Tensor | None = None
+    ) -> TeacherOutputs:
+        """Run encoder and decoder, as far as they are needed.
 
-        input_features: float (batch, mels, frames); decoder_input_ids: int64 (batch, tokens).
+        input_features: float (batch, mels, frames); decoder_input_ids: int64 (batch, tokens);
+        kl_weights: as in `Batch`: where all are 0, the decoder has nothing to say.
         """
+        is_followed = kl_weights is None or bool(kl_weights.any()) or any(self.compared)
+        states = hidden = None
         with recorded(*self.compared) as layers:
-            states = self.stacks.encode(input_features.to(self.model.dtype))
-            hidden = self.stacks.decode(decoder_input_ids, states)
+            if is_followed or self.shares_encoder:
+                states = self.stacks.encode(input_features.to(self.model.dtype))
+            if states is not None and is_followed:
+                hidden = self.stacks.decode(decoder_input_ids, states)
         shared = states if self.shares_encoder else None
-        return TeacherOutputs(hidden, self.model.proj_out.weight, shared, layers)
+        return TeacherOutputs(hidden, self.model.proj_out.weight, shared, layers, kl_weights)
 
 
 def _check_fit(
@@ -168,6 +177,11 @@ class StudentStep(nn.Module):
         weights = self.weights if self.training else replace(self.weights, temperature=1.0)
         if teacher is None:
             return distillation_loss(hidden, head, targets, weights)
+        if teacher.decoder_states is None:  # CE weighs as much as beside a KL
+            plain = distillation_loss(hidden, head, targets, weights)
+            return plain._replace(total=weights.ce * plain.total)
+        if teacher.kl_weights is not None:
+            weights = replace(weights, kl=teacher.kl_weights)
         losses = distillation_loss(
             hidden, head, targets, weights, teacher.decoder_states, teacher.head
         )
@@ -229,7 +243,9 @@ class Learner:
     ) -> TeacherOutputs | None:
         """Return what the teacher says of a batch, or what a cache has kept of that."""
         if not batch.cached or batch.cached[0] is None:
-            return self.teacher(features, inputs) if self.teacher else None
+            if self.teacher is None:
+                return None
+            return self.teacher(features, inputs, batch.kl_weights)
         assert batch.targets is not None
         counts = (batch.targets != IGNORED).sum(1).tolist()
         for row_id, kept, count in zip(batch.ids, batch.cached, counts, strict=True):
@@ -238,7 +254,8 @@ class Learner:
                     f"--cache_teacher has nothing of row {row_id}, whose clip could not be used "
                     "when the cache was made: name another folder"
                 )
-        return TeacherOutputs(TopTokens.from_positions(batch.cached, features.device), None, None)
+        kept_tokens = TopTokens.from_positions(batch.cached, features.device)
+        return TeacherOutputs(kept_tokens, None, None, kl_weights=batch.kl_weights)
 
     def tensors(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """Return features, decoder inputs and targets on the student's device.
@@ -272,16 +289,28 @@ class Learner:
         return replace(batch, input_features=features, waveforms=None)
 
 
-def set_prompt(student: Whisper, language: str | None, task: str) -> None:
+def set_prompt(student: Whisper, prompts: Collection[Prompt]) -> None:
     """Let the student write the language that it is trained on, where it is run without any.
 
+    One that is trained on several languages has none by default, and detects what is spoken; of
+    several tasks, it transcribes by default.
+
+    Args:
+        student: whose settings are changed.
+        prompts: of all rows, as far as they are known; a language is None where it is not.
+
     Raises:
-        ValueError: language and student do not fit each other.
+        ValueError: a language and the student do not fit each other.
     """
-    student.tokens.prefix(language, task, timestamps=True)
-    if student.tokens.is_multilingual:
-        student.model.generation_config.language = language_code(str(language))
-        student.model.generation_config.task = task
+    tokens, settings = student.tokens, student.model.generation_config
+    for prompt in prompts:
+        if prompt.language is not None:
+            tokens.prefix(*prompt, timestamps=True)
+    if tokens.is_multilingual:
+        languages = {prompt.normalized().language for prompt in prompts}
+        tasks = {prompt.task for prompt in prompts}
+        settings.language = languages.pop() if len(languages) == 1 else None
+        settings.task = tasks.pop() if len(tasks) == 1 else TRANSCRIBE
 
 
 def refuse_layerdrop(student: Whisper, num_processes: int) -> None:

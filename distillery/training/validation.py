@@ -18,8 +18,8 @@ from distillery.storage.checkpoints import BEST, sealed_folder
 from distillery.storage.outputs import Outputs
 from distillery.storage.stops import StopRequest
 from distillery.text.error_rates import character_errors, word_errors
-from distillery.text.labels import LabelRule, plain_text
-from distillery.text.normalizers import Normalizer
+from distillery.text.labels import plain_texts
+from distillery.text.tokens import Prompt
 from distillery.training.disk import enough_disk
 from distillery.training.loop import Progress, log_bad_clips
 from distillery.training.losses import SUMS, LossSums, means_of
@@ -187,11 +187,15 @@ class Evaluator:
 
 @dataclass
 class _Part:
-    """What one process found out about a set: sums of the losses, bad clips, and transcripts."""
+    """What one process found out about a set: sums of the losses, bad clips, and transcripts.
+
+    `pairs` are references and transcripts, and `prompts` what was asked for.
+    """
 
     sums: Tensor
     bad: list[str] = field(default_factory=list)
     pairs: list[tuple[str, str]] = field(default_factory=list)
+    prompts: list[Prompt] = field(default_factory=list)
 
 
 @torch.no_grad()
@@ -213,17 +217,15 @@ def evaluate(evaluator: Evaluator, eval_set: EvalSet, stop: StopRequest) -> Eval
     ):
         for batch in batches:
             with suppress(_Interrupted):
-                _evaluate_batch(evaluator, batch, eval_set.rows.rule, part)
+                _evaluate_batch(evaluator, batch, part)
             if _any_is_told(accelerator, stop):
                 return None
     num_bad = _report_bad_clips(evaluator, part.bad)
     losses = means_of(accelerator.reduce(part.sums, "sum").tolist())
     if losses is None:
         raise ValueError(f"{eval_set.name}: none of its clips can be decoded")
-    rule, pairs = eval_set.rows.rule, gather_object(part.pairs)
-    error_rates, num_scored = error_rates_of(
-        pairs, learner.student.normalizer(rule.language, rule.task)
-    )
+    pairs, prompts = gather_object(part.pairs), gather_object(part.prompts)
+    error_rates, num_scored = error_rates_of(_normalized(pairs, prompts, learner.student))
     return EvalScores(losses, num_bad, error_rates, num_scored, pairs[:NUM_EXAMPLES])
 
 
@@ -275,9 +277,7 @@ def _batches(evaluator: Evaluator, eval_set: EvalSet) -> Generator[Batch | None,
         yield None
 
 
-def _evaluate_batch(
-    evaluator: Evaluator, batch: Batch | None, rule: LabelRule, part: _Part
-) -> None:
+def _evaluate_batch(evaluator: Evaluator, batch: Batch | None, part: _Part) -> None:
     """Add to a process's part what one batch says."""
     if batch is None:
         return
@@ -289,8 +289,12 @@ def _evaluate_batch(
         batch = evaluator.learner.with_features(batch)
         part.sums += evaluator.learner.losses(batch, evaluator.step).to_tensor()
         if evaluator.settings.transcribe:
-            transcripts = _transcribe(evaluator, batch, rule)
+            assert batch.decoder_input_ids is not None
+            tokens = evaluator.learner.student.tokens
+            prompts = [tokens.asked(ids) for ids in batch.decoder_input_ids.tolist()]
+            transcripts = _transcribe(evaluator, batch, prompts)
             part.pairs += zip(batch.references, transcripts, strict=True)
+            part.prompts += prompts
 
 
 def _report_bad_clips(evaluator: Evaluator, bad: Sequence[str]) -> int:
@@ -302,36 +306,45 @@ def _report_bad_clips(evaluator: Evaluator, bad: Sequence[str]) -> int:
     return len(reports)
 
 
-def _transcribe(evaluator: Evaluator, batch: Batch, rule: LabelRule) -> list[str]:
+def _transcribe(evaluator: Evaluator, batch: Batch, prompts: Sequence[Prompt]) -> list[str]:
     settings, student = evaluator.settings, evaluator.learner.student
-    decoding = Decoding(
-        rule.language,
-        rule.task,
-        settings.timestamps,
-        settings.num_beams,
-        settings.max_length,
-        settings.temperature_fallback,
-    ).fitted_to(student)
     assert batch.input_features is not None
+    decodings = [
+        Decoding(
+            *prompt,
+            settings.timestamps,
+            settings.num_beams,
+            settings.max_length,
+            settings.temperature_fallback,
+        ).fitted_to(student)
+        for prompt in prompts
+    ]
     with autocast(evaluator.accelerator):
         seeds = [seed_of(row_id) for row_id in batch.ids]
-        transcripts = transcribe_windows(student, batch.input_features, decoding, seeds=seeds)
-    return [plain_text(each.ids, student.tokens, student.tokenizer) for each in transcripts]
+        transcripts = transcribe_windows(student, batch.input_features, decodings, seeds=seeds)
+    return plain_texts([each.ids for each in transcripts], student.tokens, student.tokenizer)
 
 
-def error_rates_of(
-    pairs: Sequence[tuple[str, str]], normalizer: Normalizer
-) -> tuple[dict[str, float], int]:
-    """Return WER and CER in percent after normalisation, and over how many clips they are.
+def _normalized(
+    pairs: Sequence[tuple[str, str]], prompts: Sequence[Prompt], student: Whisper
+) -> list[tuple[str, str]]:
+    """Return references and transcripts as each one's language is normalised."""
+    normalizers = {prompt: student.normalizer(*prompt) for prompt in set(prompts)}
+    return [
+        (normalizers[prompt](reference), normalizers[prompt](text))
+        for prompt, (reference, text) in zip(prompts, pairs, strict=True)
+    ]
+
+
+def error_rates_of(pairs: Sequence[tuple[str, str]]) -> tuple[dict[str, float], int]:
+    """Return WER and CER in percent, and over how many clips they are.
 
     A clip without a reference does not count; where there is no other, there are no rates.
 
     Args:
-        pairs: (reference, transcript) of each clip.
-        normalizer: applied to both.
+        pairs: (reference, transcript) of each clip, normalised.
     """
-    normalized = [(normalizer(reference), normalizer(text)) for reference, text in pairs]
-    scored = [(reference, text) for reference, text in normalized if reference]
+    scored = [(reference, text) for reference, text in pairs if reference]
     if not scored:
         return {}, 0
     references, transcripts = zip(*scored, strict=True)

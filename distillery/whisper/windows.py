@@ -51,7 +51,7 @@ def decoder_passes(whisper: Whisper, decoding: Decoding) -> list[tuple[Any, str]
 def transcribe_windows(
     whisper: Whisper,
     input_features: Tensor,
-    decoding: Decoding,
+    decoding: Decoding | Sequence[Decoding],
     *,
     prompts: Sequence[Sequence[int]] = (),
     seeds: Sequence[int] = (),
@@ -62,17 +62,16 @@ def transcribe_windows(
         whisper: the model, on the device of the features. Its assistant, where it has one, is
             used only without prompts and at temperature 0.
         input_features: float (batch, mels, frames of the window).
-        decoding: see `Decoding`.
+        decoding: see `Decoding`; of each window where they differ, though not in their beams.
         prompts: ids that each window's decoder sees before its prefix; one of no ids is none.
         seeds: of what is drawn for each window; 0 for all where there are none.
     """
     numbers = range(len(input_features))
     shown, drawn_by = prompts or [()] * len(numbers), seeds or [0] * len(numbers)
+    hows = [decoding] * len(numbers) if isinstance(decoding, Decoding) else decoding
     windows = [
-        Window(number, features, decoding, prompt, seed)
-        for number, features, prompt, seed in zip(
-            numbers, input_features, shown, drawn_by, strict=True
-        )
+        Window(*window)
+        for window in zip(numbers, input_features, hows, shown, drawn_by, strict=True)
     ]
     found = dict(_in_batch(whisper, windows))
     return [found[index] for index in range(len(windows))]

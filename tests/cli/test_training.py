@@ -11,12 +11,12 @@ from tiny import tiny_model_folder
 
 from distillery.cli import training
 from distillery.cli.arguments import (
-    DecodingArguments,
     ModelArguments,
     OutputArguments,
     RunArguments,
 )
 from distillery.cli.device_arguments import DeviceArguments
+from distillery.cli.prompt_arguments import PromptArguments
 from distillery.cli.training_arguments import (
     TRAINING_GROUPS,
     TrainDataArguments,
@@ -119,7 +119,7 @@ def test_what_the_best_model_is_best_in(flags, metric):
     args = TrainingArguments(
         eval_steps=4, per_device_eval_batch_size=5, generation_max_length=9, **flags
     )
-    decoding_args = DecodingArguments(
+    decoding_args = PromptArguments(
         return_timestamps=True, generation_num_beams=6, temperature_fallback=True
     )
     transcribe = args.predict_with_generate
@@ -147,7 +147,7 @@ def test_a_session_saves_as_its_flags_say(monkeypatch, tmp_path):
     flags = TrainingFlags(
         ModelArguments(model_name_or_path="model"),
         TrainDataArguments(train_dataset_name="data"),
-        DecodingArguments(),
+        PromptArguments(),
         TrainingArguments(save_steps=11, save_total_limit=2),
         OutputArguments(output_dir="out"),
         RunArguments(),
@@ -236,12 +236,15 @@ def folder(tmp_path_factory):
 def student_of(
     folder, run_folder, freeze_encoder=True, gradient_checkpointing=False, num_processes=1
 ):
-    flags = SimpleNamespace(
-        model=ModelArguments(model_name_or_path=str(folder)),
-        decoding=DecodingArguments(language="Japanese"),
-        training=TrainingArguments(
+    flags = TrainingFlags(
+        ModelArguments(model_name_or_path=str(folder)),
+        TrainDataArguments(train_dataset_name="data"),
+        PromptArguments(language="Japanese"),
+        TrainingArguments(
             freeze_encoder=freeze_encoder, gradient_checkpointing=gradient_checkpointing
         ),
+        OutputArguments(output_dir="out"),
+        RunArguments(),
     )
     accelerator = SimpleNamespace(device=torch.device("cpu"), num_processes=num_processes)
     newest = resume.newest_checkpoint(Accelerator(cpu=True), run_folder)

@@ -125,6 +125,17 @@ def test_a_batch_knows_what_it_holds(collate, log_mel):
     assert collate([BAD]).num_clips == 1
 
 
+def test_datasets_follow_their_teacher_as_they_are_told(collate):
+    rows = [
+        {**row(name), "dataset_number": number}
+        for name, number in zip("abc", (1, 0, 1), strict=True)
+    ]
+    assert collate(rows).kl_weights is None
+    told = replace(collate, kl_weights=(1.0, 0.25))
+    assert told(rows).kl_weights.tolist() == [0.25, 1.0, 0.25]
+    assert told([BAD, rows[1]]).kl_weights.tolist() == [1.0]
+
+
 def same(one, other):
     assert one.ids == other.ids
     assert one.references == other.references

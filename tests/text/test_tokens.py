@@ -66,8 +66,19 @@ def test_ids_of_openais_tokenizer():
 def test_prefix(tokens, language, task, timestamps, ids):
     assert tokens.prefix(language, task, timestamps) == ids
 
+    assert len(ids) == tokens.prefix_length(timestamps)
+    assert tokens.asked([404, 5, *ids, 9]) == (language_code(language), task)
+
+
+@pytest.mark.parametrize("ids", [[], [302, 402], [301], [301, 302], [301, 402, 302], [301, 5, 402]])
+def test_what_has_no_prefix_asks_for_nothing(tokens, english, ids):
+    with pytest.raises(ValueError, match="no language and task"):
+        tokens.asked(ids)
+    assert english.asked(ids) == (None, "transcribe")
+
 
 def test_prefix_of_an_english_only_model(english):
+    assert english.prefix_length(True) == 1
     assert not english.is_multilingual
     assert english.prefix(None, "transcribe", True) == [301]
     assert english.prefix(None, "transcribe", False) == [301, 406]

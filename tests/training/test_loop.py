@@ -40,9 +40,9 @@ def parts(folder):
     learner = Learner(student, StudentStep(student.model, LossWeights()), None)
     optimization = Optimization(1e-2, "constant", 0, 0.0, (0.9, 0.999), 1.0)
     data = training_data(
-        [DatasetSpec(str(folder / "rows.jsonl"))],
+        [DatasetSpec(str(folder / "rows.jsonl"), language="ja")],
         student,
-        LabelSettings("ja", "transcribe", 0.2, 0.2, 96, None, seed=0),
+        LabelSettings(0.2, 0.2, 96, None, seed=0),
         Length(NUM_UPDATES, 1),
         BatchPlan(per_device=1, accumulation=2, num_processes=1),
         BatchLoader(SpeechCollator(student.log_mel, student.tokens), 0, pin_memory=False),

@@ -5,7 +5,7 @@ from torch.nn.functional import log_softmax, softmax
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from distillery.text.labels import IGNORED
-from distillery.training.losses import LossWeights, distillation_loss
+from distillery.training.losses import LossWeights, distillation_loss, means_of
 
 BATCH, TOKENS, WIDTH, TEACHER_WIDTH, VOCABULARY = 4, 7, 6, 10, 31
 WEIGHTS = [
@@ -75,6 +75,46 @@ def test_values_and_gradients_are_those_of_the_plain_formula(weights, chunk_rows
         assert found.dtype == dtype
         close(found, wanted)
     assert sums.num_tokens == int((targets != IGNORED).sum())
+
+
+@pytest.mark.parametrize("chunk_rows", [1, 5, 1024])
+@pytest.mark.parametrize("by_row", [(1.0, 0.0, 0.5, 2.0), (0.0, 0.0, 0.0, 0.0)])
+def test_rows_follow_their_teacher_as_much_as_each_is_told(by_row, chunk_rows):
+    hidden, head, targets, *teacher = example()
+    weights = LossWeights(ce=0.8, kl=torch.tensor(by_row), temperature=3.0)
+    sums = distillation_loss(hidden, head, targets, weights, *teacher, chunk_rows=chunk_rows)
+    alone = [
+        plain_loss(
+            hidden[i], head, targets[i], LossWeights(0.8, kl, 3.0), teacher[0][i], teacher[1]
+        )
+        for i, kl in enumerate(by_row)
+    ]
+    total = sum(loss for loss, _, _ in alone)
+    close(sums.total, total)
+    close(sums.ce, sum(ce for _, ce, _ in alone))
+    close(
+        sums.kl,
+        sum((kl for (_, _, kl), w in zip(alone, by_row, strict=True) if w), torch.zeros(())),
+    )
+    follows = torch.tensor(by_row)[:, None] > 0
+    assert int(sums.kl_tokens) == int(((targets != IGNORED) & follows).sum())
+    wanted = gradients(total, hidden, head)
+    for found, one in zip(gradients(sums.total, hidden, head), wanted, strict=True):
+        close(found, one)
+
+
+def test_the_mean_divergence_is_that_of_the_tokens_that_have_one():
+    hidden, head, targets, *teacher = example()
+    weights = LossWeights(kl=torch.tensor([1.0, 0.0, 0.0, 0.0]))
+    sums = distillation_loss(hidden, head, targets, weights, *teacher)
+    alone = distillation_loss(
+        hidden[:1], head, targets[:1], LossWeights(), teacher[0][:1], teacher[1]
+    )
+    means, others = means_of(sums.to_tensor().tolist()), means_of(alone.to_tensor().tolist())
+    assert means["kl"] == pytest.approx(others["kl"])
+    assert means["ce"] == pytest.approx(float(sums.ce) / sums.num_tokens)
+    plain = distillation_loss(hidden, head, targets, weights)
+    assert means_of(plain.to_tensor().tolist())["kl"] == 0
 
 
 @pytest.mark.parametrize("chunk_rows", [1, 5, 1024])

@@ -20,7 +20,7 @@ from distillery.training.monitor import (
 )
 
 
-def accelerator_of(is_main=True, others=(0.0,) * 9):
+def accelerator_of(is_main=True, others=(0.0,) * 10):
     """Return what stands for an accelerator with another process that has those sums."""
     tracked = []
     return SimpleNamespace(
@@ -53,7 +53,7 @@ def logged(folder, every, num_updates, sums, progress=None, norms=None):
 
 
 HEARD = [9.0, 2.0, 12.0, 16.0]  # seconds of speech, windows of 30 s, inputs and their positions
-SUMS = [[4.0 * n, 2.0 * n, 1.0 * n, 0.0, 2.0, *HEARD] for n in range(1, 6)]
+SUMS = [[4.0 * n, 2.0 * n, 1.0 * n, 0.0, 2.0, 2.0, *HEARD] for n in range(1, 6)]
 
 
 def test_the_first_update_is_logged_and_then_every_so_many_and_the_last(tmp_path):
@@ -84,7 +84,7 @@ def test_the_trackers_alone_hear_how_fast_it_is(tmp_path, monkeypatch):
     monkeypatch.setattr(monitor.time, "monotonic", lambda: next(clock))
     monkeypatch.setattr(monitor, "peak_memory", lambda _: 3 * 2**30)
     # The checkpoint's sums were not heard in this start.
-    progress = Progress(1, [4.0, 2.0, 1.0, 0.0, 2.0, *HEARD])
+    progress = Progress(1, [4.0, 2.0, 1.0, 0.0, 2.0, 2.0, *HEARD])
     lines, tracked = logged(tmp_path, 2, 4, SUMS[1:4], progress)
     names = ("samples_per_s", "audio_s_per_s", "memory_gib", "padding_labels")
     figures = [[values[f"train/{name}"] for name in names] for _, values in tracked]
@@ -108,7 +108,7 @@ def test_a_line_says_loss_ce_kl_rate_and_time_left(tmp_path, caplog):
 
 def test_a_mean_squared_error_has_a_column_of_its_own(tmp_path, caplog):
     with caplog.at_level(logging.INFO):
-        lines, _ = logged(tmp_path, 2, 2, [[8.0, 2.0, 1.0, 4.0, 2.0, *HEARD]] * 2)
+        lines, _ = logged(tmp_path, 2, 2, [[8.0, 2.0, 1.0, 4.0, 2.0, 2.0, *HEARD]] * 2)
     assert [line["mse"] for line in lines] == [2, 2]
     assert list(lines[0])[2:6] == ["loss", "ce", "kl", "mse"]
     assert "loss 4.0000, CE 1.0000, KL 0.5000, MSE 2.0000, " in caplog.records[0].getMessage()
@@ -116,7 +116,7 @@ def test_a_mean_squared_error_has_a_column_of_its_own(tmp_path, caplog):
 
 def test_a_skipped_update_does_not_count(tmp_path):
     norms = [1.0, math.nan, 1.0]
-    lines, _ = logged(tmp_path, 2, 3, [SUMS[0], [math.nan] * 9, SUMS[2]], norms=norms)
+    lines, _ = logged(tmp_path, 2, 3, [SUMS[0], [math.nan] * 10, SUMS[2]], norms=norms)
     assert [(line["step"], line["tokens"], line["grad_norm"]) for line in lines] == [
         (1, 2, 1.0),
         (2, 2, None),
@@ -126,22 +126,24 @@ def test_a_skipped_update_does_not_count(tmp_path):
 
 def test_without_any_token_there_is_no_line(tmp_path):
     (tmp_path / LOSS_LOG).touch()
-    assert logged(tmp_path, 1, 2, [[0.0] * 9, [0.0] * 9]) == ([], [])
+    assert logged(tmp_path, 1, 2, [[0.0] * 10, [0.0] * 10]) == ([], [])
 
 
 def test_a_resumed_run_goes_on_with_the_sums_of_its_checkpoint(tmp_path):
-    lines, _ = logged(tmp_path, 4, 4, SUMS[3:4], Progress(3, [24.0, 12.0, 6.0, 0.0, 6.0, *HEARD]))
+    lines, _ = logged(
+        tmp_path, 4, 4, SUMS[3:4], Progress(3, [24.0, 12.0, 6.0, 0.0, 6.0, 6.0, *HEARD])
+    )
     assert [(line["step"], line["loss"], line["tokens"]) for line in lines] == [(4, 5, 8)]
 
 
 @pytest.mark.parametrize("is_main", [True, False])
 def test_a_checkpoint_holds_the_sums_of_all_processes_once(is_main):
-    kept = [float(n) for n in range(9)]
-    window = LossWindow(accelerator_of(is_main, others=(5.0,) * 9), kept)
-    assert window.sums.tolist() == (kept if is_main else [0.0] * 9)
+    kept = [float(n) for n in range(10)]
+    window = LossWindow(accelerator_of(is_main, others=(5.0,) * 10), kept)
+    assert window.sums.tolist() == (kept if is_main else [0.0] * 10)
     saved = window.to_list()
-    assert saved == ([n + 5.0 for n in kept] if is_main else [5.0] * 9)
-    assert window.sums.tolist() == (saved if is_main else [0.0] * 9)
+    assert saved == ([n + 5.0 for n in kept] if is_main else [5.0] * 10)
+    assert window.sums.tolist() == (saved if is_main else [0.0] * 10)
 
 
 # --- trackers that fail --------------------------------------------------------------------------

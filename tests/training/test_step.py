@@ -171,6 +171,32 @@ def test_prompted_rows_of_two_identical_models_do_not_diverge(teacher, temperatu
     assert sums.num_tokens == 6 + 5
 
 
+@pytest.mark.parametrize("shared", [True, False])
+def test_a_teacher_that_no_row_follows_is_not_asked(teacher, student, shared):
+    frozen = Teacher(teacher, student)
+    frozen.shares_encoder = shared
+    encoder, decoder = count_calls(teacher.model.encoder), count_calls(teacher.model.decoder)
+    outputs = frozen(FEATURES, INPUTS, torch.zeros(2))
+    assert (len(encoder), len(decoder)) == (int(shared), 0)
+    step, weights = StudentStep(student, LossWeights(ce=0.5)), torch.tensor([0.0, 1e-9])
+    sums = step(FEATURES, INPUTS, TARGETS, outputs)
+    assert (float(sums.kl), float(sums.kl_tokens), sums.num_tokens) == (0, 0, 11)
+    assert float(sums.total.detach()) == pytest.approx(0.5 * float(sums.ce))
+    asked = step(FEATURES, INPUTS, TARGETS, frozen(FEATURES, INPUTS, weights))
+    assert len(decoder) == 1
+    assert float(asked.total.detach()) == pytest.approx(float(sums.total.detach()), rel=1e-6)
+    assert float(asked.kl_tokens) == 5
+
+
+def test_rows_weigh_in_the_loss_as_their_dataset_is_told(teacher, student):
+    frozen, step = Teacher(teacher, student), StudentStep(student, LossWeights(ce=0.5, kl=3.0))
+    one = step(FEATURES, INPUTS, TARGETS, frozen(FEATURES, INPUTS, torch.tensor([1.0, 0.0])))
+    alone = step(FEATURES[:1], INPUTS[:1], TARGETS[:1], frozen(FEATURES[:1], INPUTS[:1]))
+    assert float(one.kl) == pytest.approx(float(alone.kl), rel=1e-5)
+    wanted = 0.5 * float(one.ce) + float(alone.kl)
+    assert float(one.total.detach()) == pytest.approx(wanted, rel=1e-5)
+
+
 def test_the_prompt_reaches_teacher_and_student(teacher, student):
     frozen = Teacher(teacher, student)
     other = INPUTS.clone()

@@ -81,7 +81,7 @@ def test_progress_of_another_version_is_refused(tmp_path, taken, added):
 def test_two_runs_share_neither_window_nor_bad_clips():
     Progress().window[0] = 1.0
     Progress().bad_clips.append("clip a is broken")
-    assert Progress() == Progress(0, [0.0] * 9, None, [], 0)
+    assert Progress() == Progress(0, [0.0] * 10, None, [], 0)
 
 
 # --- when a checkpoint is saved ------------------------------------------------------------------
