@@ -2,11 +2,11 @@
 
     PYTHONPATH=.:tests:scripts/demo python benchmarks/shuffle.py
 
-The quickstart's speech lies in Parquet with row groups of 40 clips, sorted by their size, so that
-neighbours are alike; `run_finetuning.py` trains the quickstart's untrained teacher on it. Once
-each row may come anywhere in an epoch; then row groups count as large, and a pool is four of
-them: 160 clips, 5 batches. Both ways are run for each seed. Printed are the mean training loss of
-each sixth of the updates, and the loss on clips that were not trained on, at the end.
+The quickstart's speech lies in Parquet with row groups of 40 clips, as it was made, or by size with
+`--sorted`, so that neighbours are alike; `run_finetuning.py` trains the quickstart's untrained
+teacher on it. Once each row may come anywhere in an epoch; then row groups count as large, and a
+pool is four of them: 160 clips, 5 batches. Both ways are run for each seed. Printed are the mean
+training loss of each sixth of the updates, and the loss on other clips at the end.
 """
 
 import argparse
@@ -29,21 +29,22 @@ GROUP_ROWS, POOL_GROUPS, PARTS, BATCH = 40, 4, 6, 32
 WAYS = {"all rows": 1 << 60, f"{POOL_GROUPS} row groups at a time": 0}  # what a large group is
 
 
-def make_speech(folder: Path, num_clips: int) -> tuple[Path, Path, Path]:
+def make_speech(folder: Path, num_clips: int, is_sorted: bool) -> tuple[Path, Path, Path]:
     """Make the speech and an untrained model; return training data, other clips and the model."""
     corpus, model, data = folder / "corpus", folder / "model", folder / "data"
     sizes = ["--num_train", str(num_clips), "--num_test", "100", "--num_long", "1"]
     make_corpus.main(["--output_dir", str(corpus), *sizes, "--num_windows", "0"])
     make_teacher.main(["--corpus", str(corpus), "--output_dir", str(model)])
-    write_sorted(corpus / "train.jsonl", data)
+    write_parquet(corpus / "train.jsonl", data, is_sorted)
     return data, corpus / "test.jsonl", model
 
 
-def write_sorted(manifest: Path, folder: Path) -> None:
-    """Write the clips of a manifest in the order of their size, and take note of row groups."""
+def write_parquet(manifest: Path, folder: Path, is_sorted: bool) -> None:
+    """Write the clips of a manifest, by size or as they come, and take note of row groups."""
     rows = sources.load(DatasetSpec(str(manifest)))
     clips = [{**row, "audio": hub_layout.embed_audio(row)} for row in rows]
-    clips.sort(key=lambda clip: len(clip["audio"]["bytes"]))
+    if is_sorted:
+        clips.sort(key=lambda clip: len(clip["audio"]["bytes"]))
     path = hub_layout.shard_path(folder, hub_layout.DEFAULT_CONFIG, "train", 0, 1)
     path.parent.mkdir(parents=True)
     features = column_types.source_features()
@@ -71,10 +72,11 @@ def main() -> None:
     parser.add_argument("--clips", type=int, default=1000)
     parser.add_argument("--steps", type=int, default=240)
     parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--sorted", action="store_true", help="neighbours are of like size")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        data, test, model = make_speech(folder, args.clips)
+        data, test, model = make_speech(folder, args.clips, args.sorted)
         print(
             "| seed | shuffled are |", " | ".join(f"part {i + 1}" for i in range(PARTS)), "| test |"
         )
