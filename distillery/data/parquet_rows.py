@@ -143,13 +143,7 @@ class ParquetFiles:
 
     def group_ends(self) -> NDArray[np.int64]:
         """Return the number of rows up to the end of each row group, int64 (groups,)."""
-        starts = np.concatenate([[0], self.ends[:-1]])
-        return np.concatenate(
-            [
-                start + np.array(_opened(state).ends, np.int64)
-                for start, state in zip(starts, self.states, strict=True)
-            ]
-        )
+        return np.cumsum([size for state in self.states for size, _ in _groups(state)], dtype=int)
 
     def row(self, number: int, columns: Collection[str]) -> pa.Table:
         """Return one row; to read the others of its row group next costs little."""
@@ -358,18 +352,6 @@ class ParquetRows:
         places = np.asarray(indices, np.int64)
         added = {name: values.take(pa.array(places)) for name, values in self.added.items()}
         return replace(self, numbers=self.numbers[places], added=added)
-
-    def group_ends(self) -> NDArray[np.int64]:
-        """Return where another row group begins than that of the row before, and the end.
-
-        There, and nowhere else, reading can begin without reading what is before.
-        """
-        groups = np.searchsorted(self.files.group_ends(), self.numbers, side="right")
-        return np.append(np.flatnonzero(np.diff(groups)) + 1, len(self))
-
-    def reopened(self) -> "ParquetRows":
-        """Return the same rows, which do not read on where these did."""
-        return replace(self, files=replace(self.files, _scans={}))
 
     def take(self, count: int) -> "ParquetRows":
         """Return the first rows."""

@@ -73,7 +73,7 @@ def of_parquet(rows: ParquetRows) -> IterableDataset:
 
     @lru_cache(maxsize=OPEN_SHARDS)
     def opened(_shard: int) -> ParquetRows:
-        return rows.reopened()  # else shards that are read in turns would begin again each time
+        return rows.keeping(0)  # else shards that are read in turns would begin again each time
 
     features = Features(
         {
@@ -83,4 +83,7 @@ def of_parquet(rows: ParquetRows) -> IterableDataset:
             for name, kind in rows.features.items()
         }
     )
-    return of_rows(rows.group_ends(), lambda shard, row: opened(shard)[row], features, rows.split)
+    # Where another row group begins, reading can begin without reading what is before.
+    groups = np.searchsorted(rows.files.group_ends(), rows.numbers, side="right")
+    ends = np.append(np.flatnonzero(np.diff(groups)) + 1, len(rows))
+    return of_rows(ends, lambda shard, row: opened(shard)[row], features, rows.split)
