@@ -87,7 +87,14 @@ def _training(run: Run, progress: Progress, ledger: Ledger | None) -> str:
     return "\n".join([*lines, "", "</details>"])
 
 
-FIGURES = {"loss": "loss", "ce": "CE", "kl": "KL", "wer": "WER, %", "cer": "CER, %"}
+FIGURES = {
+    "loss": "loss",
+    "ce": "CE",
+    "kl": "KL",
+    "wer": "WER, %",
+    "cer": "CER, %",
+    "wer_ortho": "WER as written, %",
+}
 
 
 def _evaluation(run: Run, progress: Progress) -> list[str]:

@@ -225,7 +225,7 @@ def evaluate(evaluator: Evaluator, eval_set: EvalSet, stop: StopRequest) -> Eval
     if losses is None:
         raise ValueError(f"{eval_set.name}: none of its clips can be decoded")
     pairs, prompts = gather_object(part.pairs), gather_object(part.prompts)
-    error_rates, num_scored = error_rates_of(_normalized(pairs, prompts, learner.student))
+    error_rates, num_scored = error_rates_of(*_texts_to_compare(pairs, prompts, learner.student))
     return EvalScores(losses, num_bad, error_rates, num_scored, pairs[:NUM_EXAMPLES])
 
 
@@ -325,29 +325,38 @@ def _transcribe(evaluator: Evaluator, batch: Batch, prompts: Sequence[Prompt]) -
     return plain_texts([each.ids for each in transcripts], student.tokens, student.tokenizer)
 
 
-def _normalized(
-    pairs: Sequence[tuple[str, str]], prompts: Sequence[Prompt], student: Whisper
-) -> list[tuple[str, str]]:
-    """Return references and transcripts as each one's language is normalised."""
-    normalizers = {prompt: student.normalizer(*prompt) for prompt in set(prompts)}
-    return [
-        (normalizers[prompt](reference), normalizers[prompt](text))
-        for prompt, (reference, text) in zip(prompts, pairs, strict=True)
-    ]
+Pairs = list[tuple[str, str]]  # reference and transcript of each clip
 
 
-def error_rates_of(pairs: Sequence[tuple[str, str]]) -> tuple[dict[str, float], int]:
+def _texts_to_compare(
+    pairs: Pairs, prompts: Sequence[Prompt], student: Whisper
+) -> tuple[Pairs, Pairs]:
+    """Return references and transcripts as each one's language is normalised, and without that."""
+    known = {prompt: student.normalizer(*prompt) for prompt in set(prompts)}
+    normalizers = [known[prompt] for prompt in prompts]
+    normalized = [(n(a), n(b)) for n, (a, b) in zip(normalizers, pairs, strict=True)]
+    raw = [(n.raw(a), n.raw(b)) for n, (a, b) in zip(normalizers, pairs, strict=True)]
+    return normalized, raw
+
+
+def error_rates_of(normalized: Pairs, raw: Pairs) -> tuple[dict[str, float], int]:
     """Return WER and CER in percent, and over how many clips they are.
 
     A clip without a reference does not count; where there is no other, there are no rates.
 
     Args:
-        pairs: (reference, transcript) of each clip, normalised.
+        normalized: (reference, transcript) of each clip.
+        raw: the same, as they are written, for `wer_ortho`: distil-whisper's name for the WER
+            without normalisation.
     """
-    scored = [(reference, text) for reference, text in pairs if reference]
-    if not scored:
+    places = [place for place, (reference, _) in enumerate(normalized) if reference]
+    if not places:
         return {}, 0
-    references, transcripts = zip(*scored, strict=True)
-    wer = word_errors(references, transcripts).error_rate
-    cer = character_errors(references, transcripts).error_rate
-    return {"wer": wer, "cer": cer}, len(scored)
+    references, transcripts = zip(*(normalized[place] for place in places), strict=True)
+    as_written = zip(*(raw[place] for place in places), strict=True)
+    rates = {
+        "wer": word_errors(references, transcripts).error_rate,
+        "cer": character_errors(references, transcripts).error_rate,
+        "wer_ortho": word_errors(*as_written).error_rate,
+    }
+    return rates, len(places)

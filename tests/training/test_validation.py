@@ -24,11 +24,16 @@ from distillery.whisper import checkpoint
 
 def test_error_rates_are_percent():
     pairs = [("ねこ", "ねこ"), ("いぬとさかな", "いぬとさかに"), ("", "うるさい")]
-    rates, num_scored = error_rates_of(pairs)
-    assert rates == {"wer": pytest.approx(50), "cer": pytest.approx(100 / 8)}
+    raw = [("ねこ。", "ねこ"), ("いぬとさかな", "いぬとさかに"), ("。", "うるさい")]
+    rates, num_scored = error_rates_of(pairs, raw)
+    assert rates == {
+        "wer": pytest.approx(50),
+        "cer": pytest.approx(100 / 8),
+        "wer_ortho": pytest.approx(100),
+    }
     assert num_scored == 2
-    assert error_rates_of([]) == ({}, 0)
-    assert error_rates_of([("", "x")]) == ({}, 0)
+    assert error_rates_of([], []) == ({}, 0)
+    assert error_rates_of([("", "x")], [("。", "x")]) == ({}, 0)
 
 
 LOSSES = {"loss": 1.25, "ce": 1.5, "kl": 0.125}
@@ -113,7 +118,9 @@ def test_a_stop_is_heard_at_the_decoders_next_token(evaluator, stopped_at, call)
 def test_what_is_drawn_does_not_depend_on_the_batch(evaluator, monkeypatch):
     """Random weights are never sure, so that with the fallback all transcripts are drawn."""
     drawn = []
-    monkeypatch.setattr(validation, "error_rates_of", lambda pairs: drawn.append(pairs) or ({}, 0))
+    monkeypatch.setattr(
+        validation, "error_rates_of", lambda pairs, _: drawn.append(pairs) or ({}, 0)
+    )
     for more in (
         {},
         {"temperature_fallback": True},
