@@ -20,7 +20,7 @@ from distillery.ingest import sources
 from distillery.whisper import checkpoint
 
 ARGUMENTS = ["--num_train", "14", "--num_test", "6", "--num_long", "2", "--num_windows", "18"]
-SETS = ("train", "windows", "test", "long")
+SETS = ("train", "windows", "test", "long", "dev", "dev_long")
 
 
 def make_corpus(folder, *more):
@@ -89,6 +89,8 @@ def test_sets_have_the_rows_asked_for(corpus, rows):
         "windows": 18,
         "test": 6,
         "long": 2,
+        "dev": 6,
+        "dev_long": 2,
     }
     summary = json.loads((corpus / "corpus.json").read_text())
     assert summary["sets"]["train"]["rows"] == 14
@@ -104,19 +106,34 @@ def test_audio_is_what_the_manifest_says(corpus, rows):
             assert info.duration == pytest.approx(row["duration"], abs=1e-3)
             assert row["language"] == "ja"
     assert all(1.0 <= row["duration"] <= 3.0 for row in rows["train"] + rows["test"])
-    assert all(20.0 <= row["duration"] <= 40.0 for row in rows["long"])
+    assert all(20.0 <= row["duration"] <= 40.0 for row in rows["long"] + rows["dev_long"])
     lengths = [row["duration"] for row in rows["windows"]]
     assert all(1.0 <= length <= 3.0 for length in lengths)
     assert sum(length == 3.0 for length in lengths) >= 9
     assert sum(length < 3.0 for length in lengths) >= 3
 
 
-def test_no_test_sentence_is_trained_on(rows):
+def sentences(rows, *sets):
+    found = [row for name in sets for row in rows[name]]
+    return [plain(part["text"]) for row in found for part in row.get("segments") or [row]]
+
+
+def test_no_sentence_is_in_two_sets(rows):
     trained = {plain(row["text"]) for row in rows["train"] + rows["windows"]}
-    tested = [plain(row["text"]) for row in rows["test"]]
-    tested += [plain(part["text"]) for row in rows["long"] for part in row["segments"]]
-    assert len(set(tested)) == len(tested)
-    assert not trained & set(tested)
+    tested = sentences(rows, "test", "long")
+    developed_on = sentences(rows, "dev", "dev_long")
+    assert len(tested) > 20 and len(developed_on) > 20
+    assert len({*tested, *developed_on}) == len(tested) + len(developed_on)
+    assert not trained & {*tested, *developed_on}
+
+
+def test_the_development_set_is_drawn_on_its_own(corpus, rows):
+    def speakers(name):
+        clips = [soundfile.read(corpus / row["audio"])[0] for row in rows[name]]
+        return {(row["speaker_id"], max(clip)) for row, clip in zip(rows[name], clips, strict=True)}
+
+    assert not speakers("dev") & speakers("test")
+    assert not speakers("dev_long") & speakers("long")
 
 
 def test_texts_are_kana_with_some_full_stops(rows):

@@ -10,10 +10,12 @@ Writes FLAC files (16 kHz, mono) and one JSON-lines manifest for each set:
 - `windows.jsonl`: training windows cut out of longer recordings as long-form decoding cuts them,
   all beginning in a pause: half of them last `--window_s` seconds, whatever is said when they end,
   a few with silence alone; half hold two utterances or more, none of them cut off;
-- `test.jsonl`: clips of word sequences that no training utterance has;
+- `test.jsonl`: clips of word sequences that no other set has;
 - `long.jsonl`: such utterances joined with pauses to 20 to 40 s, with the times of each;
 - `long_clips.jsonl`: the same utterances one by one, as parts of those recordings: what is lost
-  against them is lost by decoding at length.
+  against them is lost by decoding at length;
+- `dev.jsonl`, `dev_long.jsonl`, `dev_long_clips.jsonl`: as large as these three, with sentences and
+  speakers of their own. What is tuned is tuned on them.
 
 The same arguments give the same bytes. A finished corpus is left as it is.
 """
@@ -21,8 +23,10 @@ The same arguments give the same bytes. A finished corpus is left as it is.
 import argparse
 import itertools
 import json
+import multiprocessing
 import random
 import sys
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,7 +55,7 @@ LANGUAGE = "language"
 
 MARGIN_S = 0.1  # of silence around an utterance that is cut out
 
-RECIPE = 3  # raise it when the same arguments no longer give the same corpus
+RECIPE = 4  # raise it when the same arguments no longer give the same corpus
 SUMMARY = "corpus.json"
 
 # fmt: off
@@ -62,6 +66,10 @@ WORDS = (
 )
 # fmt: on
 NUM_WORDS_WEIGHTS = (1, 4, 5, 5, 5)  # single words are few: each one tested is one not trained on
+
+TRAIN, WINDOWS, TEST, LONG, DEV, DEV_LONG = "train", "windows", "test", "long", "dev", "dev_long"
+NUM_SHARES = 64  # of all sentences; each set has some, and the training sets have the others
+HELD_OUT = (TEST, DEV) * 2 + (LONG, DEV_LONG) * 4
 
 MARGINS_S = (0.1, 0.4)  # silence before and after the utterance of a clip
 PAUSES_S = (0.7, 1.2)  # silence between the utterances of a recording
@@ -74,29 +82,33 @@ TAILS_S = (0.05, 0.4)  # silence at the end of a window that cuts nothing off
 
 @dataclass
 class Studio:
-    """Speaks random sentences; those in `held_out` only when they are asked for."""
+    """Speaks random sentences of one set."""
 
     espeak: Espeak
-    held_out: set[tuple[str, ...]]
+    rng: random.Random
+    set_name: str
 
-    def training_words(self, rng: random.Random) -> tuple[str, ...]:
-        """Draw a word sequence that is not held out."""
-        while (words := draw_words(rng)) in self.held_out:
-            pass
-        return words
+    def sentences(self) -> Iterator[tuple[str, ...]]:
+        """Yield sentences without end; of a set that is held out, none twice."""
+        said: set[tuple[str, ...]] = set()
+        while True:
+            words = draw_words(self.rng)
+            if set_of("".join(words)) == self.set_name and words not in said:
+                if self.set_name != TRAIN:
+                    said.add(words)
+                yield words
 
-    def clip(self, rng: random.Random, words: tuple[str, ...]) -> tuple[Speaker, Recording]:
+    def clip(self, words: tuple[str, ...]) -> tuple[Speaker, Recording]:
         """Return one utterance of a random speaker, with some silence around it."""
-        speaker = Speaker.draw(rng)
+        speaker = Speaker.draw(self.rng)
         utterance = Utterance.speak(self.espeak, speaker, words)
-        before, after = rng.uniform(*MARGINS_S), rng.uniform(*MARGINS_S)
+        before, after = self.rng.uniform(*MARGINS_S), self.rng.uniform(*MARGINS_S)
         after = max(after, MIN_CLIP_S - before - utterance.duration)
         return speaker, Recording.join([utterance], [before, after])
 
-    def recording(
-        self, rng: random.Random, sentences: Iterator[tuple[str, ...]]
-    ) -> tuple[Speaker, Recording]:
+    def recording(self, sentences: Iterator[tuple[str, ...]]) -> tuple[Speaker, Recording]:
         """Return a random speaker's recording of as many sentences as its length takes."""
+        rng = self.rng
         speaker, target = Speaker.draw(rng), rng.uniform(*RECORDING_S)
         utterances: list[Utterance] = []
         pauses = [rng.uniform(*PAUSES_S)]
@@ -121,15 +133,10 @@ def draw_words(rng: random.Random) -> tuple[str, ...]:
     return tuple(words)
 
 
-def draw_distinct(rng: random.Random, count: int, taken: set[tuple[str, ...]]) -> list[Any]:
-    """Draw word sequences that differ from each other and from those taken; add them to these."""
-    drawn: list[tuple[str, ...]] = []
-    while len(drawn) < count:
-        words = draw_words(rng)
-        if words not in taken:
-            taken.add(words)
-            drawn.append(words)
-    return drawn
+def set_of(text: str) -> str:
+    """Return the set that a sentence belongs to, which follows from its letters alone."""
+    share = zlib.crc32(text.encode()) % NUM_SHARES
+    return HELD_OUT[share] if share < len(HELD_OUT) else TRAIN
 
 
 def make_row(name: str, speaker: Speaker, recording_id: str, duration: float) -> dict[str, Any]:
@@ -146,25 +153,22 @@ def make_row(name: str, speaker: Speaker, recording_id: str, duration: float) ->
     }
 
 
-def make_clips(
-    folder: Path, studio: Studio, rng: random.Random, split: str, sentences: Iterator[Any]
-) -> Iterator[dict[str, Any]]:
-    """Write one clip per sentence and yield its row."""
-    for index, words in enumerate(sentences):
-        name = f"{split}-{index:05d}"
-        speaker, clip = studio.clip(rng, words)
+def make_clips(folder: Path, studio: Studio, count: int) -> Iterator[dict[str, Any]]:
+    """Write clips of one sentence each and yield their rows."""
+    for index, words in enumerate(itertools.islice(studio.sentences(), count)):
+        name = f"{studio.set_name}-{index:05d}"
+        speaker, clip = studio.clip(words)
         write_audio(folder, name, clip.samples)
         row = make_row(name, speaker, name, clip.duration)
         yield row | {TEXT: clip.text(), TIMESTAMPED_TEXT: clip.timestamped_text()}
 
 
-def make_long(
-    folder: Path, studio: Studio, rng: random.Random, sentences: Iterator[Any], count: int
-) -> Iterator[dict[str, Any]]:
+def make_long(folder: Path, studio: Studio, count: int) -> Iterator[dict[str, Any]]:
     """Write long recordings and yield their rows, with the times of the utterances."""
+    sentences = studio.sentences()
     for index in range(count):
-        name = f"long-{index:05d}"
-        speaker, recording = studio.recording(rng, sentences)
+        name = f"{studio.set_name}-{index:05d}"
+        speaker, recording = studio.recording(sentences)
         write_audio(folder, name, recording.samples)
         yield make_row(name, speaker, name, recording.duration) | {
             TEXT: recording.text(),
@@ -194,14 +198,13 @@ def cut_at_segments(manifest: Path) -> Iterator[dict[str, Any]]:
 
 
 def make_windows(
-    folder: Path, studio: Studio, rng: random.Random, count: int, window_s: float
+    folder: Path, studio: Studio, count: int, window_s: float
 ) -> Iterator[dict[str, Any]]:
     """Write training windows cut out of long recordings and yield their rows."""
-    held_out = {"".join(words) for words in studio.held_out}
-    endless = iter(lambda: studio.training_words(rng), None)
+    rng, sentences = studio.rng, studio.sentences()
     index = 0
     for number in itertools.count():
-        speaker, recording = studio.recording(rng, endless)
+        speaker, recording = studio.recording(sentences)
         starts = [*recording.starts, recording.duration]
         rng.shuffle(starts)
         for next_start in starts[:WINDOWS_PER_RECORDING]:
@@ -211,7 +214,7 @@ def make_windows(
             if index % 2 and len(recording.between(start, end)) < 2:
                 continue  # clips have one utterance each
             text = recording.complete_between(start, end)
-            if text.replace("。", "") in held_out:
+            if set_of(text.replace("。", "")) != TRAIN:
                 continue  # two training sentences can be a test sentence
             name = f"window-{index:05d}"
             write_audio(folder, name, recording.cut(start, end - start))
@@ -254,6 +257,25 @@ def write_manifest(path: Path, rows: Iterator[dict[str, Any]]) -> dict[str, Any]
     return {"rows": len(lines), "hours": round(seconds / 3600, 4)}
 
 
+def make_set(
+    name: str, count: int, folder: Path, window_s: float, seed: int
+) -> dict[str, dict[str, Any]]:
+    """Write one set, and the parts of its recordings; return the rows and hours of each.
+
+    This is the work of a process of its own: what espeak-ng says depends on what it said before.
+    """
+    is_training = name in (TRAIN, WINDOWS)
+    studio = Studio(Espeak(), random.Random(f"{seed} {name}"), TRAIN if is_training else name)
+    manifest = folder / f"{name}.jsonl"
+    if name == WINDOWS:
+        return {name: write_manifest(manifest, make_windows(folder, studio, count, window_s))}
+    if name not in (LONG, DEV_LONG):
+        return {name: write_manifest(manifest, make_clips(folder, studio, count))}
+    whole = write_manifest(manifest, make_long(folder, studio, count))
+    parts = write_manifest(folder / f"{name}_clips.jsonl", cut_at_segments(manifest))
+    return {name: whole, f"{name}_clips": parts}
+
+
 def make_corpus(
     folder: Path,
     num_train: int,
@@ -263,24 +285,20 @@ def make_corpus(
     window_s: float,
     seed: int,
 ) -> dict[str, Any]:
-    """Write all sets and return the rows and hours of each."""
+    """Write all sets, as many at once as there are processors; return rows and hours of each."""
     (folder / "audio").mkdir(parents=True, exist_ok=True)
-    rng = random.Random(seed)
-    held_out: set[tuple[str, ...]] = set()
-    test_words = draw_distinct(rng, num_test, held_out)
-    most_per_recording = int(RECORDING_S[1] / PAUSES_S[0])
-    long_words = draw_distinct(rng, num_long * most_per_recording, held_out)
-    studio = Studio(Espeak(), held_out)
-    train_words = (studio.training_words(rng) for _ in range(num_train))
-    sets = {
-        "test": make_clips(folder, studio, rng, "test", iter(test_words)),
-        "long": make_long(folder, studio, rng, iter(long_words), num_long),
-        "train": make_clips(folder, studio, rng, "train", train_words),
-        "windows": make_windows(folder, studio, rng, num_windows, window_s),
+    sizes = {
+        WINDOWS: num_windows,
+        TRAIN: num_train,
+        LONG: num_long,
+        DEV_LONG: num_long,
+        TEST: num_test,
+        DEV: num_test,
     }
-    counts = {name: write_manifest(folder / f"{name}.jsonl", rows) for name, rows in sets.items()}
-    long_clips = cut_at_segments(folder / "long.jsonl")
-    return counts | {"long_clips": write_manifest(folder / "long_clips.jsonl", long_clips)}
+    work = [(name, count, folder, window_s, seed) for name, count in sizes.items()]
+    with multiprocessing.get_context("spawn").Pool(maxtasksperchild=1) as pool:
+        made = pool.starmap(make_set, work, chunksize=1)
+    return {name: counts for sets in made for name, counts in sets.items()}
 
 
 def is_finished(folder: Path, parameters: dict[str, Any]) -> bool:
@@ -314,7 +332,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--output_dir", type=Path, required=True, help="folder of the corpus")
     parser.add_argument("--num_train", type=int, default=2000, help="training clips (2000)")
     parser.add_argument("--num_test", type=int, default=150, help="test clips (150)")
-    parser.add_argument("--num_long", type=int, default=8, help="long test recordings (8)")
+    parser.add_argument("--num_long", type=int, default=40, help="long test recordings (40)")
     parser.add_argument("--num_windows", type=int, help="training windows (as many as --num_train)")
     parser.add_argument("--window_s", type=float, default=3.0, help="their length in seconds (3)")
     parser.add_argument("--seed", type=int, default=0, help="of every random choice (0)")

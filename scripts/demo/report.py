@@ -27,14 +27,17 @@ COLUMNS = ["model", "role", "test_set", *FIGURES]
 def main(arguments: list[str] | None = None) -> None:
     """Write results.jsonl, results.md and losses.png, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--eval_dir", type=Path, required=True, help="folder of the evaluations")
+    parser.add_argument(
+        "--eval_dir", type=Path, required=True, help="folder with a folder for each evaluation"
+    )
     parser.add_argument("--output_dir", type=Path, required=True, help="folder to write to")
     parser.add_argument(
         "--role", action="append", required=True, help="ROLE=MODEL_FOLDER; once for each model"
     )
     args = parser.parse_args(arguments)
     models = dict(role.split("=", 1) for role in args.role)
-    measured = read_folder(args.eval_dir)
+    folders = sorted(path for path in args.eval_dir.iterdir() if path.is_dir())
+    measured = [result for folder in folders for result in read_folder(folder)]
     rows = [row for role, model in models.items() for row in _rows_of(role, Path(model), measured)]
     with replacing(args.output_dir / "results.jsonl") as temporary:
         temporary.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")

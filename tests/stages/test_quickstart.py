@@ -9,6 +9,7 @@ from notebook_runs import executed
 
 SMALL = {
     "NUM_TRAIN": "12",
+    "NUM_WINDOWS": "12",
     "NUM_TEST": "3",
     "NUM_LONG": "1",
     "TEACHER_STEPS": "2",
@@ -48,6 +49,12 @@ def test_a_row_for_each_model_and_set(first):
     assert table.strip() in printed
     assert table.count("\n") == 2 + len(rows)
     assert (folder / "losses.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_unknown_sets_are_refused():
+    done = shell("scripts/quickstart.sh", EVALUATE_ON="train")
+    assert done.returncode == 2
+    assert "EVALUATE_ON must be test or dev, got train" in done.stdout
 
 
 def test_a_second_start_by_the_notebook_skips_what_is_finished(first):
