@@ -125,16 +125,28 @@ def train_plainly(rows: list[dict[str, Any]], args: argparse.Namespace, models: 
 def plain_loss(
     teacher: Whisper, student: Whisper, batch: list[dict[str, Any]], folder: Path
 ) -> torch.Tensor:
+    """Return CE and KL of a batch of clips and what was heard in them."""
+    samples = [soundfile.read(folder / row[schema.AUDIO], dtype="float32")[0] for row in batch]
+    features = student.feature_extractor(samples, sampling_rate=RATE, return_tensors="pt")
+    return formula(teacher, student, features.input_features, padded_labels(batch, student.tokens))
+
+
+def formula(
+    teacher: Whisper, student: Whisper, features: torch.Tensor, labels: torch.Tensor
+) -> torch.Tensor:
     """Return CE and KL of a batch as distil-whisper's trainer has them.
 
     Both models make logits and a cross-entropy of all positions; the divergence is masked where
     labels are padding.
+
+    Args:
+        teacher: frozen.
+        student: with the teacher's encoder, frozen too.
+        features: float (batch, mels, frames).
+        labels: int64 (batch, tokens) without the start of the transcript, padded with `IGNORED`.
     """
-    samples = [soundfile.read(folder / row[schema.AUDIO], dtype="float32")[0] for row in batch]
-    features = student.feature_extractor(samples, sampling_rate=RATE, return_tensors="pt")
-    labels = padded_labels(batch, student.tokens)
     with torch.no_grad():
-        encoded = student.model.model.encoder(features.input_features)
+        encoded = student.model.model.encoder(features)
         theirs = teacher.model(encoder_outputs=encoded, labels=labels, use_cache=False).logits
     outputs = student.model(encoder_outputs=encoded, labels=labels, use_cache=False)
     weights = LossWeights()
