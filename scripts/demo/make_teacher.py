@@ -28,8 +28,8 @@ from distillery.whisper import checkpoint
 
 ENCODER_POSITIONS_PER_S = 50  # Whisper's: 100 mel frames a second, halved by the second convolution
 NUM_HEADS = 4
-FEED_FORWARD_RATIO = 3  # Whisper has 4; every million parameters costs the demonstration time
-INIT_STD = 0.05  # with Whisper's 0.02 so small a model takes longer to find what to attend to
+FEED_FORWARD_RATIO = 2  # Whisper has 4; every million parameters costs the demonstration time
+INIT_STD = 0.08  # with Whisper's 0.02 so small a model takes longer to find what to attend to
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     add("--corpus", type=Path, required=True, help="folder of make_corpus.py")
     add("--output_dir", type=Path, required=True, help="folder of the checkpoint")
     add("--encoder_layers", type=int, default=2, help="(2)")
-    add("--decoder_layers", type=int, default=4, help="(4)")
+    add("--decoder_layers", type=int, default=3, help="(3)")
     add("--d_model", type=int, default=128, help="width, a multiple of the 4 heads (128)")
     add("--window_s", type=int, default=3, help="seconds of audio that the encoder takes (3)")
     add("--max_target_positions", type=int, default=96, help="most decoder tokens (96)")
