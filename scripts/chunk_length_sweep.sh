@@ -3,7 +3,7 @@
 # and the best one. Lengths are seconds; all other arguments go to run_long_form_eval.py.
 #
 #   CHUNK_LENGTHS="2 2.5 3" ./scripts/chunk_length_sweep.sh \
-#     -m runs/quickstart/student -d runs/quickstart/corpus/long.jsonl --language ja \
+#     -m runs/quickstart/student -d runs/quickstart/corpus/dev_long.jsonl --language ja \
 #     --generation_max_length 64
 #
 # An evaluation that is in OUTPUT_DIR (eval/chunk_length_sweep) already is not repeated, so that a

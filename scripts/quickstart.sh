@@ -40,6 +40,17 @@ stage() {
   echo "== $1 ($((SECONDS - started)) s since the start)"
 }
 
+# Two processes, each on half of the cores: threads cannot share so small an update well, and a GPU is
+# not needed. Without Linux, one process.
+export CUDA_VISIBLE_DEVICES=
+processes=1 launch=python
+if [ "$(uname)" = Linux ]; then
+  processes=2
+  launch="accelerate launch --multi_gpu --num_processes 2 --num_machines 1 --main_process_port 0
+    --mixed_precision no --dynamo_backend no"
+fi
+batch=$((32 / processes)) # rows of one process
+
 # Waits for what was started with "&", and fails where one of these did.
 finish() { for job in $(jobs -p); do wait "$job"; done; }
 trap 'kill $(jobs -p) 2>/dev/null || true' EXIT
@@ -51,20 +62,19 @@ python scripts/demo/make_corpus.py --output_dir "$corpus" \
 
 stage "teacher: from random weights, by run_finetuning.py"
 python scripts/demo/make_teacher.py --corpus "$corpus" --output_dir "$teacher_init"
-python run_finetuning.py \
+$launch run_finetuning.py \
   --model_name_or_path "$teacher_init" \
   --train_dataset_name "$corpus/train.jsonl+$corpus/windows.jsonl" \
   --text_column_name timestamped_text \
   --language ja \
   --timestamp_probability 0.5 \
-  --max_steps "${TEACHER_STEPS:-900}" \
-  --per_device_train_batch_size 16 \
+  --max_steps "${TEACHER_STEPS:-600}" \
+  --per_device_train_batch_size "$batch" \
   --learning_rate 2e-3 \
   --adam_beta2 0.98 \
   --lr_scheduler_type cosine \
   --warmup_steps 50 \
-  --dataloader_num_workers 1 \
-  --save_steps 400 \
+  --save_steps 300 \
   --save_total_limit 1 \
   --output_dir "$teacher"
 
@@ -73,7 +83,7 @@ python create_student_model.py \
   --teacher_checkpoint "$teacher" \
   --decoder_layers 1 \
   --save_dir "$student_init" &
-python run_pseudo_labelling.py \
+$launch run_pseudo_labelling.py \
   --model_name_or_path "$teacher" \
   --dataset_name "$corpus/train.jsonl+$corpus/windows.jsonl" \
   --dataset_split_name "train+windows" \
@@ -81,7 +91,7 @@ python run_pseudo_labelling.py \
   --return_timestamps \
   --concatenate_audio False \
   --decode_token_ids False \
-  --per_device_eval_batch_size 128 \
+  --per_device_eval_batch_size 64 \
   --max_label_length 64 \
   --output_dir "$labelled"
 finish
@@ -95,20 +105,19 @@ python run_data_filtering.py \
   --output_dir "$filtered"
 
 stage "distillation: the student follows the teacher"
-python run_distillation.py \
+$launch run_distillation.py \
   --model_name_or_path "$student_init" \
   --teacher_model_name_or_path "$teacher" \
   --train_dataset_name "$filtered+$filtered" \
   --train_split_name "train+windows" \
   --language ja \
   --freeze_encoder \
-  --max_steps "${STUDENT_STEPS:-700}" \
-  --per_device_train_batch_size 16 \
-  --learning_rate 3e-3 \
+  --max_steps "${STUDENT_STEPS:-500}" \
+  --per_device_train_batch_size "$((batch / 2))" \
+  --learning_rate 4e-3 \
   --adam_beta2 0.98 \
   --lr_scheduler_type cosine \
   --warmup_steps 50 \
-  --dataloader_num_workers 1 \
   --save_steps 250 \
   --save_total_limit 1 \
   --output_dir "$student"
