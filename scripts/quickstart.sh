@@ -57,7 +57,7 @@ trap 'kill $(jobs -p) 2>/dev/null || true' EXIT
 
 stage "corpus: speech by espeak-ng"
 python scripts/demo/make_corpus.py --output_dir "$corpus" \
-  --num_train "${NUM_TRAIN:-2000}" --num_windows "${NUM_WINDOWS:-1000}" \
+  --num_train "${NUM_TRAIN:-1500}" --num_windows "${NUM_WINDOWS:-1500}" \
   --num_test "${NUM_TEST:-150}" --num_long "${NUM_LONG:-40}"
 
 stage "teacher: from random weights, by run_finetuning.py"
@@ -68,13 +68,13 @@ $launch run_finetuning.py \
   --text_column_name timestamped_text \
   --language ja \
   --timestamp_probability 0.5 \
-  --max_steps "${TEACHER_STEPS:-600}" \
+  --max_steps "${TEACHER_STEPS:-700}" \
   --per_device_train_batch_size "$batch" \
   --learning_rate 2e-3 \
   --adam_beta2 0.98 \
   --lr_scheduler_type cosine \
   --warmup_steps 50 \
-  --save_steps 300 \
+  --save_steps 350 \
   --save_total_limit 1 \
   --output_dir "$teacher"
 
@@ -113,7 +113,7 @@ $launch run_distillation.py \
   --language ja \
   --freeze_encoder \
   --max_steps "${STUDENT_STEPS:-500}" \
-  --per_device_train_batch_size "$((batch / 2))" \
+  --per_device_train_batch_size "$batch" \
   --learning_rate 4e-3 \
   --adam_beta2 0.98 \
   --lr_scheduler_type cosine \
