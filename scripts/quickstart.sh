@@ -112,7 +112,7 @@ $launch run_distillation.py \
   --train_split_name "train+windows" \
   --language ja \
   --freeze_encoder \
-  --max_steps "${STUDENT_STEPS:-500}" \
+  --max_steps "${STUDENT_STEPS:-600}" \
   --per_device_train_batch_size "$batch" \
   --learning_rate 4e-3 \
   --adam_beta2 0.98 \
