@@ -57,7 +57,7 @@ trap 'kill $(jobs -p) 2>/dev/null || true' EXIT
 
 stage "corpus: speech by espeak-ng"
 python scripts/demo/make_corpus.py --output_dir "$corpus" \
-  --num_train "${NUM_TRAIN:-1500}" --num_windows "${NUM_WINDOWS:-1500}" \
+  --num_train "${NUM_TRAIN:-2000}" --num_windows "${NUM_WINDOWS:-1500}" \
   --num_test "${NUM_TEST:-150}" --num_long "${NUM_LONG:-40}"
 
 stage "teacher: from random weights, by run_finetuning.py"
@@ -68,6 +68,7 @@ $launch run_finetuning.py \
   --text_column_name timestamped_text \
   --language ja \
   --timestamp_probability 0.5 \
+  --pack True \
   --max_steps "${TEACHER_STEPS:-700}" \
   --per_device_train_batch_size "$batch" \
   --learning_rate 2e-3 \
@@ -112,6 +113,7 @@ $launch run_distillation.py \
   --train_split_name "train+windows" \
   --language ja \
   --freeze_encoder \
+  --pack True \
   --max_steps "${STUDENT_STEPS:-600}" \
   --per_device_train_batch_size "$batch" \
   --learning_rate 4e-3 \

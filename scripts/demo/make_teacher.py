@@ -29,7 +29,7 @@ from distillery.whisper import checkpoint
 ENCODER_POSITIONS_PER_S = 50  # Whisper's: 100 mel frames a second, halved by the second convolution
 NUM_HEADS = 4
 FEED_FORWARD_RATIO = 2  # Whisper has 4; every million parameters costs the demonstration time
-INIT_STD = 0.08  # with Whisper's 0.02 so small a model takes longer to find what to attend to
+INIT_STD = 0.05  # with Whisper's 0.02 so small a model takes longer to find what to attend to
 
 
 @dataclass(frozen=True)
