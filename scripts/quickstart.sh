@@ -52,7 +52,7 @@ fi
 batch=$((32 / processes)) # rows of one process
 
 # Waits for what was started with "&", and fails where one of these did.
-finish() { for job in $(jobs -p); do wait "$job"; done; }
+wait_for_all() { for job in $(jobs -p); do wait "$job"; done; }
 trap 'kill $(jobs -p) 2>/dev/null || true' EXIT
 
 stage "corpus: speech by espeak-ng"
@@ -95,7 +95,7 @@ $launch run_pseudo_labelling.py \
   --per_device_eval_batch_size 64 \
   --max_label_length 64 \
   --output_dir "$labelled"
-finish
+wait_for_all
 
 stage "filter: transcripts with more than 10 % of their characters wrong are dropped"
 python run_data_filtering.py \
@@ -134,7 +134,7 @@ for model in teacher student; do
     --algorithm sequential+chunked --chunk_length_s 2.5 --stride_length_s 1 \
     --generation_max_length 64 --per_device_eval_batch_size 64 -o "$evals/long-$model" &
 done
-finish
+wait_for_all
 
 stage "results"
 python scripts/demo/report.py --eval_dir "$evals" --output_dir "$results" \
