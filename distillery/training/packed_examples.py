@@ -142,7 +142,14 @@ class Packing:
         parts = tuple(part for part in window.parts if not self._is_out(part))
         if not parts:
             (first, problem), *others = bad
-            return {schema.ID: first, schema.LABELS: [], PROBLEM: problem, BAD_PARTS: others}
+            kept = self._kept(rows[0])
+            return {
+                **kept,
+                schema.ID: first,
+                schema.LABELS: [],
+                PROBLEM: problem,
+                BAD_PARTS: others,
+            }
         return {**self._row_of(Window(parts)), BAD_PARTS: bad}
 
     def _is_out(self, part: Part[Clip]) -> bool:
@@ -153,12 +160,9 @@ class Packing:
         first = window.parts[0].row[0]
         targets = [schema.target(part.row[0]) for part in window.parts]
         transcripts = list(zip(targets, spans(row), strict=True))
-        kept = {DATASET: first[DATASET]} if DATASET in first else {}
-        if self.rule.prompt_of is not None:
-            kept[PROMPT] = self.rule.prompt_of(first)
         return {
             **row,
-            **kept,
+            **self._kept(first),
             schema.WHISPER_TRANSCRIPT: packed_body(transcripts, self.rule.of(first)),
             schema.CONDITION_ON_PREV: first.get(schema.CONDITION_ON_PREV),
             schema.AUDIO: {
@@ -166,6 +170,13 @@ class Packing:
                 "path": None,
             },
         }
+
+    def _kept(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        """Return what a window knows of the dataset and the prompt of all of its parts."""
+        kept = {DATASET: row[DATASET]} if DATASET in row else {}
+        if self.rule.prompt_of is not None:
+            kept[PROMPT] = self.rule.prompt_of(row)
+        return kept
 
 
 def _shuffled(

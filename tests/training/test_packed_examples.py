@@ -15,10 +15,13 @@ from distillery.data import parquet_rows, regions, schema
 from distillery.data.collators import BAD_PARTS, SpeechCollator
 from distillery.data.packing import Layout
 from distillery.data.parquet_rows import ParquetFiles, ParquetRows
+from distillery.data.prompts import PromptColumns
+from distillery.data.specs import DatasetSpec
 from distillery.text.labels import LabelRule, text_ids, without_timestamps
-from distillery.text.tokens import SpecialTokens
+from distillery.text.tokens import Prompt, SpecialTokens
 from distillery.training.examples import TrainingRows, example_of, labels_of
 from distillery.training.packed_examples import NO_ROOM, PackedRows, Packing, regions_of
+from distillery.training.prompts import DatasetPrompts
 
 RATE, WINDOW_S, PAUSE_S = 16_000, 4.0, 0.5
 LAYOUT = Layout(RATE, round(WINDOW_S * RATE), PAUSE_S)
@@ -241,6 +244,18 @@ def test_each_clip_that_cannot_be_used_is_counted_once(packing):
     batch = heard(window, packing)
     assert (batch.ids, sorted(name for name, _ in batch.bad)) == ([], ["a", "b", "c"])
     assert all("decode" in problem for _, problem in batch.bad)
+
+
+def test_a_window_without_a_clip_that_can_be_read_still_knows_its_prompt(rule):
+    columns = PromptColumns(Prompt(None, "transcribe"), rule.tokens, language="language")
+    rule = DatasetPrompts(DatasetSpec("talks"), columns).given_to(rule)
+    rows = [utterance(name, 1.0, "talk", language="en") for name in "ab"]
+    for row in rows:
+        row["audio"] = {"bytes": b"no sound", "path": None}
+    windows = PackedRows.of(Dataset.from_list(rows), Packing(LAYOUT, rule, 100), ["language"])
+    window = TrainingRows([windows], rule)[0, 0]
+    assert rule.of(window).language == "en"
+    assert [window["id"], *(name for name, _ in window[BAD_PARTS])] == ["a", "b"]
 
 
 def test_windows_and_rows_of_other_datasets_mix(rule, packing):
