@@ -320,9 +320,17 @@ def eval_sets(
 
 
 def _names_of(specs: Sequence[DatasetSpec]) -> list[str]:
-    """Return a name for each dataset, with its language and task where one comes several times."""
-    names = Counter(map(str, specs))
-    return [
-        str(spec) if names[str(spec)] == 1 else f"{spec} {spec.language} {spec.task or TRANSCRIBE}"
+    """Return a name for each dataset, with its language and task where one comes several times.
+
+    Raises:
+        ValueError: one comes twice all the same.
+    """
+    times = Counter(map(str, specs))
+    names = [
+        str(spec) if times[str(spec)] == 1 else f"{spec} {spec.language} {spec.task or TRANSCRIBE}"
         for spec in specs
     ]
+    for name, number in Counter(names).items():
+        if number > 1:
+            raise ValueError(f"--eval_dataset_name: {name} is there {number} times; name it once")
+    return names

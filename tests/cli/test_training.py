@@ -137,7 +137,7 @@ def test_what_the_best_model_is_best_in(flags, metric):
 
 def test_a_session_saves_as_its_flags_say(monkeypatch, tmp_path):
     stand_ins = {
-        "training_data": SimpleNamespace(num_updates=9),
+        "training_data": SimpleNamespace(num_updates=9, rows=None),
         "LossMonitor": SimpleNamespace(window=None),
     }
     for name, value in stand_ins.items():

@@ -8,7 +8,9 @@ from types import SimpleNamespace
 
 import pytest
 
+from distillery.data.specs import DatasetSpec
 from distillery.training import rows
+from distillery.training import rows as rows_module
 from distillery.training.order import BatchPlan, Order
 from distillery.training.rows import EvalSet, TrainingData
 from distillery.training.settings import Length
@@ -116,3 +118,10 @@ def _work_through_a_signal(number):
     rows._outlive_first_signal(0)
     os.kill(os.getpid(), number)
     os._exit(7)
+
+
+def test_one_evaluation_set_cannot_stand_for_two():
+    dev, test = DatasetSpec("d", split="dev"), DatasetSpec("d", split="test")
+    assert rows_module._names_of([dev, test]) == [str(dev), str(test)]
+    with pytest.raises(ValueError, match=f"--eval_dataset_name: {dev} .* is there 2 times"):
+        rows_module._names_of([dev, test, dev])

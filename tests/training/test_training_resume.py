@@ -181,8 +181,8 @@ def test_code_in_a_checkpoint_is_refused_and_not_run(tmp_path):
 
 
 def test_a_state_of_a_gpu_goes_on_on_a_cpu(tmp_path):
-    weight = torch.nn.Parameter(torch.ones(2, 2))
-    optimizer = make_optimizer(torch.nn.ParameterList([weight]), Optimization(*SETTINGS))
+    weights = [torch.nn.Parameter(torch.ones(shape)) for shape in ((2, 2), (2,))]
+    optimizer = make_optimizer(torch.nn.ParameterList(weights), Optimization(*SETTINGS))
     state = {"optimizer": optimizer.state_dict(), "schedule": {}, "scaler": None}
     for group in state["optimizer"]["param_groups"]:
         group["fused"] = True
