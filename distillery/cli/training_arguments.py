@@ -37,7 +37,7 @@ NOTHING: Mapping[str, list[Any]] = MappingProxyType({})
 # Flags with a value for each dataset to train on, and for each to evaluate on.
 TRAIN_LISTS = (
     *("train_dataset_name", "train_dataset_config_name", "train_split_name", "labels_dir"),
-    *("text_column_name", "train_dataset_samples"),
+    "text_column_name",
 )
 EVAL_LISTS = (
     *("eval_dataset_name", "eval_dataset_config_name", "eval_split_name"),
@@ -101,8 +101,8 @@ class TrainDataArguments(ReadingArguments):
     def problems(self) -> list[str]:
         """Return what is wrong with the values."""
         return [
-            *same_length(self, *TRAIN_LISTS),
-            *same_length(self, *EVAL_LISTS),
+            *same_length(self, *TRAIN_LISTS, "train_dataset_samples"),
+            *same_length(self, *EVAL_LISTS, "eval_dataset_samples"),
             *_weights_problems(self, "train_dataset_samples"),
             *_weights_problems(self, "eval_dataset_samples"),
             *_streaming_problems(self),
@@ -363,6 +363,7 @@ def check(
     """Return what is wrong with flags of several groups."""
     problems = dtype_problems(model_args, trainer_args)
     problems += _prompt_problems(data_args, prompt_args)
+    problems += _surplus_weights(data_args, prompt_args)
     if args.do_eval and not data_args.eval_specs():
         problems.append(
             "--do_eval needs --eval_dataset_name, or an --eval_split_name of the training data"
@@ -400,4 +401,18 @@ def _prompt_problems(data_args: TrainDataArguments, args: PromptArguments) -> li
         f"these are with --eval_{name}"
         for name, number in of_training.items()
         if number not in (0, 1, num_sets) and not of_evaluation[f"eval_{name}"]
+    ]
+
+
+def _surplus_weights(data_args: TrainDataArguments, args: PromptArguments) -> list[str]:
+    """Return a message where weights are more than datasets, which would come again for them."""
+    num_train = num_train_sets(data_args, args)
+    num_eval = max(data_args.num_eval_sets, *args.counts("eval_language", "eval_task").values())
+    if data_args.eval_dataset_name is None:
+        num_eval = max(num_eval, num_train)
+    limits = {"train_dataset_samples": num_train, "eval_dataset_samples": num_eval}
+    return [
+        f"--{name} has {number} weights, but there are {most} datasets: give one for each"
+        for name, most in limits.items()
+        if (number := len(plus_list(getattr(data_args, name)))) > most
     ]

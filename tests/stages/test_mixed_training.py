@@ -227,6 +227,11 @@ def test_a_dry_run_says_what_is_asked_for(bilingual, place, tmp_path, capsys):
         ("-d a --language ja,en", "--language joins several with '+', got 'ja,en'"),
         ("-d a --task sing", "--task must be of transcribe, translate; got 'sing'"),
         ("-d a --eval_language ja", "--eval_language needs --eval_dataset_name"),
+        ("-d a --train_dataset_samples 1+2", "--train_dataset_samples has 2 weights, but there"),
+        (
+            "-d a+b --eval_dataset_name c --eval_dataset_samples 1+2",
+            "--eval_dataset_samples has 2 weights, but there are 1 datasets",
+        ),
         (
             "-d a+b --language ja+en --eval_dataset_name e",
             "--language names 2, but there are 1 datasets to evaluate on: say what these are with "
