@@ -124,8 +124,10 @@ def describe(run: Run, flags: TrainingFlags, data: TrainingData) -> tuple[Run, T
     arguments = {
         "teacher_model_name_or_path": teacher,
         "temperature": run.arguments["temperature"],
-        "dtype": run.arguments["dtype"],
+        "dtype": flags.model.compute_dtype,  # whichever flag names it
         "train_dataset_name": " + ".join(map(str, specs)),
+        "audio_column_name": flags.data.audio_column_name,
+        "dataset_dir_suffix": flags.data.dataset_dir_suffix,
         "train_dataset_name, rows that are used": num_rows,
         "tokens of a position": NUM_TOP,
     }

@@ -4,6 +4,7 @@ import shutil
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from command_lines import complaints, groups_of
 from stage_runs import read_manifest, record, run, talkative_model_folder, write_manifest
 from tiny import load_script
@@ -184,6 +185,20 @@ def test_the_cache_of_another_teacher_or_loss_is_refused(place, tmp_path):
     with pytest.raises(ValueError, match=r"holds a run of run_distillation; name another folder"):
         place.distil(tmp_path / "run", place.whole)
     assert record(place.cache)["status"] == "complete"
+
+
+def test_what_the_teacher_heard_or_computed_in_otherwise_is_refused(place, tmp_path):
+    rows = [{**row, "louder": row["audio"]} for row in read_manifest(place.rows)]
+    twice = write_manifest(place.rows.with_name("twice.jsonl"), rows)
+    flags = ["-d", twice, "--max_steps", 1]
+    place.distil(tmp_path / "one", tmp_path / "cache", *flags)
+    with pytest.raises(ValueError, match="--audio_column_name: 'audio' then, 'louder' now"):
+        other = [*flags, "--audio_column_name", "louder"]
+        place.distil(tmp_path / "two", tmp_path / "cache", *other)
+    AcceleratorState._reset_state(reset_partial_state=True)
+    with pytest.raises(ValueError, match="--dtype: 'float32' then, 'bfloat16' now"):
+        place.distil(tmp_path / "three", tmp_path / "cache", *flags, "--bf16")
+    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def test_a_teacher_that_was_trained_again_is_refused(place, tmp_path):
