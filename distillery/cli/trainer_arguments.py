@@ -42,7 +42,10 @@ class TrainerArguments:
     do_normalize_eval: bool = flag(
         True, "Only True is taken: texts are scored as the language's normaliser has them."
     )
-    length_column_name: str | None = flag(None, "Changes nothing: rows are not grouped by length.")
+    length_column_name: str | None = flag(
+        None,
+        "Changes nothing: the rows of an update are grouped by their labels, without a column.",
+    )
     use_auth_token: bool = flag(
         False,
         "Changes nothing: the login of `hf auth login`, or HF_TOKEN, is always used.",
