@@ -222,6 +222,7 @@ _TRAINING_HERE = {
     "per_device_eval_batch_size": "16 (there: 8)",
     "logging_steps": "50 (there: 500, of distil-whisper 25 in its commands)",
     "preprocessing_num_workers": _NO_DECODERS,
+    "dataloader_num_workers": "decode alone: a stream itself is read between two updates",
 }
 
 _EVALUATION_HERE = {
