@@ -150,8 +150,7 @@ ALL_OF_THEIRS = {
 }
 # Those of them that `../shared/seed_flags.md` found to be read otherwise here, or ignored.
 READ_OTHERWISE = {
-    "run_distillation": """preprocessing_num_workers dataloader_num_workers train_dataset_samples
-        eval_steps streaming""",
+    "run_distillation": "preprocessing_num_workers train_dataset_samples eval_steps streaming",
     "run_short_form_eval": """preprocessing_num_workers dtype chunk_length return_timestamps
         generation_max_length""",
     "run_long_form_eval": """dataloader_num_workers preprocessing_num_workers temperature_fallback

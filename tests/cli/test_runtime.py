@@ -29,7 +29,9 @@ from distillery.training.seeding import seed_everything
 from distillery.whisper.compute import resolved_dtype
 
 RESUMABLE = [
+    "auto_batch_size",
     "cache_dir",
+    "compile",  # equal but for rounding
     "dataloader_num_workers",
     "dataset_cache_dir",
     "ddp_timeout",
@@ -50,6 +52,7 @@ RESUMABLE = [
     "preprocessing_num_workers",
     "push_to_hub",
     "report_to",
+    "resume_from_checkpoint",  # where a run begins: it is not read again
     "retry_quarantined",
     "save_dir",
     "save_steps",
