@@ -24,9 +24,10 @@ def refuse_configuration(accelerator: Accelerator) -> None:
     config = accelerator.deepspeed_plugin.deepspeed_config
     zero = config["zero_optimization"]
     offload = (zero.get("offload_optimizer") or {}).get("device", "none")
-    if zero["stage"] not in STAGES:
+    stage = zero.get("stage", 0)  # as DeepSpeed has it
+    if stage not in STAGES:
         raise ValueError(
-            f"DeepSpeed's ZeRO stage {zero['stage']} is not supported: use stage 2, as "
+            f"DeepSpeed's ZeRO stage {stage} is not supported: use stage 2, as "
             "scripts/launch/deepspeed_zero2.yaml, or FSDP2, which spreads the weights too, as "
             "scripts/launch/fsdp2.yaml"
         )

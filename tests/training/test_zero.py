@@ -17,6 +17,12 @@ def launch(precision="bf16", zero_optimization=None, **more):
     )
 
 
+def of_file_without_stage():
+    accelerator = launch()
+    del accelerator.deepspeed_plugin.deepspeed_config["zero_optimization"]["stage"]
+    return accelerator
+
+
 @pytest.mark.parametrize("stage", [1, 2])
 def test_two_stages_are_known(stage):
     zero.refuse_configuration(launch(zero_optimization={"stage": stage}))
@@ -26,6 +32,7 @@ def test_two_stages_are_known(stage):
     ("accelerator", "refusal"),
     [
         (launch(zero_optimization={"stage": 0}), "stage 0 .*/deepspeed_zero2.yaml"),
+        (of_file_without_stage(), "stage 0 .*/deepspeed_zero2.yaml"),
         (launch(zero_optimization={"stage": 3}), "stage 3 .* or FSDP2.*/fsdp2.yaml"),
         (
             launch(zero_optimization={"offload_optimizer": {"device": "cpu"}}),
