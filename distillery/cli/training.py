@@ -383,7 +383,7 @@ def begin_session(evaluator: Evaluator, newest: Path | None, flags: TrainingFlag
         training_loader(evaluator.loader, flags),
     )
     trainer = loop.make_trainer(accelerator, learner, optimization(args), data.num_updates)
-    progress = resume.resume(trainer, folder, newest)
+    progress = resume.resume(trainer, folder, newest, data.num_updates)
     if isinstance(data.rows, StreamedRows):
         data.rows.go_on(progress.places)
     losses = LossMonitor(trainer, progress, folder, flags.run.logging_steps, data.num_updates)

@@ -217,7 +217,7 @@ def _refuse_older(named: Path, newest: Path) -> None:
         )
 
 
-def resume(trainer: Trainer, folder: Path, newest: Path | None) -> Progress:
+def resume(trainer: Trainer, folder: Path, newest: Path | None, num_updates: int) -> Progress:
     """Load optimiser, schedule and progress of the checkpoint that a run goes on from.
 
     The student's weights are loaded already. What was logged behind the checkpoint is forgotten.
@@ -226,27 +226,63 @@ def resume(trainer: Trainer, folder: Path, newest: Path | None) -> Progress:
         trainer: is changed.
         folder: of the run.
         newest: as `newest_checkpoint` found it.
+        num_updates: of the whole run.
+
+    Raises:
+        ValueError: a checkpoint of another run does not fit this one.
     """
     progress = Progress()
     if newest is not None:
-        state = read_state(newest / checkpoints.OPTIMIZER)
-        for saved, group in zip(
-            state["optimizer"]["param_groups"], trainer.optimizer.param_groups, strict=True
-        ):
-            if "fused" in group:
-                saved["fused"] = group["fused"]  # as this launch's device wants it
-        trainer.optimizer.load_state_dict(state["optimizer"])
-        trainer.schedule.load_state_dict(state["schedule"])
-        if trainer.accelerator.scaler:
-            trainer.accelerator.scaler.load_state_dict(state["scaler"])
+        is_own = newest.resolve().parent == folder.resolve()
+        _load_state(trainer, newest / checkpoints.OPTIMIZER, is_own)
         progress = read_progress(newest / checkpoints.PROGRESS)
-        if newest.resolve().parent != folder.resolve():
+        if not is_own:
+            _refuse_finished(newest, progress.step, num_updates)
             # What was the best there is not here.
             progress.best, progress.stale, progress.is_over = None, 0, False
         logger.info("going on from %s", newest)
     if trainer.accelerator.is_main_process:
         cut_log(folder / LOSS_LOG, progress)
     return progress
+
+
+def _refuse_finished(newest: Path, step: int, num_updates: int) -> None:
+    if step >= num_updates:
+        raise ValueError(
+            f"--resume_from_checkpoint: {newest} has made {step} updates, and this run makes "
+            f"{num_updates} in all, those among them: raise --max_steps or --num_train_epochs, or "
+            "take its weights alone, with --model_name_or_path"
+        )
+
+
+def _load_state(trainer: Trainer, path: Path, is_own: bool) -> None:
+    """Load optimiser, schedule and scaler; of another run's, rates and decays stay as flags say.
+
+    Raises:
+        ValueError: other weights were trained.
+    """
+    state, optimizer = read_state(path), trainer.optimizer
+    saved_groups, groups = state["optimizer"]["param_groups"], optimizer.param_groups
+    if [len(each["params"]) for each in saved_groups] != [len(each["params"]) for each in groups]:
+        raise ValueError(
+            f"--resume_from_checkpoint: {path.parent} was trained with other weights frozen: give "
+            "the --freeze_… flags that it was trained with, or take its weights alone, with "
+            "--model_name_or_path"
+        )
+    for saved, group in zip(saved_groups, groups, strict=True):
+        # `fused` is as this launch's device wants it.
+        kept = {"fused"} if is_own else group.keys() - {"params"}
+        saved.update({name: group[name] for name in kept & group.keys()})
+    optimizer.load_state_dict(state["optimizer"])
+    schedule, place = trainer.schedule, state["schedule"]
+    if is_own:
+        schedule.load_state_dict(place)
+    else:
+        last = place["last_epoch"] - 1
+        schedule.load_state_dict({**place, "base_lrs": schedule.base_lrs, "last_epoch": last})
+        schedule.step()  # the rate of this place
+    if trainer.accelerator.scaler:
+        trainer.accelerator.scaler.load_state_dict(state["scaler"])
 
 
 def read_state(path: Path) -> dict[str, Any]:

@@ -401,6 +401,33 @@ def test_a_run_begins_with_a_checkpoint_of_another_run(runs, tmp_path, script):
     assert all(torch.equal(found[name], wanted[name]) for name in wanted)
 
 
+def test_a_run_that_begins_with_another_ones_checkpoint_learns_as_its_own_flags_say(runs, tmp_path):
+    first = runs.whole(FINETUNING) / "checkpoint-3"
+    flags = ["--resume_from_checkpoint", first, "--max_steps", 5, "--logging_steps", 1]
+    flags += ["--learning_rate", "1e-2", "--lr_scheduler_type", "constant"]
+    flags += ["--warmup_steps", 0, "--weight_decay", 0.25, "--save_steps", 5]
+    run(FINETUNING, *runs.to(FINETUNING, tmp_path / "run", *flags))
+    log = training_log(tmp_path / "run")
+    assert [(row["step"], row["learning_rate"]) for row in log] == [(4, 0.01), (5, 0.01)]
+    state = torch.load(tmp_path / "run" / "checkpoint-5" / "optimizer.pt", weights_only=True)
+    assert [group["weight_decay"] for group in state["optimizer"]["param_groups"]] == [0.25, 0]
+    assert max(int(each["step"]) for each in state["optimizer"]["state"].values()) == 5
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["--freeze_encoder"], "checkpoint-3 was trained with other weights frozen"),
+        (["--max_steps", 3], "checkpoint-3 has made 3 updates, and this run makes 3 in all"),
+    ],
+)
+def test_a_checkpoint_that_a_run_cannot_begin_with_is_refused(runs, tmp_path, more, said):
+    first = runs.whole(FINETUNING) / "checkpoint-3"
+    flags = ["--resume_from_checkpoint", first, "--warmup_steps", 0, *more]
+    with pytest.raises(ValueError, match=said):
+        run(FINETUNING, *runs.to(FINETUNING, tmp_path / "run", *flags))
+
+
 def test_no_run_goes_back_to_a_checkpoint_or_begins_with_a_bad_one(runs, tmp_path):
     folder = interrupted(runs, tmp_path / "run", 3, 6)
     with pytest.raises(

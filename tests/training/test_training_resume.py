@@ -48,7 +48,7 @@ def test_a_line_that_a_kill_cut_short_is_forgotten(tmp_path):
 def test_without_a_checkpoint_the_log_of_a_killed_run_is_forgotten(tmp_path):
     path = log_of(tmp_path / monitor.LOSS_LOG, *LINES, '{"step": 4, "ki')
     trainer = SimpleNamespace(accelerator=SimpleNamespace(is_main_process=True))
-    assert resume.resume(trainer, tmp_path, None) == Progress()
+    assert resume.resume(trainer, tmp_path, None, 4) == Progress()
     assert path.read_text() == ""
 
 
@@ -194,7 +194,7 @@ def test_a_state_of_a_gpu_goes_on_on_a_cpu(tmp_path):
         optimizer=optimizer,
         schedule=SimpleNamespace(load_state_dict=lambda _: None),
     )
-    assert resume.resume(trainer, tmp_path, path) == Progress(3)
+    assert resume.resume(trainer, tmp_path, path, 4) == Progress(3)
     assert [group["fused"] for group in optimizer.param_groups] == [None, None]
 
 
