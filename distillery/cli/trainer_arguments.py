@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from distillery.cli.arguments import ModelArguments
+from distillery.cli.arguments import ModelArguments, OutputArguments
 from distillery.cli.flags import flag
 from distillery.whisper.compute import AUTO
 
@@ -104,3 +104,15 @@ def dtype_problems(model_args: ModelArguments, args: TrainerArguments) -> list[s
 def with_dtype(model_args: ModelArguments, args: TrainerArguments) -> ModelArguments:
     """Return the flags of the model with the dtype that is asked for in the trainer's way."""
     return model_args if args.dtype is None else replace(model_args, dtype=args.dtype)
+
+
+def refuse_lost_checkpoint(args: TrainerArguments, output_args: OutputArguments) -> None:
+    """Raise ValueError if starting over would throw away the checkpoint to begin with."""
+    begun_with, folder = args.begun_with, Path(output_args.output_dir).resolve()
+    if begun_with is None or not output_args.overwrite_output_dir:
+        return
+    if begun_with.resolve().is_relative_to(folder):
+        raise ValueError(
+            f"--resume_from_checkpoint {begun_with}: --overwrite_output_dir would throw it away: "
+            "leave that out to go on from the newest, or name another --output_dir"
+        )

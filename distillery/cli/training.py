@@ -13,6 +13,7 @@ from distillery.cli.device_arguments import DeviceArguments
 from distillery.cli.example_arguments import ExampleArguments
 from distillery.cli.flags import flags_of, plus_list
 from distillery.cli.runtime import log_end, log_start, stage_run, start_trackers
+from distillery.cli.trainer_arguments import refuse_lost_checkpoint
 from distillery.cli.training_arguments import TrainDataArguments, TrainingArguments, TrainingFlags
 from distillery.data.collators import DurationLimits, SpeechCollator
 from distillery.data.specs import DatasetSpec
@@ -61,12 +62,14 @@ def describe_run(
 
     Raises:
         ValueError: the launch spreads the model over processes as training cannot, a flag asks for
-            what its device cannot do, or what is trained on would be evaluated on.
+            what its device cannot do, what is trained on would be evaluated on, or the
+            checkpoint to begin with would be thrown away.
     """
     optimizer = OPTIMIZERS[flags.training.optim]
     refuse_sharding(accelerator, optimizer, flags_of(*groups).get("lora_rank"))
     refuse_float16_on_cpu(accelerator)
     refuse_device_flags(accelerator, flags.device, bool(flags_of(*groups).get("mse_weight")))
+    refuse_lost_checkpoint(flags.trainer, flags.output)
     if flags.training.do_train and flags.training.do_eval:
         _refuse_one_split(flags.data)
     return stage_run(

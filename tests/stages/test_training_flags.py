@@ -14,6 +14,8 @@ from training_runs import (
     weights,
 )
 
+from distillery.storage.checkpoints import find_damage
+
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
@@ -117,6 +119,13 @@ def test_what_is_not_taken_is_named(train, capsys, flags, said):
     with pytest.raises(SystemExit):
         train(*flags)
     assert said in capsys.readouterr().err
+
+
+def test_a_checkpoint_to_begin_with_is_not_thrown_away(train):
+    checkpoint = train() / "checkpoint-4"
+    with pytest.raises(ValueError, match="--overwrite_output_dir would throw it away"):
+        train("--resume_from_checkpoint", checkpoint, "--overwrite_output_dir")
+    assert find_damage(checkpoint) is None
 
 
 def test_what_changes_nothing(train, place):
