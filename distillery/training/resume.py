@@ -281,7 +281,7 @@ def _load_state(trainer: Trainer, path: Path, is_own: bool) -> None:
         last = place["last_epoch"] - 1
         schedule.load_state_dict({**place, "base_lrs": schedule.base_lrs, "last_epoch": last})
         schedule.step()  # the rate of this place
-    if trainer.accelerator.scaler:
+    if trainer.accelerator.scaler and state["scaler"]:  # another run's may have none
         trainer.accelerator.scaler.load_state_dict(state["scaler"])
 
 

@@ -15,7 +15,7 @@ from distillery.storage import checkpoints
 from distillery.storage.files import write_json
 from distillery.training import disk, monitor, resume
 from distillery.training.loop import Progress
-from distillery.training.optim import make_optimizer
+from distillery.training.optim import make_optimizer, make_schedule
 from distillery.training.settings import Optimization
 
 # --- the log -------------------------------------------------------------------------------------
@@ -196,6 +196,25 @@ def test_a_state_of_a_gpu_goes_on_on_a_cpu(tmp_path):
     )
     assert resume.resume(trainer, tmp_path, path, 4) == Progress(3)
     assert [group["fused"] for group in optimizer.param_groups] == [None, None]
+
+
+def test_a_run_in_float16_begins_with_a_checkpoint_of_another_dtype(tmp_path):
+    """Which has no state of a scaler; the run's own is new."""
+    settings = Optimization(*SETTINGS)
+    optimizer = make_optimizer(torch.nn.Linear(2, 2), settings)
+    schedule = make_schedule(optimizer, settings, 4)
+    for _ in range(3):
+        optimizer.step()
+        schedule.step()
+    state = {"optimizer": optimizer.state_dict(), "schedule": schedule.state_dict()}
+    path = sealed(tmp_path / "other", 3)
+    torch.save({**state, "scaler": None}, path / checkpoints.OPTIMIZER)
+    write_json(path / checkpoints.PROGRESS, asdict(Progress(3)))
+    scaler = torch.amp.GradScaler("cpu", init_scale=8)
+    accelerator = SimpleNamespace(is_main_process=True, scaler=scaler)
+    trainer = SimpleNamespace(accelerator=accelerator, optimizer=optimizer, schedule=schedule)
+    assert resume.resume(trainer, tmp_path / "run", path, 4) == Progress(3)
+    assert scaler.get_scale() == 8
 
 
 SETTINGS = (0.1, "linear", 0, 0.0, (0.9, 0.999), 1.0)
