@@ -231,7 +231,8 @@ def evaluate(evaluator: Evaluator, eval_set: EvalSet, stop: StopRequest) -> Eval
 
 def table_of(examples: Sequence[tuple[str, str]]) -> str:
     """Return references and transcripts as a table in Markdown, which TensorBoard shows."""
-    cells = [[text.replace("|", "\\|") for text in pair] for pair in examples]
+    # A row of the table is one line.
+    cells = [[" ".join(text.split()).replace("|", "\\|") for text in pair] for pair in examples]
     return "\n".join(
         f"| {' | '.join(row)} |" for row in [["Reference", "Written"], ["---"] * 2, *cells]
     )

@@ -238,3 +238,8 @@ def test_an_evaluation_out_of_memory_names_rows_and_flag(evaluator, monkeypatch)
     assert said.startswith("the evaluation of 2 rows at once needs more memory than there is: ")
     assert "--per_device_eval_batch_size" in said
     assert evaluator.learner.step.training
+
+
+def test_the_examples_of_a_tracker_are_a_row_each():
+    lines = validation.table_of([("one\ntwo", "a | b")]).split("\n")
+    assert lines[2:] == ["| one two | a \\| b |"]
