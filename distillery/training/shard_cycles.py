@@ -114,7 +114,12 @@ class ShardCycle:
     def place(self) -> Place:
         """Return where reading would go on."""
         state = self._shard.state_dict() if self._shard is not None else self._state
-        return {"turn": self._turn, "num_read": self._num_read, "state": state}
+        return {
+            "num_shards": len(self._shards),  # else the turn means nothing
+            "turn": self._turn,
+            "num_read": self._num_read,
+            "state": state,
+        }
 
     def seek(self, place: Place) -> None:
         """Go on at a place; no row before it is read, unless its shard can only be read through."""

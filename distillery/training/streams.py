@@ -221,13 +221,15 @@ class StreamedRows:
         """Go on at the places of all lanes, and know what was counted up to them.
 
         Raises:
-            ValueError: they are of another number of lanes.
+            ValueError: they are of other shards.
         """
-        if places and len(places) != self.num_lanes:
+        now = [len(shards) for shards in self._shards]
+        saved = [[shards["num_shards"] for shards in place["cycles"]] for place in places]
+        if any(then != now for then in saved):
             raise ValueError(
-                f"the checkpoint was saved while the stream was read in {len(places)} parts, and "
-                f"now it would be in {self.num_lanes}: its number of files has changed; start "
-                "over with --overwrite_output_dir"
+                f"the checkpoint was saved while the stream had {_joined(saved[0])} shards, and "
+                f"now it has {_joined(now)}: its files have changed, or the library splits them "
+                "in another way; start over with --overwrite_output_dir"
             )
         self._begun = {place["lane"]: place for place in places}
         self.account = sum(
@@ -255,3 +257,7 @@ class StreamedRows:
     def _position(self, lane: int, position: int) -> int:
         """Return how many windows of a lane are before a position."""
         return -(-(position - lane) // self.num_lanes) if position > lane else 0
+
+
+def _joined(counts: Sequence[int]) -> str:
+    return " + ".join(map(str, counts))

@@ -144,8 +144,15 @@ def test_what_is_before_the_place_is_not_read_again(rule, limits, update):
 def test_a_place_of_other_files_is_refused(rule, limits):
     rows = streamed(rule, limits, by_number(texts()))
     next(rows.batches(PLAN, 0, 0))
-    with pytest.raises(ValueError, match="its number of files has changed"):
-        streamed(rule, limits, by_number(texts(num_rows=10))).go_on(saved(rows, PLAN, 0))
+    places, num_shards = saved(rows, PLAN, 0), by_number(texts()).num_shards
+    for others in ([10], [NUM_ROWS + 20], [NUM_ROWS, 10]):  # the last two are read in 16 lanes, too
+        datasets = [by_number(texts(num_rows=num_rows)) for num_rows in others]
+        now = sum(each.num_shards for each in datasets)
+        with pytest.raises(ValueError, match=f"had {num_shards} shards, and now it has {now}: its"):
+            streamed(rule, limits, *datasets).go_on(places)
+    two = by_number(texts()), by_number(texts())
+    with pytest.raises(ValueError, match=f"and now it has {num_shards} . {num_shards}: its"):
+        streamed(rule, limits, *two, weights=(1, 1)).go_on(places)
 
 
 # --- processes ------------------------------------------------------------------------------------
