@@ -31,13 +31,12 @@ from distillery.cli.arguments import ModelArguments
 from distillery.cli.example_arguments import ExampleArguments
 from distillery.cli.flags import at_least, flag, parse, plus_list, uneven
 from distillery.cli.prompt_arguments import PromptArguments
+from distillery.cli.train_data_arguments import TrainDataArguments, num_train_sets
 from distillery.cli.trainer_arguments import TrainerArguments
 from distillery.cli.training_arguments import (
     TRAINING_GROUPS,
-    TrainDataArguments,
     TrainingArguments,
     TrainingFlags,
-    num_train_sets,
 )
 from distillery.cli.training_arguments import check as check_training
 

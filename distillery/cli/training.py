@@ -13,8 +13,9 @@ from distillery.cli.device_arguments import DeviceArguments
 from distillery.cli.example_arguments import ExampleArguments
 from distillery.cli.flags import flags_of, plus_list
 from distillery.cli.runtime import log_end, log_start, stage_run, start_trackers
+from distillery.cli.train_data_arguments import TrainDataArguments
 from distillery.cli.trainer_arguments import refuse_lost_checkpoint
-from distillery.cli.training_arguments import TrainDataArguments, TrainingArguments, TrainingFlags
+from distillery.cli.training_arguments import TrainingArguments, TrainingFlags
 from distillery.data.collators import DurationLimits, SpeechCollator
 from distillery.data.specs import DatasetSpec
 from distillery.ingest import manifests

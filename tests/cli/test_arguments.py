@@ -18,7 +18,8 @@ from distillery.cli.arguments import (
 from distillery.cli.evaluation_arguments import PostprocessingArguments
 from distillery.cli.flags import parse, plus_list
 from distillery.cli.parser import StageParser
-from distillery.cli.training_arguments import TrainDataArguments, TrainingArguments
+from distillery.cli.train_data_arguments import TrainDataArguments
+from distillery.cli.training_arguments import TrainingArguments
 from distillery.data.specs import DatasetSpec
 from distillery.whisper.pipelines.punctuation import DEFAULT_MODEL
 

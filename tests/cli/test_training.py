@@ -17,9 +17,9 @@ from distillery.cli.arguments import (
 )
 from distillery.cli.device_arguments import DeviceArguments
 from distillery.cli.prompt_arguments import PromptArguments
+from distillery.cli.train_data_arguments import TrainDataArguments
 from distillery.cli.training_arguments import (
     TRAINING_GROUPS,
-    TrainDataArguments,
     TrainingArguments,
     TrainingFlags,
     check,

@@ -21,7 +21,7 @@ from tiny import REPOSITORY, load_script
 
 from distillery.cli.arguments import DataArguments
 from distillery.cli.flags import parse
-from distillery.cli.training_arguments import TrainDataArguments
+from distillery.cli.train_data_arguments import TrainDataArguments
 from distillery.ingest.downloads import CHUNK, Download, ask_sizes
 from distillery.ingest.sources import load
 from distillery.storage.ownership import LOCK
