@@ -54,13 +54,14 @@ if [ -z "${DRY_RUN:-}" ] && ! grep -qs '"status": "complete"' "$TINY/teacher/run
     --text_column_name timestamped_text \
     --language ja \
     --timestamp_probability 0.7 \
-    --max_steps 150 \
+    --max_steps 240 \
     --per_device_train_batch_size 12 \
     --learning_rate 4e-3 \
+    --adam_beta2 0.98 \
     --lr_scheduler_type cosine \
     --warmup_steps 10 \
     --logging_steps 50 \
-    --save_steps 150 \
+    --save_steps 240 \
     --save_total_limit 1 \
     --output_dir "$TINY/teacher"
 fi

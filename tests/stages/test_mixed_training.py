@@ -169,7 +169,9 @@ def test_rows_are_evaluated_and_scored_in_their_own_language(
     ]
     mixed = write_manifest(place / "columns.jsonl", rows)
     pairs = []
-    monkeypatch.setattr(validation, "error_rates_of", lambda found: pairs.extend(found) or ({}, 0))
+    monkeypatch.setattr(
+        validation, "error_rates_of", lambda found, _: pairs.extend(found) or ({}, 0)
+    )
     flags = ["-m", place / "student", "-d", mixed, "--eval_dataset_name", mixed, *EVALUATE]
     flags += ["--language_column_name", "said", "--task_column_name", "wanted", "--max_steps", 1]
     run(FINETUNING, *flags, "--metric_for_best_model", "loss", "-o", tmp_path)
