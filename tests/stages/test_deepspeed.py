@@ -1,7 +1,6 @@
 """Training whose optimiser is spread over two processes by DeepSpeed, on CPUs here."""
 
 import os
-import shutil
 from importlib import import_module
 from importlib.util import find_spec
 
@@ -11,24 +10,17 @@ from accelerate import Accelerator, DistributedType, PartialState
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from accelerate.utils import DeepSpeedPlugin
 from accelerate.utils.launch import prepare_deepspeed_cmd_env
-from spread_runs import ALONE, UPDATE, Runs, assert_close_weights
-from stage_runs import run
+from spread_runs import Interruption, Runs, assert_close_weights
 from tiny import REPOSITORY
 from training_runs import (
     DISTILLATION,
     FINETUNING,
-    KILL,
-    TERMINATE,
     assert_close_run,
-    assert_same_run,
     poison,
-    run_in_child,
-    run_in_two,
     training_log,
 )
 
-from distillery.storage.checkpoints import find_damage
-from distillery.training import loop, sharding
+from distillery.training import sharding
 
 # Where the tests run for all it must be there.
 pytestmark = pytest.mark.skipif(
@@ -112,26 +104,8 @@ def test_the_first_stage_too(runs, ddp, monkeypatch, tmp_path):
     assert_close_run(runs.by_two(DISTILLATION, tmp_path), ddp[DISTILLATION])
 
 
-@pytest.mark.usefixtures("spread")
-def test_a_killed_run_goes_on_spread_or_in_one_process_alone(runs, whole, tmp_path):
-    args = runs.to(FINETUNING, tmp_path / "run")
-    assert run_in_two(FINETUNING, UPDATE, 5, KILL, *args)[1] == -KILL
-    assert find_damage(tmp_path / "run" / "checkpoint-4") is None
-    shutil.copytree(tmp_path / "run", tmp_path / "alone")
-    runs.by_two(FINETUNING, tmp_path / "run")
-    assert_same_run(tmp_path / "run", whole[FINETUNING])
-    run(FINETUNING, *runs.to(FINETUNING, tmp_path / "alone", *ALONE))
-    assert_close_run(tmp_path / "alone", whole[FINETUNING])
-
-
-@pytest.mark.usefixtures("spread")
-def test_what_one_process_began_goes_on_spread_and_is_stopped_on_both(runs, whole, tmp_path):
-    args = runs.to(DISTILLATION, tmp_path)
-    assert run_in_child(DISTILLATION, UPDATE, 3, KILL, *args, *ALONE) == -KILL
-    assert run_in_two(DISTILLATION, UPDATE, 2, TERMINATE, *args) == [loop.STOPPED] * 2
-    assert find_damage(tmp_path / "checkpoint-4") is None
-    runs.by_two(DISTILLATION, tmp_path)
-    assert_close_run(tmp_path, whole[DISTILLATION])
+class TestInterruption(Interruption):
+    """See there."""
 
 
 def test_an_update_that_is_not_finite_changes_nothing(runs, monkeypatch, tmp_path):

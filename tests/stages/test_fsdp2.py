@@ -1,31 +1,22 @@
 """Training whose weights and optimiser are spread over two processes: by FSDP2, on CPUs here."""
 
-import shutil
-
 import pytest
 from accelerate import Accelerator, DistributedType
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from accelerate.utils import FullyShardedDataParallelPlugin
 from accelerate.utils.launch import prepare_multi_gpu_env
-from spread_runs import ALONE, UPDATE, Runs, assert_close_weights
-from stage_runs import run
+from spread_runs import Interruption, Runs, assert_close_weights
 from tiny import REPOSITORY
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from training_runs import (
     DISTILLATION,
     FINETUNING,
-    KILL,
-    TERMINATE,
     assert_close_run,
-    assert_same_run,
-    run_in_child,
-    run_in_two,
     training_log,
 )
 
-from distillery.storage.checkpoints import find_damage
-from distillery.training import loop, sharding
+from distillery.training import sharding
 
 CONFIG = REPOSITORY / "scripts" / "launch" / "fsdp2.yaml"
 
@@ -86,26 +77,8 @@ def test_losses_scores_and_weights_are_those_of_ddp(runs, whole, tmp_path, scrip
     assert_close_weights(whole[script] / "best", ddp / "best")
 
 
-@pytest.mark.usefixtures("spread")
-def test_a_killed_run_goes_on_spread_or_in_one_process_alone(runs, whole, tmp_path):
-    args = runs.to(FINETUNING, tmp_path / "run")
-    assert run_in_two(FINETUNING, UPDATE, 5, KILL, *args)[1] == -KILL
-    assert find_damage(tmp_path / "run" / "checkpoint-4") is None
-    shutil.copytree(tmp_path / "run", tmp_path / "alone")
-    runs.by_two(FINETUNING, tmp_path / "run")
-    assert_same_run(tmp_path / "run", whole[FINETUNING])
-    run(FINETUNING, *runs.to(FINETUNING, tmp_path / "alone", *ALONE))
-    assert_close_run(tmp_path / "alone", whole[FINETUNING])
-
-
-@pytest.mark.usefixtures("spread")
-def test_what_one_process_began_goes_on_spread_and_is_stopped_on_both(runs, whole, tmp_path):
-    args = runs.to(DISTILLATION, tmp_path)
-    assert run_in_child(DISTILLATION, UPDATE, 3, KILL, *args, *ALONE) == -KILL
-    assert run_in_two(DISTILLATION, UPDATE, 2, TERMINATE, *args) == [loop.STOPPED] * 2
-    assert find_damage(tmp_path / "checkpoint-4") is None
-    runs.by_two(DISTILLATION, tmp_path)
-    assert_close_run(tmp_path, whole[DISTILLATION])
+class TestInterruption(Interruption):
+    """See there."""
 
 
 @pytest.mark.parametrize("script", [FINETUNING, DISTILLATION])

@@ -5,33 +5,16 @@ from dataclasses import replace
 import numpy as np
 import pyarrow as pa
 import pytest
-import tiny
 from datasets import Dataset
 from hub_clips import hub_folder
 
 from distillery.data import schema
 from distillery.data.specs import DatasetSpec
-from distillery.filtering.filters import TranscriptFilter
-from distillery.text.labels import LabelRule
-from distillery.text.normalizers import normalizer_for
-from distillery.text.tokens import SpecialTokens
 from distillery.training import examples
 from distillery.training.examples import TrainingRows, labels_of, usable_rows
 from distillery.training.label_lengths import LabelLengths
 
 RATE = 16_000
-
-
-@pytest.fixture(scope="module")
-def rule():
-    tokenizer = tiny.tiny_tokenizer()
-    tokens = SpecialTokens.from_tokenizer(tokenizer, is_multilingual=True)
-    return LabelRule(tokens, tokenizer, "ja", "transcribe", 64, 0.5, 0.5, 0)
-
-
-@pytest.fixture(scope="module")
-def limits():
-    return TranscriptFilter(normalizer=normalizer_for("ja"), max_label_length=64)
 
 
 def text_of(labels, rule):

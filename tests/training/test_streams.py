@@ -7,17 +7,12 @@ from itertools import islice
 
 import numpy as np
 import pytest
-import tiny
 from datasets import Dataset, Features, IterableDataset, Value, load_dataset
 from torch.utils.data import DataLoader
 
 from distillery.data import schema
 from distillery.data.packing import Layout
-from distillery.filtering.filters import TranscriptFilter
 from distillery.ingest import row_streams
-from distillery.text.labels import LabelRule
-from distillery.text.normalizers import normalizer_for
-from distillery.text.tokens import SpecialTokens
 from distillery.training import streams
 from distillery.training.order import BatchPlan
 from distillery.training.packed_examples import Packing
@@ -27,18 +22,6 @@ from distillery.training.streams import StreamedRows
 NUM_ROWS, BLOCK = 300, 64  # rows of all blocks together
 PLAN = BatchPlan(per_device=4, accumulation=2, num_processes=1)
 TEXTS = Features({"id": Value("string"), "text": Value("string")})
-
-
-@pytest.fixture(scope="module")
-def rule():
-    tokenizer = tiny.tiny_tokenizer()
-    tokens = SpecialTokens.from_tokenizer(tokenizer, is_multilingual=True)
-    return LabelRule(tokens, tokenizer, "ja", "transcribe", 64, 0.5, 0.5, 0)
-
-
-@pytest.fixture(scope="module")
-def limits():
-    return TranscriptFilter(normalizer=normalizer_for("ja"), max_label_length=64)
 
 
 @pytest.fixture(autouse=True)
