@@ -11,8 +11,10 @@ last update; it saves nothing. The stage sees the same clips once, unpacked and 
 (`--pack True`), and is measured from its first batch to its end, with its checkpoint, checksums and
 files. Loading models and rows is told apart.
 
-Before that, the losses of the first updates are checked to be equal where nothing is packed. All
-programs run in turn; medians are printed, by the clock and by the processor's seconds.
+Losses are checked to be equal where nothing is packed. All programs run in turn, each in a
+process of its own; medians are printed, by the clock and by the processor's seconds. Memory is the
+growth of its peak after the models are loaded, less 12 bytes for each trained weight: its gradient
+and AdamW's two means.
 """
 
 import argparse
@@ -21,8 +23,11 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -44,26 +49,37 @@ from distillery.training.losses import LossWeights
 from distillery.training.order import Order
 from distillery.whisper import checkpoint
 from distillery.whisper.checkpoint import Whisper
+from distillery.whisper.memory import peak_memory
 
 LANGUAGE, LEARNING_RATE, MAX_LABELS = "en", 1e-4, 128
 REFERENCE, UNPACKED, PACKED = "plain trainer", "stage", "stage, packed"
 TOLERANCE = 1e-5
+ADAMW_BYTES = 12  # of a trained weight: gradient and two means, float32
+CPU = torch.device("cpu")
 
 
 @dataclass
 class Turn:
-    """One run of a program: seconds by the clock and of the processor, and its losses."""
+    """One run of a program: seconds by the clock and of the processor, bytes, and its losses."""
 
     wall_s: float = 0.0
     cpu_s: float = 0.0
     start_s: float = 0.0
+    memory: float = 0.0
     losses: Sequence[float] = ()
+
+    @contextmanager
+    def measured(self, num_trained: int) -> Iterator[None]:
+        """Measure what is done inside, by a program that trains so many weights."""
+        wall_s, cpu_s, peak = time.perf_counter(), processor_s(), peak_memory(CPU) or 0
+        yield
+        self.wall_s, self.cpu_s = time.perf_counter() - wall_s, processor_s() - cpu_s
+        self.memory = (peak_memory(CPU) or 0) - peak - ADAMW_BYTES * num_trained
 
 
 def main() -> None:
     """Check that losses agree, then print each program's speed."""
     args = parse_arguments()
-    torch.set_num_threads(args.threads)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         rows = make_rows(folder / "clips.jsonl", args)
@@ -81,14 +97,15 @@ def one_turn(
     rows: list[dict[str, Any]], args: argparse.Namespace, models: Path, folder: Path
 ) -> dict[str, Turn]:
     """Run every program once, and check the losses of the two that can be compared."""
-    turns = {REFERENCE: train_plainly(rows, args, models)}
+    turns = {REFERENCE: in_own_process(train_plainly, args, rows, args, models)}
     common = [*("-m", models / "student", "--teacher", models / "teacher")]
     common += ["-d", models / "clips.jsonl", "--language", LANGUAGE, "--freeze_encoder"]
     common += ["--per_device_train_batch_size", args.batch_size, "--num_train_epochs", 1]
     common += ["--logging_steps", 1, "--learning_rate", LEARNING_RATE, "--max_grad_norm", 1e9]
     common += ["--lr_scheduler_type", "constant", "--timestamp_probability", 0, "--seed", 0]
     for program, pack in ((UNPACKED, False), (PACKED, True)):
-        turns[program] = run_stage([*common, "--pack", pack, "-o", folder / program])
+        words = [*common, "--pack", pack, "-o", folder / program]
+        turns[program] = in_own_process(run_stage, args, words)
     for program, turn in turns.items():
         print(f"{program}: {turn}", file=sys.stderr, flush=True)
     pairs = zip(turns[REFERENCE].losses, turns[UNPACKED].losses, strict=True)
@@ -96,6 +113,13 @@ def one_turn(
     print(f"losses of {len(turns[UNPACKED].losses)} updates differ by {worst:.1e}", file=sys.stderr)
     assert worst < TOLERANCE, "the stage and the plain trainer have different losses"
     return turns
+
+
+def in_own_process(program: Callable[..., Turn], args: argparse.Namespace, *values: Any) -> Turn:
+    """Run a program in a process that has done nothing else, whose peak of memory is its own."""
+    begin = torch.set_num_threads, (args.threads,)
+    with ProcessPoolExecutor(1, get_context("spawn"), *begin) as process:
+        return process.submit(program, *values).result()
 
 
 # --- the plain trainer ----------------------------------------------------------------------------
@@ -110,16 +134,22 @@ def train_plainly(rows: list[dict[str, Any]], args: argparse.Namespace, models: 
     trained = [parameter for parameter in student.model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=LEARNING_RATE, weight_decay=0.0)
     order = [row for row, _ in Order((len(rows),), None, 0)[0 : len(rows)]]
-    losses = []
-    wall_s, cpu_s = time.perf_counter(), processor_s()
-    for start in range(0, len(rows), args.batch_size):
-        batch = [rows[index] for index in order[start : start + args.batch_size]]
-        loss = plain_loss(teacher, student, batch, models)
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        losses.append(float(loss.detach()))
-    return Turn(time.perf_counter() - wall_s, processor_s() - cpu_s, 0.0, losses)
+    turn, losses = Turn(), []
+    with turn.measured(num_weights(trained)):
+        for start in range(0, len(rows), args.batch_size):
+            batch = [rows[index] for index in order[start : start + args.batch_size]]
+            loss = plain_loss(teacher, student, batch, models)
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            losses.append(float(loss.detach()))
+    turn.losses = losses
+    return turn
+
+
+def num_weights(parameters: Iterable[torch.nn.Parameter]) -> int:
+    """Return how many weights are trained."""
+    return sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
 
 
 def plain_loss(
@@ -175,21 +205,19 @@ def padded_labels(batch: Sequence[Mapping[str, Any]], tokens: SpecialTokens) -> 
 
 def run_stage(words: list[Any]) -> Turn:
     """Distil by the stage; what comes before its first batch is told apart."""
-    turn, begin = Turn(), training.begin_session
+    turn, begin, measuring = Turn(), training.begin_session, ExitStack()
+    started = time.perf_counter()
 
-    def begun(*values: Any) -> Any:
-        session = begin(*values)
+    def begun(evaluator: Any, *values: Any) -> Any:
+        session = begin(evaluator, *values)
         turn.start_s = time.perf_counter() - started
-        turn.wall_s, turn.cpu_s = time.perf_counter(), processor_s()
+        student = evaluator.learner.student.model
+        measuring.enter_context(turn.measured(num_weights(student.parameters())))
         return session
 
     training.begin_session = begun
-    started = time.perf_counter()
-    try:
+    with measuring:
         run_distillation.main(*parsed(run_distillation, words))
-    finally:
-        training.begin_session = begin
-    turn.wall_s, turn.cpu_s = time.perf_counter() - turn.wall_s, processor_s() - turn.cpu_s
     lines = (Path(words[-1]) / "train_log.jsonl").read_text("utf-8").splitlines()
     turn.losses = [json.loads(line)["loss"] for line in lines if '"train"' in line]
     return turn
@@ -227,7 +255,7 @@ def report(turns: Mapping[str, Sequence[Turn]], speech_s: float) -> None:
     start_s = statistics.median(turn.start_s for turn in turns[UNPACKED])
     print(f"{speech_s:.0f} s of speech, {len(turns[REFERENCE])} turns; audio seconds per second")
     print(f"start of the stage, not counted: {start_s:.1f} s\n")
-    columns = ("by the clock", "times", "of the processor", "times", "updates")
+    columns = ("by the clock", "times", "of the processor", "times", "memory", "share", "updates")
     print(f"| program | {' | '.join(columns)} |\n|---|{len(columns) * '---:|'}")
     for name, own in turns.items():
         cells = [name]
@@ -236,7 +264,12 @@ def report(turns: Mapping[str, Sequence[Turn]], speech_s: float) -> None:
             pairs = zip(turns[REFERENCE], own, strict=True)
             ratio = statistics.median(getattr(a, clock) / getattr(b, clock) for a, b in pairs)
             cells += [f"{speed:.1f}", f"{ratio:.2f}"]
-        print(f"| {' | '.join(map(str, [*cells, len(own[0].losses)]))} |")
+        memory, plain = (
+            statistics.median(turn.memory for turn in turns[program])
+            for program in (name, REFERENCE)
+        )
+        cells += [f"{memory / 2**20:.0f} MiB", f"{memory / plain:.2f}", str(len(own[0].losses))]
+        print(f"| {' | '.join(cells)} |")
 
 
 def parse_arguments() -> argparse.Namespace:

@@ -17,6 +17,9 @@ from torch.nn import functional
 from distillery.text.labels import IGNORED
 from distillery.training.top_tokens import TopTokens
 
+# A GPU's kernels want many rows; of 128, logits of Whisper's vocabulary stay in a CPU's cache.
+GPU_CHUNK_ROWS, CPU_CHUNK_ROWS = 1024, 128
+
 
 @dataclass(frozen=True)
 class LossWeights:
@@ -92,7 +95,7 @@ def distillation_loss(
     weights: LossWeights,
     teacher: Tensor | TopTokens | None = None,
     teacher_head: Tensor | None = None,
-    chunk_rows: int = 1024,
+    chunk_rows: int | None = None,
 ) -> LossSums:
     """Return the summed distillation loss over the rows whose target counts.
 
@@ -107,7 +110,7 @@ def distillation_loss(
             None for plain cross-entropy.
         teacher_head: output embedding of the teacher, (vocabulary, width of the teacher), where
             its states are given.
-        chunk_rows: rows whose logits exist at one time.
+        chunk_rows: rows whose logits exist at one time; None for what suits the device.
 
     Without any valid row all sums are 0 and so is the gradient. Under autocast, logits are
     multiplied in its dtype; what is made of them is float32 always.
@@ -132,7 +135,7 @@ def distillation_loss(
         targets.reshape(-1)[valid],
         teacher if isinstance(teacher, TopTokens) else whole,
         weights,
-        chunk_rows,
+        chunk_rows or (GPU_CHUNK_ROWS if rows.is_cuda else CPU_CHUNK_ROWS),
     )
     return LossSums(total, ce, kl, torch.zeros_like(ce), len(valid), kl_tokens)
 
@@ -174,7 +177,9 @@ class _ChunkedLoss(torch.autograd.Function):
                 grad = grad.to(rows.dtype)
                 if grad_rows is not None:
                     grad_rows[part] = grad @ compute_head
-                if grad_head is not None:
+                if grad_head is not None and grad.dtype == grad_head.dtype:
+                    grad_head.addmm_(grad.T, rows[part])
+                elif grad_head is not None:
                     grad_head += grad.T @ rows[part]
         ctx.save_for_backward(grad_rows, grad_head)
         ctx.head_dtype = head.dtype
@@ -190,7 +195,8 @@ class _ChunkedLoss(torch.autograd.Function):
             # A float16 scaler's factor may be more than float16 holds.
             wide = torch.promote_types(grad_rows.dtype, torch.float32)
             rows = (grad_rows.to(wide) * grad_total).to(grad_rows.dtype)
-        head = None if grad_head is None else (grad_head * grad_total).to(ctx.head_dtype)
+        # In place, as a copy is as large as the vocabulary; autograd refuses a second pass.
+        head = None if grad_head is None else grad_head.mul_(grad_total).to(ctx.head_dtype)
         return rows, head, None, None, None, None
 
 
@@ -199,7 +205,8 @@ def _losses_and_gradient(
 ) -> tuple[Tensor, Tensor]:
     """Return sums over rows (total, CE, KL, KL's tokens), and the gradient of total by the logits.
 
-    logits, and the teacher's: float32 (rows, vocabulary); targets: int64 (rows,).
+    logits, and the teacher's: float32 (rows, vocabulary), written over: on a CPU, memory that is
+    asked for anew costs as much as what is computed in it; targets: int64 (rows,).
 
     With p = softmax(z), q = softmax(z / T) and teacher t: dCE/dz = p - onehot, and
     d(T² KL)/dz = T (q - t).
@@ -207,20 +214,21 @@ def _losses_and_gradient(
     log_p = functional.log_softmax(logits, dim=-1)
     picked = log_p.gather(1, targets[:, None])
     ce = -picked.sum()
-    grad = log_p.exp()
+    grad = log_p.exp_()
     grad.scatter_add_(1, targets[:, None], -torch.ones_like(picked))
     if teacher is None:
         return torch.stack([ce, ce, torch.zeros_like(ce), torch.zeros_like(ce)]), grad
     grad *= weights.ce
-    log_q = functional.log_softmax(logits / weights.temperature, dim=-1)
+    log_q = functional.log_softmax(logits.div_(weights.temperature), dim=-1)
     if isinstance(teacher, TopTokens):
         divergences, difference = teacher.divergence(log_q)
     else:
-        log_t = functional.log_softmax(teacher / weights.temperature, dim=-1)
+        log_t = functional.log_softmax(teacher.div_(weights.temperature), dim=-1)
         t = log_t.exp()
-        divergences, difference = (t * (log_t - log_q)).sum(1), log_q.exp() - t
+        divergences = log_t.sub_(log_q).mul_(t).sum(1)
+        difference = log_q.exp_().sub_(t)
     kl = divergences[:, None] * weights.temperature**2
-    grad += weights.kl * weights.temperature * difference
+    grad += difference.mul_(weights.kl * weights.temperature)
     total = weights.ce * ce + (weights.kl * kl).sum()
     has_kl = (weights.kl > 0).float() if isinstance(weights.kl, Tensor) else torch.ones_like(kl)
     return torch.stack([total, ce, (has_kl * kl).sum(), has_kl.sum()]), grad

@@ -13,7 +13,7 @@ from distillery.training.settings import ADAMW_8BIT, Optimization
 def make_optimizer(model: nn.Module, settings: Optimization) -> torch.optim.Optimizer:
     """Return AdamW over the trainable parameters; biases and layer norms do not decay.
 
-    On a GPU it is one kernel for all weights (fused), or on request that of bitsandbytes, which
+    It goes over each weight once (fused), or on request it is that of bitsandbytes on a GPU, which
     keeps the means of the gradients in 8 bits each (https://arxiv.org/abs/2110.02861).
 
     Raises:
@@ -30,15 +30,15 @@ def make_optimizer(model: nn.Module, settings: Optimization) -> torch.optim.Opti
         {"params": plain, "weight_decay": 0.0},
     ]
     groups = [group for group in groups if group["params"]]  # DeepSpeed takes no other
-    is_on_gpu = all(parameter.is_cuda for parameter in decayed + plain)
     options: dict[str, Any] = {
         "lr": settings.learning_rate,
         "betas": settings.betas,
         "eps": settings.epsilon,
     }
     if settings.optimizer == ADAMW_8BIT:
+        is_on_gpu = all(parameter.is_cuda for parameter in decayed + plain)
         return _adamw_8bit(groups, options, is_on_gpu)
-    return torch.optim.AdamW(groups, **options, fused=is_on_gpu or None)
+    return torch.optim.AdamW(groups, **options, fused=True)
 
 
 def _adamw_8bit(

@@ -180,12 +180,13 @@ def test_code_in_a_checkpoint_is_refused_and_not_run(tmp_path):
     assert mark.exists()  # it would have been run
 
 
-def test_a_state_of_a_gpu_goes_on_on_a_cpu(tmp_path):
+@pytest.mark.parametrize("fused", [True, None])
+def test_a_state_goes_on_as_this_optimiser_works(tmp_path, fused):
     weights = [torch.nn.Parameter(torch.ones(shape)) for shape in ((2, 2), (2,))]
     optimizer = make_optimizer(torch.nn.ParameterList(weights), Optimization(*SETTINGS))
     state = {"optimizer": optimizer.state_dict(), "schedule": {}, "scaler": None}
     for group in state["optimizer"]["param_groups"]:
-        group["fused"] = True
+        group["fused"] = fused
     path = sealed(tmp_path, 3)
     torch.save(state, path / checkpoints.OPTIMIZER)
     write_json(path / checkpoints.PROGRESS, asdict(Progress(3)))
@@ -195,7 +196,7 @@ def test_a_state_of_a_gpu_goes_on_on_a_cpu(tmp_path):
         schedule=SimpleNamespace(load_state_dict=lambda _: None),
     )
     assert resume.resume(trainer, tmp_path, path, 4) == Progress(3)
-    assert [group["fused"] for group in optimizer.param_groups] == [None, None]
+    assert [group["fused"] for group in optimizer.param_groups] == [True, True]
 
 
 def test_a_run_in_float16_begins_with_a_checkpoint_of_another_dtype(tmp_path):
