@@ -38,7 +38,9 @@ class StudentArguments:
     encoder_layers_numbers: list[int] = repeated(  # noqa: RUF009 (a field with a factory)
         "Which of the teacher's encoder layers these are, as --decoder_layers_numbers."
     )
-    decoder_layers: int = flag(2, "Decoder layers of the student.")
+    decoder_layers: int | None = flag(
+        None, "Decoder layers of the student; default: those of --decoder_layers_numbers, else 2."
+    )
     decoder_layers_numbers: list[int] = repeated(  # noqa: RUF009 (a field with a factory)
         "Which of the teacher's decoder layers these are, from 0, or from the end as -1; default: "
         "spaced maximally."
@@ -180,18 +182,20 @@ def _copied_layers(
     args: StudentArguments, teacher: checkpoint.Whisper
 ) -> tuple[list[int], list[int]]:
     config = teacher.model.config
+    num_encoder = args.encoder_layers or config.encoder_layers
+    num_decoder = args.decoder_layers or 2
     return (
-        _layers("encoder", config.encoder_layers, args.encoder_layers, args.encoder_layers_numbers),
-        _layers("decoder", config.decoder_layers, args.decoder_layers, args.decoder_layers_numbers),
+        _layers("encoder", config.encoder_layers, num_encoder, args.encoder_layers_numbers),
+        _layers("decoder", config.decoder_layers, num_decoder, args.decoder_layers_numbers),
     )
 
 
-def _layers(stack: str, num_teacher: int, num_student: int | None, numbers: list[int]) -> list[int]:
+def _layers(stack: str, num_teacher: int, num_student: int, numbers: list[int]) -> list[int]:
     """Return the layers of a stack that are copied: the named ones, else spaced maximally."""
     if numbers:
         return _named_layers(stack, num_teacher, numbers)
     try:
-        return spaced_layers(num_teacher, num_teacher if num_student is None else num_student)
+        return spaced_layers(num_teacher, num_student)
     except ValueError as error:
         raise ValueError(f"--{stack}_layers: {error}") from error
 

@@ -5,8 +5,8 @@
         --variants "both losses" packed --seeds 0 1 --epochs 1
 
 Teacher, labels and test sets are those of a finished quickstart, or of any folder that has them
-under the same names. Each variant changes one thing in the first, whose student has one decoder
-layer and the teacher's frozen encoder, and learns from single clips by cross-entropy and KL
+under the same names. Each variant changes one thing in the first, whose student has the teacher's
+first decoder layer and its frozen encoder, and learns from single clips by cross-entropy and KL
 divergence. All students hear the same clips equally often. The reference trainer is the published
 formula in a plain loop: one clip in each window, labels padded, all logits.
 
@@ -20,7 +20,7 @@ import logging
 import multiprocessing
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,11 @@ SETS = {"test": "clips", "sequential": "long, sequential", "chunked": "long, chu
 WARMUP_SHARE = 0.1
 MAX_LABELS = 64  # the published trainer pads to 128, which the small models have no positions for
 RUN_RECORD = "quality.json"
+LAYERS = {
+    "first": ("--decoder_layers_numbers", 0),
+    "last": ("--decoder_layers", 1),
+    "two": ("--decoder_layers", 2),
+}
 
 
 @dataclass(frozen=True)
@@ -56,14 +61,14 @@ class Variant:
 
     Attributes:
         flags: of `run_distillation.py`.
-        decoder_layers: of the student.
+        layers: of the teacher's decoder that the student has, a key of `LAYERS`.
         masks: whether the student's configuration lets SpecAugment hide something.
         windows_share: of the batch size.
         caches: whether the teacher's most probable tokens are kept, and no teacher runs.
     """
 
     flags: Mapping[str, Any] = field(default_factory=lambda: {FREEZE: True})
-    decoder_layers: int = 1
+    layers: str = "first"
     masks: bool = False
     windows_share: float = 1.0
     caches: bool = False
@@ -71,7 +76,7 @@ class Variant:
     @property
     def student(self) -> str:
         """Name of the folder of the student to begin with."""
-        return f"init-{self.decoder_layers}{'-masked' * self.masks}"
+        return f"init-{self.layers}{'-masked' * self.masks}"
 
 
 BASE, REFERENCE = "both losses", "reference trainer"
@@ -80,7 +85,8 @@ VARIANTS = {
     "CE alone": Variant({FREEZE: True, "--kl_weight": 0}),
     "KL alone": Variant({FREEZE: True, "--ce_weight": 0}),
     "encoder trained": Variant({FREEZE: False}),
-    "2 decoder layers": Variant(decoder_layers=2),
+    "last decoder layer": Variant(layers="last"),
+    "2 decoder layers": Variant(layers="two"),
     "packed": Variant({FREEZE: True, "--pack": True}),
     # As much speech in an update as in the others.
     "packed, half a batch": Variant({FREEZE: True, "--pack": True}, windows_share=0.5),
@@ -147,9 +153,9 @@ def make_run(run: Run) -> str:
 
 def make_student(variant: Variant, args: argparse.Namespace) -> None:
     """Make the student to begin with, unless it is there."""
-    plain = args.output_dir / f"init-{variant.decoder_layers}"
-    words = ["-m", args.quickstart / "teacher", "--decoder_layers", variant.decoder_layers]
-    start(create_student_model, [*words, "-o", plain])
+    plain = args.output_dir / replace(variant, masks=False).student
+    words = ["-m", args.quickstart / "teacher", *LAYERS[variant.layers], "-o", plain]
+    start(create_student_model, words)
     folder: Path = args.output_dir / variant.student
     if variant.masks and (not folder.exists() or find_damage(folder)):
         student = checkpoint.load(str(plain))

@@ -49,7 +49,7 @@ if [ "$(uname)" = Linux ]; then
   launch="accelerate launch --multi_gpu --num_processes 2 --num_machines 1 --main_process_port 0
     --mixed_precision no --dynamo_backend no"
 fi
-batch=$((32 / processes)) # rows of one process
+batch=$((16 / processes)) # rows of one process
 
 # Waits for what was started with "&", and fails where one of these did.
 wait_for_all() { for job in $(jobs -p); do wait "$job"; done; }
@@ -69,20 +69,20 @@ $launch run_finetuning.py \
   --language ja \
   --timestamp_probability 0.5 \
   --pack True \
-  --max_steps "${TEACHER_STEPS:-700}" \
+  --max_steps "${TEACHER_STEPS:-1000}" \
   --per_device_train_batch_size "$batch" \
   --learning_rate 2e-3 \
   --adam_beta2 0.98 \
   --lr_scheduler_type cosine \
   --warmup_steps 50 \
-  --save_steps 350 \
+  --save_steps 500 \
   --save_total_limit 1 \
   --output_dir "$teacher"
 
-stage "labels: what the teacher hears; and the student: 1 of its 3 decoder layers"
+stage "labels: what the teacher hears; and the student: the first of its 3 decoder layers"
 python create_student_model.py \
   --teacher_checkpoint "$teacher" \
-  --decoder_layers 1 \
+  --decoder_layers_numbers 0 \
   --save_dir "$student_init" &
 $launch run_pseudo_labelling.py \
   --model_name_or_path "$teacher" \
@@ -120,7 +120,7 @@ $launch run_distillation.py \
   --adam_beta2 0.98 \
   --lr_scheduler_type cosine \
   --warmup_steps 50 \
-  --save_steps 250 \
+  --save_steps 300 \
   --save_total_limit 1 \
   --output_dir "$student"
 

@@ -66,6 +66,7 @@ def layers(state, stack):
         (["--decoder_layers", 1], [0, 1], [3], [[0, 1]]),
         (["--encoder_layers", 1, "--decoder_layers", 3], [1], [0, 1, 3], [[0, 0], [2, 1]]),
         (["--decoder_layers_numbers", 1, -1], [0, 1], [1, 3], [[1, 1]]),
+        (["--decoder_layers_numbers", 0], [0, 1], [0], [[0, 0]]),
         (["--encoder_layers_numbers", 0], [0], [0, 3], [[0, 0], [1, 1]]),
     ],
 )
