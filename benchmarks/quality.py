@@ -24,8 +24,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import datasets
 import torch
+from pyarrow import parquet
 from training import formula, parsed
 from transformers import get_scheduler
 
@@ -244,8 +244,9 @@ def plain_batches(
     student: Whisper, seed: int, args: argparse.Namespace
 ) -> Iterator[list[dict[str, Any]]]:
     """Yield batches of shuffled rows, epoch by epoch."""
-    rows = datasets.load_dataset(str(args.quickstart / "filtered"), split="train")
-    rows = rows.cast_column(schema.AUDIO, datasets.Audio(decode=False))
+    # Not by `load_dataset`, whose cache of another folder of this name would be taken for it.
+    files = sorted((args.quickstart / "filtered" / "default").glob("train-*.parquet"))
+    rows = parquet.ParquetDataset(files).read([schema.AUDIO, schema.LABELS]).to_pylist()
     generator = torch.Generator().manual_seed(seed)
     for _ in range(args.epochs):
         order = torch.randperm(len(rows), generator=generator).tolist()

@@ -217,7 +217,7 @@ def splits_by_config(specs: Iterable[DatasetSpec]) -> dict[str, list[str]]:
 
 def write_card(
     folder: Path,
-    splits: Mapping[str, Iterable[str]],
+    splits: Mapping[str, Sequence[str]],
     title: str,
     body: str,
     outputs: Outputs | None = None,
@@ -225,8 +225,11 @@ def write_card(
 ) -> None:
     """Write the dataset card, whose header tells `load_dataset` where the files are.
 
+    It tells their sizes, too, where they are there: by the header alone the library knows whether
+    its cache is of this dataset, or of another that lay in a folder of the same name.
+
     Args:
-        folder: the dataset's folder.
+        folder: the dataset's folder, with its files.
         splits: names of the splits, by configuration.
         title: heading of the card.
         body: Markdown below it.
@@ -242,11 +245,30 @@ def write_card(
         }
         for config, names in splits.items()
     ]
+    infos = [_info(folder, config, names) for config, names in splits.items()]
     data = DatasetCardData(
-        **(header or {}), task_categories=["automatic-speech-recognition"], configs=configs
+        **(header or {}),
+        task_categories=["automatic-speech-recognition"],
+        dataset_info=[info for info in infos if info] or None,
+        configs=configs,
     )
     card = DatasetCard(f"---\n{data.to_yaml()}\n---\n\n# {title}\n\n{body}\n")
     (outputs or Outputs(folder)).write_text(folder / CARD, str(card))
+
+
+def _info(folder: Path, config: str, names: Sequence[str]) -> dict[str, Any]:
+    """Return what the library knows a configuration by; empty where files are missing."""
+    splits = []
+    for name in names:
+        paths = sorted((folder / config).glob(f"{name}-*.parquet"))
+        if not paths:
+            return {}
+        num_rows = sum(pq.read_metadata(path).num_rows for path in paths)
+        num_bytes = sum(path.stat().st_size for path in paths)
+        splits.append({"name": name, "num_bytes": num_bytes, "num_examples": num_rows})
+    num_bytes = sum(split["num_bytes"] for split in splits)
+    sizes = {"download_size": num_bytes, "dataset_size": num_bytes}
+    return {"config_name": config, "splits": splits, **sizes}
 
 
 def refuse_same_split_twice(specs: Sequence[DatasetSpec]) -> None:

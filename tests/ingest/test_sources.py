@@ -89,6 +89,18 @@ def test_a_written_folder_loads_without_us(folder, streaming):
     assert [row["audio"]["bytes"] for row in undecoded] == CLIPS[:3]
 
 
+def test_the_librarys_cache_of_one_folder_is_not_taken_for_another_of_its_name(tmp_path):
+    """Which it takes without the sizes in the card: it knows neither path nor files."""
+    for text in ("old", "newer"):
+        folder = tmp_path / text / "labelled"
+        path = hub_layout.shard_path(folder, "default", "train", 0, 1)
+        path.parent.mkdir(parents=True)
+        hub_layout.write_parquet(path, [{"text": text}], Features({"text": Value("string")}))
+        hub_layout.write_card(folder, {"default": ["train"]}, "T", "B")
+        rows = load_dataset(str(folder), split="train", cache_dir=str(tmp_path / "cache"))
+        assert rows["text"] == [text]
+
+
 @pytest.mark.parametrize("streaming", [False, True])
 def test_a_written_folder_loads_with_us(folder, streaming):
     rows = loaded(folder, config="small", split="train", streaming=streaming)
