@@ -557,12 +557,12 @@ def test_a_run_with_too_many_clips_without_sound_ends_early_and_goes_on_where_mo
     assert kept(tmp_path / "out") == [f"good-{i}" for i in range(4)]
 
 
-def test_dataset_without_labels_names_its_columns(tmp_path, root, teacher):
-    manifest = root / "clips" / "clip.jsonl"
+def test_dataset_without_labels_names_its_columns(tmp_path, teacher):
+    manifest = tone_manifest(tmp_path / "clips" / "clip.jsonl", 1, 0.5)
     with pytest.raises(
         ValueError, match=r"no column 'whisper_transcript'; its columns are .*audio"
     ):
-        run(SCRIPT, "-d", manifest, "-m", teacher, "-l", "ja", "-o", tmp_path)
+        run(SCRIPT, "-d", manifest, "-m", teacher, "-l", "ja", "-o", tmp_path / "out")
 
 
 def test_a_multilingual_model_needs_a_language(tmp_path, rows, teacher):
