@@ -114,13 +114,13 @@ $launch run_distillation.py \
   --language ja \
   --freeze_encoder \
   --pack True \
-  --max_steps "${STUDENT_STEPS:-600}" \
+  --max_steps "${STUDENT_STEPS:-720}" \
   --per_device_train_batch_size "$batch" \
   --learning_rate 4e-3 \
   --adam_beta2 0.98 \
   --lr_scheduler_type cosine \
   --warmup_steps 50 \
-  --save_steps 300 \
+  --save_steps 360 \
   --save_total_limit 1 \
   --output_dir "$student"
 

@@ -23,7 +23,8 @@ from distillery.storage.runs import Run
 from distillery.text.cleaning import TextCleaning
 from distillery.training import loop, resume
 from distillery.training.batch_size import largest_fitting
-from distillery.training.monitor import LOSS_LOG, LossMonitor, finish_trackers
+from distillery.training.loss_curve import LOSS_LOG
+from distillery.training.monitor import LossMonitor, finish_trackers
 from distillery.training.order import BatchPlan
 from distillery.training.prompts import asked_prompts
 from distillery.training.rows import BatchLoader, eval_sets, training_data

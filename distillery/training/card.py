@@ -11,8 +11,7 @@ from distillery.storage.publication import joined, public_names
 from distillery.storage.runs import Run
 from distillery.text.tokens import language_code
 from distillery.training.loop import Progress
-from distillery.training.loss_curve import FIGURE, read_log
-from distillery.training.monitor import LOSS_LOG
+from distillery.training.loss_curve import FIGURE, LOSS_LOG, read_log
 from distillery.whisper import checkpoint, model_card
 
 

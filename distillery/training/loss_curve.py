@@ -1,4 +1,4 @@
-"""The figure of a training run's losses: `loss.png`, from its log."""
+"""The log of a training run's losses, `train_log.jsonl`, and the figure of it, `loss.png`."""
 
 import importlib.util
 import json
@@ -8,10 +8,11 @@ from typing import Any
 
 from distillery.storage.outputs import Outputs
 from distillery.storage.publication import public_names
-from distillery.training.monitor import LOSS_LOG, TRAIN
 
 logger = logging.getLogger(__name__)
 
+LOSS_LOG = "train_log.jsonl"
+TRAIN = "train"  # the kind of the lines with losses
 FIGURE = "loss.png"
 LOSSES = ("loss", "ce", "kl", "mse")
 

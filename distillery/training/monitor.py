@@ -12,13 +12,11 @@ from accelerate import Accelerator
 
 from distillery.training.disk import enough_disk
 from distillery.training.loop import HEARD, Progress, Trainer, Update
+from distillery.training.loss_curve import LOSS_LOG, TRAIN
 from distillery.training.losses import SUMS, means_of
 from distillery.whisper.memory import peak_memory
 
 logger = logging.getLogger(__name__)
-
-LOSS_LOG = "train_log.jsonl"
-TRAIN = "train"  # the kind of the lines with losses
 
 
 def log_values(

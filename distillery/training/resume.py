@@ -28,7 +28,8 @@ from distillery.storage.runs import Run
 from distillery.training import card, loss_curve
 from distillery.training.disk import enough_disk
 from distillery.training.loop import Progress, Trainer
-from distillery.training.monitor import LOSS_LOG, TRAIN, LossWindow
+from distillery.training.loss_curve import LOSS_LOG, TRAIN
+from distillery.training.monitor import LossWindow
 from distillery.training.order import BatchPlan
 from distillery.training.rows import TrainingData
 from distillery.training.sharding import whole_state, whole_student

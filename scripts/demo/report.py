@@ -15,7 +15,7 @@ from distillery.evaluation.results import Result, read_folder
 from distillery.evaluation.tables import markdown_table
 from distillery.storage.files import replacing
 from distillery.storage.json_lines import read_rows
-from distillery.training.monitor import LOSS_LOG
+from distillery.training.loss_curve import LOSS_LOG
 
 matplotlib.use("agg")  # a machine without a screen
 from matplotlib import pyplot

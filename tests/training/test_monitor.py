@@ -11,8 +11,8 @@ import torch
 
 from distillery.training import monitor
 from distillery.training.loop import Progress, Update
+from distillery.training.loss_curve import LOSS_LOG
 from distillery.training.monitor import (
-    LOSS_LOG,
     LossMonitor,
     LossWindow,
     finish_trackers,

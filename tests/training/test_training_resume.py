@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 
 from distillery.storage import checkpoints
 from distillery.storage.files import write_json
-from distillery.training import disk, monitor, resume
+from distillery.training import disk, loss_curve, resume
 from distillery.training.loop import Progress
 from distillery.training.optim import make_optimizer, make_schedule
 from distillery.training.settings import Optimization
@@ -46,7 +46,7 @@ def test_a_line_that_a_kill_cut_short_is_forgotten(tmp_path):
 
 
 def test_without_a_checkpoint_the_log_of_a_killed_run_is_forgotten(tmp_path):
-    path = log_of(tmp_path / monitor.LOSS_LOG, *LINES, '{"step": 4, "ki')
+    path = log_of(tmp_path / loss_curve.LOSS_LOG, *LINES, '{"step": 4, "ki')
     trainer = SimpleNamespace(accelerator=SimpleNamespace(is_main_process=True))
     assert resume.resume(trainer, tmp_path, None, 4) == Progress()
     assert path.read_text() == ""
