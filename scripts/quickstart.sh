@@ -4,7 +4,7 @@
 #
 #   ./scripts/quickstart.sh
 #
-# Takes 6 minutes on 2 CPU cores after installation, and prints a table of results, which is also in
+# Takes 5 minutes on 2 CPU cores after installation, and prints a table of results, which is also in
 # runs/quickstart/results.md. A second start skips what is finished; a killed one goes on.
 #
 # These variables change it: OUTPUT_DIR NUM_TRAIN NUM_WINDOWS NUM_TEST NUM_LONG TEACHER_STEPS
